@@ -1,0 +1,124 @@
+"""Cross-image self-attention injection (paper section 3.2): a longer context for the layer's own forward.
+
+Keys and values are the layer's own projections of its context, so the exemplar is let in by handing the layer
+another context; queries, projections, attention backend, LoRA and hypernetworks stay the host's. Everything here
+is a context manager over torch's own hooks, gone after any exit.
+
+    with record(layers) as features:                    # one evaluation of the exemplar
+        predict_noise(exemplar_latent, sigma)
+    with inject(layers, features, concatenate) as seen:  # one evaluation of the generation
+        predict_noise(latent, sigma)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Layers = Mapping[str, nn.Module]
+"""Self-attention layers by name, in network order."""
+
+Features = dict[str, Tensor]
+"""A self-attention layer's input `[rows, tokens, channels]`, by the layer's name."""
+
+Context = Callable[[Tensor, Tensor], Tensor]
+"""(the generation's tokens, the exemplar's) -> the context whose projections are the layer's keys and values."""
+
+
+def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """The UNet's self-attention layers; `attn1` in ldm, sgm and diffusers alike (16 in SD 1.x, 70 in SDXL)."""
+    return {name: module for name, module in unet.named_modules() if name.rsplit(".", 1)[-1] == "attn1"}
+
+
+def replace(own: Tensor, exemplar: Tensor) -> Tensor:
+    """`K, V = W_k h_R, W_v h_R`: the generation looks at the exemplar only (t > t_align)."""
+    return exemplar
+
+
+def concatenate(own: Tensor, exemplar: Tensor) -> Tensor:
+    """`K, V = W_k [h_G, h_R], W_v [h_G, h_R]`: at itself and at the exemplar (t <= t_align)."""
+    return torch.cat([own, exemplar], dim=1)
+
+
+@contextmanager
+def record(layers: Layers) -> Iterator[Features]:
+    """Collects each layer's input while it runs: `h_R`, if what runs is the exemplar."""
+    features: Features = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            features[name] = _bind(layer, args, kwargs)[1].detach()
+
+        return hook
+
+    with _hooked(layers, recorder):
+        yield features
+
+
+@contextmanager
+def inject(layers: Layers, features: Features, context: Context) -> Iterator[set[str]]:
+    """Lets the layers see the exemplar's `features` through `context`; yields the names of those that did.
+
+    The exemplar's rows are repeated over the generation's: one for all, or as many groups as it has rows. A layer
+    without features runs untouched, and so do all of them after any exit.
+    """
+    seen: set[str] = set()
+
+    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        def hook(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            bound, own, name_of_context = _bind(layer, args, kwargs)
+            exemplar = features[name].to(own, non_blocking=True)
+            exemplar = exemplar.repeat_interleave(own.shape[0] // exemplar.shape[0], dim=0)
+            bound.arguments[name_of_context] = context(own, exemplar)
+            seen.add(name)
+            return bound.args, bound.kwargs
+
+        return hook
+
+    with _hooked({name: layer for name, layer in layers.items() if name in features}, injector):
+        yield seen
+
+
+@contextmanager
+def count_rows(unet: nn.Module) -> Iterator[list[int]]:
+    """Counts what the UNet evaluates: one entry a call, the number of latents in it."""
+    rows: list[int] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).shape[0])
+
+    handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hooked(layers: Layers, make_hook: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_pre_hook(make_hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _bind(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[inspect.BoundArguments, Tensor, str]:
+    """The call's arguments, the tokens it would attend to, and the name of the argument that holds a context.
+
+    ldm calls it `context`, diffusers `encoder_hidden_states`: in both the second one of the layer's forward.
+    """
+    signature = inspect.signature(layer.forward)
+    own_name, context_name = list(signature.parameters)[:2]
+    bound = signature.bind(*args, **kwargs)
+    own = bound.arguments.get(context_name)
+    return bound, bound.arguments[own_name] if own is None else own, context_name

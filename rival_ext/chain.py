@@ -1,0 +1,74 @@
+"""The inversion chain: the exemplar at every noise level (paper section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rival_ext.alignment import permute_positions
+from rival_ext.attention import Features
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The exemplar's latents at ascending noise levels, with what the self-attention layers saw there.
+
+    noise_levels: float64 `[N + 1]` on the CPU, ascending; the lowest is where the clean latent lies.
+    latents: `[N + 1, C, H, W]` in variance-exploding form, on the model's device.
+    features: by node, the self-attention inputs recorded at its evaluation; a node may be missing.
+    evaluations: how many UNet evaluations made it.
+    residual: largest relative size of a step's last fixed-point update, 0 where the steps are explicit.
+    """
+
+    noise_levels: Tensor
+    latents: Tensor
+    features: dict[int, Features] = field(default_factory=dict)
+    evaluations: int = 0
+    residual: float = 0.0
+
+    @property
+    def top(self) -> Tensor:
+        """`x_T^R` in variance-exploding form, `[1, C, H, W]`."""
+        return self.latents[-1:]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the chain holds, features included."""
+        tensors = [self.latents, *(h for node in self.features.values() for h in node.values())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def latent(self, noise_level: float) -> Tensor:
+        """The exemplar `[1, C, H, W]` at any noise level: between two nodes the chain is linear in sigma."""
+        upper = self._segment(noise_level)
+        distance = noise_level - float(self.noise_levels[upper])
+        return self.latents[upper : upper + 1] + distance * self._slope(upper)
+
+    def slope(self, noise_level: float) -> Tensor:
+        """`eps_R` `[1, C, H, W]` of the step that leaves `noise_level` downwards; it needs no evaluation."""
+        return self._slope(self._segment(noise_level))
+
+    def features_at(self, noise_level: float) -> Features | None:
+        """The features recorded at this very noise level, or None if it was no node or was not kept."""
+        upper = self._segment(noise_level)
+        is_node = math.isclose(noise_level, float(self.noise_levels[upper]), rel_tol=1e-4)
+        return self.features.get(upper) if is_node else None
+
+    def start(self, seeds: Sequence[int], permuted: bool) -> Tensor:
+        """Start latents `[len(seeds), C, H, W]` in variance-exploding form (paper section 3.3).
+
+        Permuted: `x_T^R` with its positions in an order drawn from each image's own seed; else as inverted.
+        """
+        return torch.cat([permute_positions(self.top, seed) if permuted else self.top for seed in seeds])
+
+    def _slope(self, upper: int) -> Tensor:
+        rise = self.latents[upper : upper + 1] - self.latents[upper - 1 : upper]
+        return rise / float(self.noise_levels[upper] - self.noise_levels[upper - 1])
+
+    def _segment(self, noise_level: float) -> int:
+        """Index of the node that ends the segment which holds the noise level; the outer ones reach on."""
+        index = int(torch.searchsorted(self.noise_levels, noise_level * (1 - 1e-4)))
+        return min(max(index, 1), len(self.noise_levels) - 1)

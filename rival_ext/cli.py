@@ -1,0 +1,212 @@
+"""The command line: variations of a photo without any WebUI."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from PIL import Image
+from tqdm import tqdm
+
+from rival_ext.errors import RivalError
+from rival_ext.pictures import contact_sheet, fit, psnr, read_photo
+from rival_ext.report import Report
+from rival_ext.settings import PASTED, Settings, parse_settings
+
+if TYPE_CHECKING:
+    from rival_ext.guide import Guide
+    from rival_ext.hosts.diffusers import DiffusersHost
+
+SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
+LARGEST_SIDE = 2048
+
+
+class Size(click.ParamType):
+    """WxH, each a multiple of 8 from 64 to 2048."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        sides = tuple(int(side) for side in value.lower().split("x") if side.isdecimal())
+        if len(sides) != 2 or any(side % 8 or not 64 <= side <= LARGEST_SIDE for side in sides):
+            self.fail(f"{value!r} must be WIDTHxHEIGHT, each a multiple of 8 from 64 to {LARGEST_SIDE}.", param, ctx)
+        return sides
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of the command does, beside the method's own settings."""
+
+    photo: Path
+    out: Path
+    prompt: str
+    number: int
+    seed: int
+    steps: int
+    size: tuple[int, int] | None
+    cfg: float
+    sampler: str
+    checkpoint: Path | None
+    plain: bool
+    check: bool
+
+
+def setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each field of the settings that the infotext carries, with its own help and default."""
+    for field in reversed(PASTED):
+        kind = click.Choice(field.choices) if field.choices else type(field.default)
+        option = click.option(field.flag, type=kind, default=field.default, show_default=True, help=field.help + ".")
+        command = option(command)
+    return command
+
+
+@click.command("python -m rival_ext", context_settings={"max_content_width": 110})
+@click.argument("photo", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images, sheet and report.")
+@click.option("--prompt", default="", help="What to draw; empty takes content and style from the photo alone.")
+@click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
+@click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True, help="Sampling steps.")
+@click.option("--size", type=Size(), help="Of photo and variations; without it the photo's aspect at the native area.")
+@click.option("--cfg", type=click.FloatRange(1, 30), default=5.0, show_default=True, help="Guidance scale; 1 is off.")
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the small demo model.")
+@click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
+@click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")
+@setting_options
+def command(**options: Any) -> None:
+    """Makes variations of PHOTO in the folder --out: 000.png ..., sheet.png and report.json."""
+    settings = parse_settings({field.name: options.pop(field.name) for field in PASTED} | {"enabled": True})
+    vary(Job(**options), settings)
+
+
+def vary(job: Job, settings: Settings) -> None:
+    """Makes the images, the contact sheet and the report; writes all of them or nothing."""
+    photo = read_photo(job.photo)
+    _refuse_folder(job.out)
+    host, photo = _load_host(job, settings, photo)
+    report = Report("plain" if job.plain else settings.mode, settings.t_align, settings.t_early)
+    images = _generate(job, settings, host, report)
+    captions = ["photo", *(f"seed {seed}" for seed in _seeds(job))]
+    with _all_or_nothing(job.out) as folder:
+        for index, image in enumerate(images):
+            image.save(folder / f"{index:03d}.png")
+        contact_sheet([photo, *images], captions).save(folder / "sheet.png")
+        (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    click.echo(f"{len(images)} images and {job.out / 'sheet.png'}: {report.summary()}")
+
+
+def main() -> None:
+    """Runs the command; bad input is one sentence on standard error and exit code 2."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        sys.exit(_complain(" ".join(error.format_message().split())))
+    except RivalError as error:
+        sys.exit(_complain(str(error)))
+    except click.Abort:
+        sys.exit(130)
+
+
+def _generate(job: Job, settings: Settings, host: DiffusersHost, report: Report) -> list[Image.Image]:
+    from rival_ext.attention import count_rows
+
+    guide = None if job.plain else _prepare(job, settings, host, report)
+    begun = time.perf_counter()
+    images = []
+    with count_rows(host.unet) as rows, _progress("Sampling") as advance:
+        for index, seed in enumerate(_seeds(job)):
+            report.steps.total = report.steps.injected = report.steps.aligned = 0
+            start = guide.chain.start([seed], settings.start == "permuted") if guide else host.noise(seed)
+            latents = host.sample(start, [seed], guide, _part(advance, index, job.number))
+            images += host.decode(latents)
+    if guide is None:
+        report.steps.total = len(rows) // job.number
+    report.rows.generation = sum(rows)
+    report.seconds.generation = time.perf_counter() - begun
+    return images
+
+
+def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) -> Guide:
+    from rival_ext.inversion import reconstruct
+    from rival_ext.prepare import prepare
+
+    with _progress("Inverting") as host.progress:
+        guide = prepare(host, settings, None, report)
+    if job.check:
+        with _progress("Checking") as advance:
+            reconstruction = reconstruct(guide.chain, host.predict_noise, advance)
+        ceiling, back = host.decode(host.exemplar_latent()), host.decode(reconstruction)
+        report.inversion.psnr = round(psnr(ceiling[0], back[0]), 2)
+    return guide
+
+
+def _load_host(job: Job, settings: Settings, photo: Image.Image) -> tuple[DiffusersHost, Image.Image]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # imported late: `--help` and bad input answer at once
+    from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, native_size
+
+    pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
+    request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps)
+    photo = fit(photo, job.size or native_size(pipeline, photo))
+    return DiffusersHost(pipeline, request, photo, lambda done, total: None), photo
+
+
+def _seeds(job: Job) -> range:
+    return range(job.seed, job.seed + job.number)
+
+
+def _part(advance: Callable[[int, int], None], index: int, number: int) -> Callable[[int, int], None]:
+    return lambda done, total: advance(index * total + done, number * total)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told (done, total)."""
+    with tqdm(desc=title, unit="step") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder whose files appear in `out` together, when all of them are written."""
+    existed = out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir()):
+                os.replace(file, out / file.name)
+    except OSError as error:
+        if not existed:
+            shutil.rmtree(out, ignore_errors=True)
+        raise RivalError(f"--out {out} cannot be written: {error.strerror or error}.") from None
+
+
+def _refuse_folder(out: Path) -> None:
+    """Nothing of the user's is overwritten: an `out` that holds other files than an earlier run's is refused."""
+    if out.exists() and not out.is_dir():
+        raise RivalError(f"--out {out} is a file; give a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").is_file():
+        raise RivalError(f"--out {out} holds other files; give a new or empty folder.")
+
+
+def _complain(sentence: str) -> int:
+    click.echo(sentence, err=True)
+    return 2

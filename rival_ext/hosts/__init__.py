@@ -1,0 +1,1 @@
+"""One file a host: the only places that import it."""

@@ -1,0 +1,246 @@
+"""The command line's embedded host: an SD 1.x checkpoint through the `diffusers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from rival_ext.errors import RivalError
+from rival_ext.guide import Guide
+from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+DEMO_CHECKPOINT = DEMO / "tiny-emoji.safetensors"
+SD15_CONFIG = DEMO / "sd15-config"
+TOKENIZER = DEMO / "tiny-emoji-config" / "tokenizer"
+"""CLIP's own vocabulary, the same for every SD 1.x checkpoint."""
+
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+FIRST_CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+Advance = Callable[[int, int], None]
+"""Told (steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler of the command line: a scheduler of diffusers and the form in which it holds the latents."""
+
+    scheduler: type
+    options: dict[str, Any]
+    exploding: bool
+
+
+SAMPLERS = {
+    "ddim": Sampler(DDIMScheduler, {}, exploding=False),
+    "euler": Sampler(EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, exploding=True),
+    "euler-a": Sampler(EulerAncestralDiscreteScheduler, {"timestep_spacing": "linspace"}, exploding=True),
+    "dpm++2m": Sampler(DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}, exploding=False),
+    "dpm++2m-karras": Sampler(
+        DPMSolverMultistepScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}, exploding=False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample: prompts, guidance scale (1 evaluates the prompt alone), sampler, steps."""
+
+    prompt: str
+    exemplar_prompt: str
+    guidance: float
+    sampler: str
+    steps: int
+
+
+class DiffusersHost:
+    """A loaded checkpoint, one request and one exemplar (`rival_ext.prepare.Host`)."""
+
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, request: Request, exemplar: Image.Image, progress: Advance
+    ):
+        self.pipeline = pipeline
+        self.request = request
+        self.exemplar = exemplar
+        self.progress = progress
+        self.unet = pipeline.unet
+        self.sampler = SAMPLERS[request.sampler]
+        self.scheduler = self._new_scheduler()
+        self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod)
+        self._levels = _levels(self.scheduler)
+        # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
+        self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))
+        self._negative, self._prompt, self._exemplar_prompt = self._encode_prompts()
+
+    def noise_levels(self) -> Tensor:
+        return levels_tensor(self._levels)
+
+    @torch.no_grad()
+    def exemplar_latent(self) -> Tensor:
+        vae = self.pipeline.vae
+        pixels = VaeImageProcessor().preprocess(self.exemplar).to(vae.device, vae.dtype)
+        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
+        return self._evaluate(latent * scale_to_vp(noise_level), noise_level, self._exemplar_prompt)
+
+    def fingerprint(self) -> Iterable[Tensor | object]:
+        return (self.pipeline.config.get("_name_or_path"), self.unet.dtype, self._exemplar_prompt)
+
+    def memory_budget(self) -> float:
+        return psutil.virtual_memory().available / 4
+
+    def noise(self, seed: int) -> Tensor:
+        """Plain generation's start from a seed, `[1, C, H, W]`, variance-exploding."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        factor = self.pipeline.vae_scale_factor
+        shape = (1, self.unet.config.in_channels, self.exemplar.height // factor, self.exemplar.width // factor)
+        return torch.randn(shape, generator=generator).to(self.unet.device) * self._levels[-1]
+
+    @torch.no_grad()
+    def sample(self, start: Tensor, seeds: Sequence[int], guide: Guide | None, advance: Advance) -> Tensor:
+        """Final latents `[N, C, H, W]` of the sampler from `start`, variance-exploding; `guide` None is plain."""
+        scheduler = self._new_scheduler()
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        randomness = {"generator": generators} if "generator" in _step_parameters(scheduler) else {}
+        prompts = torch.cat([self._negative.expand(len(start), -1, -1), self._prompt.expand(len(start), -1, -1)])
+
+        x = start if self.sampler.exploding else start * scale_to_vp(self._levels[-1])
+        for step, timestep in enumerate(scheduler.timesteps):
+            advance(step, len(scheduler.timesteps))
+            level = self._levels[-1 - step]
+            scale = 1.0 if self.sampler.exploding else scale_to_vp(level)
+            if guide:
+                x = guide.align_latent(x / scale, level) * scale
+            latent = scheduler.scale_model_input(x, timestep)
+            noise = self._guided_noise(latent, level, prompts, guide)
+            x = scheduler.step(noise, timestep, x, **randomness).prev_sample
+        advance(len(scheduler.timesteps), len(scheduler.timesteps))
+        return x
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Images of final latents, `width x height` of the request."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        return VaeImageProcessor().postprocess(pixels)
+
+    def _guided_noise(self, latent: Tensor, level: float, prompts: Tensor, guide: Guide | None) -> Tensor:
+        def denoise() -> Tensor:
+            scale = self.request.guidance
+            if scale == 1:
+                return self._evaluate(latent, level, prompts[len(latent) :])
+            unguided, guided = self._evaluate(torch.cat([latent, latent]), level, prompts).chunk(2)
+            return unguided + scale * (guided - unguided)
+
+        return guide.guided_noise(level, denoise) if guide else denoise()
+
+    def _evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
+        timestep = self._timesteps[noise_level]
+        return self.unet(latent.to(self.unet.dtype), timestep, prompts, return_dict=False)[0].to(latent.dtype)
+
+    def _new_scheduler(self) -> Any:
+        scheduler = self.sampler.scheduler.from_config(self.pipeline.scheduler.config, **self.sampler.options)
+        scheduler.set_timesteps(self.request.steps)
+        return scheduler
+
+    @torch.no_grad()
+    def _encode_prompts(self) -> tuple[Tensor, Tensor, Tensor]:
+        texts = {"--prompt": self.request.prompt, "--exemplar-prompt": self.request.exemplar_prompt}
+        for option, text in texts.items():
+            self._refuse_long(option, text)
+        encoded = self.pipeline.encode_prompt(
+            ["", self.request.prompt, self.request.exemplar_prompt], self.unet.device, 1, False
+        )[0]
+        negative, prompt, exemplar_prompt = encoded.split(1)
+        return negative, prompt, exemplar_prompt
+
+    def _refuse_long(self, option: str, text: str) -> None:
+        tokenizer = self.pipeline.tokenizer
+        tokens, limit = len(tokenizer(text, truncation=False).input_ids) - 2, tokenizer.model_max_length - 2
+        if tokens > limit:
+            raise RivalError(f"{option} has {tokens} tokens and the text encoder reads {limit}; shorten it.")
+
+
+def load_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
+    """The pipeline of an SD 1.x `.safetensors`; a folder `NAME-config` beside it describes one of another shape.
+
+    Raises RivalError if the file is missing, damaged or of another family.
+    """
+    beside = checkpoint.with_name(checkpoint.stem + "-config")
+    config = beside if beside.is_dir() else SD15_CONFIG
+    _refuse_other_families(checkpoint, config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(checkpoint),
+        config=str(config),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        local_files_only=True,
+        torch_dtype=torch.float32 if device == "cpu" else torch.float16,
+    )
+    return pipeline.to(device)
+
+
+def native_size(pipeline: StableDiffusionPipeline, image: Image.Image) -> tuple[int, int]:
+    """Width and height for an image: its aspect, the area that the checkpoint was trained on."""
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    unit = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    aspect = image.width / image.height
+    width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
+    return width, height
+
+
+def _levels(scheduler: Any) -> list[float]:
+    """The noise levels of a scheduler, ascending, read from the scheduler itself."""
+    if isinstance(scheduler, DDIMScheduler):
+        alphas = torch.stack([*scheduler.alphas_cumprod[scheduler.timesteps], scheduler.final_alpha_cumprod]).double()
+        return ((1 - alphas) / alphas).sqrt().flip(0).tolist()
+    return scheduler.sigmas.double().flip(0).tolist()
+
+
+def _step_parameters(scheduler: Any) -> Sequence[str]:
+    return scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+
+
+def _refuse_other_families(checkpoint: Path, config: Path) -> None:
+    if not checkpoint.is_file():
+        raise RivalError(f"the checkpoint {checkpoint} does not exist.")
+    try:
+        with safe_open(checkpoint, framework="pt") as tensors:
+            names = set(tensors.keys())
+            shapes = {
+                name: tensors.get_slice(name).get_shape()
+                for name in (FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION)
+                if name in names
+            }
+    except (SafetensorError, OSError):
+        raise RivalError(f"{checkpoint} is not a readable .safetensors file.") from None
+    if len(shapes) < 2:
+        raise RivalError(f"{checkpoint} is not a Stable Diffusion 1.x checkpoint; give one to --checkpoint.")
+    found = (*shapes[FIRST_CONVOLUTION][:2], shapes[FIRST_CROSS_ATTENTION][1])
+    unet = json.loads((config / "unet" / "config.json").read_text())
+    expected = (unet["block_out_channels"][0], unet["in_channels"], unet["cross_attention_dim"])
+    if found != expected:
+        raise RivalError(
+            f"{checkpoint} is not a Stable Diffusion 1.x text-to-image checkpoint: its UNet has "
+            f"(width, channels, text width) {found}, not {expected}; give another one to --checkpoint."
+        )

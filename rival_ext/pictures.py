@@ -1,0 +1,55 @@
+"""Pictures for people: reading a photo, fitting it, comparing, a contact sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from rival_ext.errors import RivalError
+
+GAP = 8
+CAPTION = 18
+PAPER = (250, 250, 250)
+INK = (40, 40, 40)
+
+
+def read_photo(path: Path) -> Image.Image:
+    """The picture in a file as RGB, upright, what is transparent in white. Raises RivalError if it is none."""
+    try:
+        with Image.open(path) as opened:
+            photo = ImageOps.exif_transpose(opened).convert("RGBA")
+    except FileNotFoundError:
+        raise RivalError(f"the photo {path} does not exist.") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise RivalError(f"{path} is not a picture that can be read.") from None
+    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+
+
+def fit(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The photo at `size`, cropped around its middle to that aspect."""
+    return ImageOps.fit(photo, size, Image.Resampling.LANCZOS)
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two RGB images of the same size, in dB; infinite if they are the same."""
+    error = np.mean((np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / float(error))
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Pictures of one size side by side with a caption under each, in rows as square as they come."""
+    width, height = pictures[0].size
+    columns = len(pictures) if len(pictures) <= 6 else math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    cell_width, cell_height = width + GAP, height + GAP + CAPTION
+    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = GAP + index % columns * cell_width, GAP + index // columns * cell_height
+        sheet.paste(picture, (left, top))
+        draw.text((left, top + height + 3), caption, fill=INK, font=ImageFont.load_default())
+    return sheet

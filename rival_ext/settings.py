@@ -1,0 +1,152 @@
+"""Every choice of the user: one typed, validated model, and one table of its fields.
+
+Runs on pydantic 1.10 (AUTOMATIC1111) and 2.x (Forge, the command line).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, conint
+
+from rival_ext.errors import RivalError
+
+if TYPE_CHECKING:
+    Timestep = int
+    Iterations = int
+else:
+    Timestep = conint(strict=True, ge=0, le=1000)
+    Iterations = conint(strict=True, ge=1, le=10)
+
+
+class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=True):
+    """What the user asks for. Timesteps run from 1000 (noise) to 0 (clean); the defaults are the authors'.
+
+    exemplar: the image to vary; None is the host's own input, the img2img image.
+    """
+
+    enabled: StrictBool = False
+    mode: Literal["variation"] = "variation"
+    exemplar: Optional[Image.Image] = None  # noqa: UP045  pydantic 1 reads the annotation at run time
+    exemplar_prompt: StrictStr = ""
+    t_align: Timestep = 600
+    t_early: Timestep = 600
+    early_steps: Timestep = 1000
+    alignment: Literal["noise", "latent", "off"] = "noise"
+    start: Literal["permuted", "inverted"] = "permuted"
+    inversion_iterations: Iterations = 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of `Settings` as people meet it.
+
+    label: in the panel. expects: completes "must be ...". help: the panel's tooltip and the command line's help.
+    minimum, maximum: of a number. choices: of a name.
+    """
+
+    name: str
+    label: str
+    expects: str
+    help: str
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def infotext(self) -> str:
+        """Its name in the image's generation parameters."""
+        return f"RIVAL {self.name}"
+
+    @property
+    def flag(self) -> str:
+        """Its option on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def default(self) -> Any:
+        """Its value when left out."""
+        return dict(Settings())[self.name]
+
+
+def _choice(name: str, label: str, help: str, *choices: str) -> Field:
+    return Field(name, label, "one of " + ", ".join(choices), help, choices=choices)
+
+
+def _whole_number(name: str, label: str, help: str, minimum: int, maximum: int) -> Field:
+    return Field(name, label, f"a whole number from {minimum} to {maximum}", help, minimum, maximum)
+
+
+FIELDS = (
+    Field("enabled", "RIVAL", "true or false", "Vary the exemplar"),
+    _choice("mode", "Mode", "What is made: variation keeps content and style", "variation"),
+    Field(
+        "exemplar",
+        "Exemplar",
+        "an image, or the base64 text of one",
+        "The real image to vary; empty takes the img2img image",
+    ),
+    Field(
+        "exemplar_prompt",
+        "Exemplar prompt",
+        "a text",
+        "What the exemplar shows; empty inverts without a prompt, which is the more exact",
+    ),
+    _whole_number(
+        "t_align", "t_align", "Above this timestep self-attention sees the exemplar only; smaller is closer", 0, 1000
+    ),
+    _whole_number(
+        "t_early", "t_early", "Above this timestep statistics are aligned; smaller is closer in colour and tone", 0, 1000
+    ),
+    _whole_number("early_steps", "early_steps", "Above this timestep attention is untouched; 1000 is off", 0, 1000),
+    _choice("alignment", "Alignment", "What takes the exemplar's statistics", "noise", "latent", "off"),
+    _choice("start", "Start", "Permuted forgets the exemplar's layout, inverted keeps it", "permuted", "inverted"),
+    _whole_number(
+        "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 10
+    ),
+)
+"""Field <-> label <-> infotext <-> API <-> command line: the only list of them, in the panel's order."""
+
+PASTED = tuple(field for field in FIELDS if field.name not in ("enabled", "exemplar"))
+"""The fields that the infotext carries; an image cannot, and `RIVAL mode` stands for `enabled`."""
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """`Settings` of a JSON-like object; what is left out takes its default.
+
+    Raises RivalError, which names the field, for an unknown field, a wrong type or a value out of range.
+    """
+    for name in values:
+        if name not in Settings.__annotations__:
+            raise RivalError(f"unknown field {name!r}; the fields are {', '.join(field.name for field in FIELDS)}.")
+    try:
+        return Settings(**{**values, "exemplar": _decoded(values.get("exemplar"))})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise RivalError(_wrong_value(name, values[name])) from None
+
+
+def _decoded(exemplar: Any) -> Image.Image | None:
+    """An image from what a request can carry: nothing, an image, or base64 text, with or without a data URL's head."""
+    if exemplar is None or isinstance(exemplar, Image.Image):
+        return exemplar
+    if not isinstance(exemplar, str):
+        raise RivalError(_wrong_value("exemplar", exemplar))
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(exemplar.rpartition(",")[2], validate=True)))
+        image.load()
+    except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+        raise RivalError(_wrong_value("exemplar", exemplar)) from None
+    return image
+
+
+def _wrong_value(name: str, value: Any) -> str:
+    expects = next(field.expects for field in FIELDS if field.name == name)
+    shown = repr(value)
+    return f"{name} must be {expects}, not {shown if len(shown) <= 60 else shown[:57] + '...'}."

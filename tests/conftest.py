@@ -1,0 +1,55 @@
+"""Shared by all tests: the small trained model on the embedded host, its exemplars and the authors' outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline
+
+DATA = Path(__file__).parent / "data"
+CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
+
+diffusers.logging.set_verbosity_error()
+transformers.logging.set_verbosity_error()
+
+
+def exemplar(name: str) -> Image.Image:
+    """A held-out image by its file name without `.png`."""
+    return Image.open(DATA / "exemplars" / f"{name}.png").convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """The small trained model; read-only."""
+    return load_pipeline(DEMO_CHECKPOINT)
+
+
+@pytest.fixture
+def make_host(pipeline):
+    """(exemplar's name, fields of the request) -> a host for it."""
+
+    def make(name: str = "panda-emojione-white", **fields: Any) -> DiffusersHost:
+        request = Request(
+            **{"prompt": "", "exemplar_prompt": "", "guidance": 5.0, "sampler": "ddim", "steps": 20, **fields}
+        )
+        return DiffusersHost(pipeline, request, exemplar(name), lambda done, total: None)
+
+    return make
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The authors' outputs for one run; arrays as tensors, `meta` decoded."""
+    with np.load(DATA / "golden" / f"{name}.npz") as arrays:
+        return {
+            key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value)
+            for key, value in arrays.items()
+        }
