@@ -14,13 +14,18 @@ class NoiseSchedule:
     `z = x_t / sqrt(a_t)` with noise level `sigma = sqrt((1 - a_t) / a_t)`. The core computes in `z`, where a
     deterministic DDIM step is an Euler step and one inversion serves every sampler.
 
-    `alphas_cumprod`: the T values `a_t`, decreasing, each in (0, 1).
+    sigmas: the T training noise levels, ascending, each above 0.
     """
 
-    def __init__(self, alphas_cumprod: Tensor):
-        alphas = alphas_cumprod.detach().double().cpu().numpy()
-        self._sigmas = np.sqrt((1 - alphas) / alphas)
+    def __init__(self, sigmas: Tensor):
+        self._sigmas = sigmas.detach().double().cpu().numpy()
         self._log_sigmas = np.log(self._sigmas)
+
+    @classmethod
+    def of_alphas(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
+        """From the T values `a_t`, decreasing, each in (0, 1)."""
+        alphas = alphas_cumprod.detach().double().cpu()
+        return cls(((1 - alphas) / alphas).sqrt())
 
     def noise_level(self, timestep: float) -> float:
         """`sigma` of a timestep in [0, T); fractions are interpolated in log sigma."""

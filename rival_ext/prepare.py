@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rival_ext.attention import Layers, count_rows, self_attention_layers
@@ -76,6 +77,10 @@ def _chain(
                 iterations=settings.inversion_iterations,
                 feature_budget=host.memory_budget(),
                 progress=host.progress,
+            )
+        if not torch.isfinite(chain.top).all():
+            raise RivalError(
+                "the inversion gave values that are not numbers; start the WebUI with --no-half or --upcast-sampling."
             )
         report.rows.inversion = sum(rows)
         report.inversion = Inversion(chain.evaluations, settings.inversion_iterations, chain.residual)

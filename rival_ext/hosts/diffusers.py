@@ -84,7 +84,7 @@ class DiffusersHost:
         self.unet = pipeline.unet
         self.sampler = SAMPLERS[request.sampler]
         self.scheduler = self._new_scheduler()
-        self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod)
+        self.schedule = NoiseSchedule.of_alphas(self.scheduler.alphas_cumprod)
         self._levels = _levels(self.scheduler)
         # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
         self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))

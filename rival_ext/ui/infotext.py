@@ -1,0 +1,27 @@
+"""The settings in an image's generation parameters, and back into the panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rival_ext.settings import PASTED, Settings
+
+REPORT = "RIVAL report"
+PRESENT = "RIVAL mode"
+
+
+def settings_to_infotext(settings: Settings) -> dict[str, Any]:
+    """What the infotext carries; a field that is empty is left out, since the host's format has no empty value."""
+    values = dict(settings)
+    return {field.infotext: values[field.name] for field in PASTED if values[field.name] != ""}
+
+
+def paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
+    """By field, what reads its value from pasted parameters; None leaves the control as it is."""
+
+    def reader(name: str, empty: Any) -> Callable[[Mapping[str, str]], Any]:
+        return lambda pasted: pasted.get(name, empty if PRESENT in pasted else None)
+
+    targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: PRESENT in pasted}
+    return targets | {field.name: reader(field.infotext, field.default) for field in PASTED}

@@ -1,0 +1,61 @@
+"""The panel in the img2img tab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules.infotext_utils import PasteField
+from modules.ui_components import FormRow, InputAccordion
+
+from rival_ext.settings import FIELDS
+from rival_ext.ui.infotext import paste_targets
+
+FIELD = {field.name: field for field in FIELDS}
+
+HINT = (
+    "Makes variations of the image above with the loaded checkpoint. Set <b>Denoising strength</b> to 1; "
+    "a <b>CFG scale</b> of 5 to 7 works best. Leave the prompt empty, or say in it what the image shows."
+)
+
+
+def panel(elem_id: Callable[[str], str]) -> tuple[list[Any], list[PasteField]]:
+    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to."""
+    controls: dict[str, Any] = {}
+    with InputAccordion(False, label=FIELD["enabled"].label, elem_id=elem_id("enabled")) as controls["enabled"]:
+        gr.HTML(HINT, elem_id=elem_id("hint"))
+        # one mode so far: nothing to choose, but a value that the API's positional form and the infotext carry
+        controls["mode"] = _choice(elem_id, "mode", visible=False)
+        with FormRow():
+            controls["t_align"] = _slider(elem_id, "t_align")
+            controls["t_early"] = _slider(elem_id, "t_early")
+        controls["exemplar_prompt"] = gr.Textbox(**_common(elem_id, "exemplar_prompt"), placeholder=FIELD["exemplar_prompt"].help)
+        with gr.Accordion("More", open=False, elem_id=elem_id("more")):
+            with FormRow():
+                controls["early_steps"] = _slider(elem_id, "early_steps")
+                controls["inversion_iterations"] = _slider(elem_id, "inversion_iterations")
+            with FormRow():
+                controls["alignment"] = _choice(elem_id, "alignment")
+                controls["start"] = _choice(elem_id, "start")
+            controls["exemplar"] = gr.Image(
+                label="Another exemplar than the img2img image", type="pil", source="upload", height=240,
+                elem_id=elem_id("exemplar"),
+            )
+    targets = paste_targets()
+    pasted = [PasteField(controls[name], target) for name, target in targets.items()]
+    return [controls[field.name] for field in FIELDS], pasted
+
+
+def _slider(elem_id: Callable[[str], str], name: str) -> gr.Slider:
+    field = FIELD[name]
+    return gr.Slider(field.minimum, field.maximum, step=1, **_common(elem_id, name))
+
+
+def _choice(elem_id: Callable[[str], str], name: str, visible: bool = True) -> gr.Radio:
+    return gr.Radio(choices=list(FIELD[name].choices), visible=visible, **_common(elem_id, name))
+
+
+def _common(elem_id: Callable[[str], str], name: str) -> dict[str, Any]:
+    field = FIELD[name]
+    return {"label": field.label, "value": field.default, "elem_id": elem_id(name), "tooltip": field.help}
