@@ -1,16 +1,9 @@
 """The WebUI's door to RIVAL: registers the panel and hands each batch over."""
 
-import sys
-from pathlib import Path
-
 from modules import script_callbacks, scripts
 
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
-
-from rival_ext.hosts import webui  # noqa: E402
-from rival_ext.ui.panel import panel  # noqa: E402
+from rival_ext.hosts import webui
+from rival_ext.ui.panel import panel
 
 
 class RivalScript(scripts.Script):

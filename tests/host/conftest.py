@@ -1,0 +1,40 @@
+"""The hosts that the contract cases run on."""
+
+from __future__ import annotations
+
+import pytest
+
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from tests.host.servers import RealServer, StandInServer, real_folder
+from tests.host.standin import modules
+from tests.host.standin.model import Checkpoint
+
+SKIPPED = "real WebUI: none found; set RIVAL_WEBUI to its folder"
+
+
+@pytest.fixture(scope="session", params=["stand-in", "real"])
+def hosts(request, tmp_path_factory):
+    """(a server with the extension, one that never had it), on the stand-in and on the real WebUI."""
+    if request.param == "stand-in":
+        with modules.uninstalled():
+            modules.install(Checkpoint(load_pipeline(DEMO_CHECKPOINT)))
+            yield tuple(StandInServer(Checkpoint(load_pipeline(DEMO_CHECKPOINT)), extended) for extended in (True, False))
+        return
+    folder = real_folder()
+    if folder is None:
+        pytest.skip(SKIPPED)
+    servers = []
+    try:
+        for extended in (True, False):
+            servers.append(RealServer(folder, tmp_path_factory.mktemp("webui"), extended))
+        yield tuple(servers)
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture
+def server(hosts):
+    """The server with the extension, its probe fresh."""
+    hosts[0].plan()
+    return hosts[0]

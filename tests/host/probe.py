@@ -1,0 +1,50 @@
+"""Watches a host's UNet for the contract cases: counts its calls, acts at one of them, finds what was left hooked.
+
+Imported by the stand-in's process and by the real WebUI's own Python: torch and the standard library only.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Probe:
+    """On a UNet and the host's `state`; what is hooked when it is made is the host's own."""
+
+    def __init__(self, unet, state):
+        self.unet = unet
+        self.state = state
+        self.calls = 0
+        self.at_call = self.action = None
+        unet.register_forward_pre_hook(self._before_call)
+        self.baseline = set(self._hooked())
+
+    def plan(self, at_call=None, action=None, seed=0):
+        """Counts from nought, does `action` (error, memory, interrupt, skip) at that call; pins the global generator."""
+        self.calls, self.at_call, self.action = 0, at_call, action
+        torch.manual_seed(seed)
+
+    def leftovers(self):
+        """Names of hooks and replaced methods that were not there at first."""
+        return sorted(set(self._hooked()) - self.baseline)
+
+    def _before_call(self, module, args):
+        self.calls += 1
+        if self.calls != self.at_call:
+            return
+        if self.action == "error":
+            raise RuntimeError("planned fault in the UNet")
+        if self.action == "memory":
+            raise torch.cuda.OutOfMemoryError("planned lack of memory")
+        if self.action == "interrupt":
+            self.state.interrupted = True
+        if self.action == "skip":
+            self.state.skipped = True
+
+    def _hooked(self):
+        for name, module in self.unet.named_modules():
+            for kind in ("_forward_pre_hooks", "_forward_hooks"):
+                for key in getattr(module, kind):
+                    yield f"{name}: {kind} {key}"
+            for attribute in vars(module).keys() & {"forward", "__call__"}:
+                yield f"{name}: replaced {attribute} {id(vars(module)[attribute])}"

@@ -1,0 +1,27 @@
+"""An extension for a real WebUI under test: the probe's routes, beside the WebUI's own API."""
+
+import importlib.util
+from pathlib import Path
+
+from modules import script_callbacks, shared
+
+PROBE = Path(__file__).resolve().parents[2] / "probe.py"
+
+
+def add_routes(_, app):
+    """`/probe/plan` and `/probe/state`."""
+    spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    probe = module.Probe(shared.sd_model.model.diffusion_model, shared.state)
+
+    @app.post("/probe/plan")
+    def plan(at_call: int = 0, action: str = ""):
+        probe.plan(at_call, action)
+
+    @app.get("/probe/state")
+    def state():
+        return {"calls": probe.calls, "leftovers": probe.leftovers()}
+
+
+script_callbacks.on_app_started(add_routes)

@@ -1,0 +1,200 @@
+"""Two hosts behind one interface: the stand-in in this process, and a real WebUI over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
+STARTUP_SECONDS = 240
+
+
+@dataclass
+class Answer:
+    """What a request gave: HTTP status, pictures as arrays, an infotext each, or the error's sentence."""
+
+    status: int = 200
+    pictures: list[np.ndarray] = field(default_factory=list)
+    infotexts: list[str] = field(default_factory=list)
+    sentence: str = ""
+
+
+def base64_of(image: Image.Image) -> str:
+    """An image as a request carries it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+class StandInServer:
+    """The stand-in; `with_extension` False is a server that never had it."""
+
+    name = "stand-in"
+
+    def __init__(self, checkpoint, with_extension=True):
+        from tests.host.probe import Probe
+        from tests.host.standin.state import state
+
+        self.checkpoint = checkpoint
+        self.state = state
+        self.scripts, self.defaults = [], []
+        if with_extension:
+            self._load_script()
+        self.probe = Probe(checkpoint.model.diffusion_model, state)
+
+    def _load_script(self):
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location("rival_script", ROOT / "scripts" / "rival.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        script = module.RivalScript()
+        self.scripts = [script]
+        self.defaults = [control.value for control in script.ui(is_img2img=True)]
+
+    def plan(self, at_call=0, action=""):
+        self.probe.plan(at_call, action)
+
+    def calls(self):
+        return self.probe.calls
+
+    def leftovers(self):
+        return self.probe.leftovers()
+
+    def img2img(self, **payload):
+        payload["init_images"] = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
+        payload["image_mask"] = payload.pop("mask", None)
+        return self._process(payload)
+
+    def txt2img(self, **payload):
+        return self._process(payload)
+
+    def _process(self, payload):
+        from tests.host.standin.processing import Processing, process_images
+
+        given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
+        args = [*given, *self.defaults[len(given) :]]
+        self.state.begin()
+        try:
+            pictures, infotexts = process_images(Processing(self.checkpoint, **payload), self.scripts, args)
+        except Exception as error:
+            return Answer(getattr(error, "status_code", 500), sentence=str(error))
+        return Answer(200, [np.asarray(picture) for picture in pictures], infotexts)
+
+    def stop(self):
+        """Nothing runs."""
+
+
+class RealServer:
+    """A WebUI started for these tests with folders of its own; the one it belongs to is only read."""
+
+    name = "real"
+
+    def __init__(self, folder: Path, data: Path, with_extension=True):
+        self._fill(data, with_extension)
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data / "log.txt"
+        options = [
+            *("--data-dir", str(data), "--ckpt", str(data / "tiny-emoji.safetensors"), "--no-download-sd-model"),
+            *("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full", "--api"),
+            *("--server-name", "127.0.0.1", "--port", str(self.port)),
+        ]
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        environment["GRADIO_ANALYTICS_ENABLED"] = "False"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(python_of(folder)), "launch.py", "--skip-prepare-environment", *options],
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        self._wait()
+
+    @staticmethod
+    def _fill(data: Path, with_extension: bool):
+        """The WebUI's data folder: the small checkpoint, settings that fetch nothing, the extension or not."""
+        (data / "extensions").mkdir(parents=True)
+        (data / "extensions" / "rival-probe").symlink_to(ROOT / "tests" / "host" / "probe_extension")
+        if with_extension:
+            (data / "extensions" / "sd-webui-rival").symlink_to(ROOT)
+        shutil.copy(ROOT / "demo" / "tiny-emoji.safetensors", data)
+        description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
+        description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
+        (data / "tiny-emoji.yaml").write_text(description)
+        (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False}))
+
+    def _wait(self):
+        """An HTTP request before the log says that it has started could kill the start."""
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while "Startup time" not in self.log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError("the real WebUI did not start:\n" + self.log.read_text(errors="replace")[-3000:])
+            time.sleep(0.5)
+
+    def plan(self, at_call=0, action=""):
+        httpx.post(f"{self.url}/probe/plan", params={"at_call": at_call, "action": action}).raise_for_status()
+
+    def calls(self):
+        return httpx.get(f"{self.url}/probe/state").json()["calls"]
+
+    def leftovers(self):
+        return httpx.get(f"{self.url}/probe/state").json()["leftovers"]
+
+    def img2img(self, **payload):
+        return self._request("img2img", payload)
+
+    def txt2img(self, **payload):
+        return self._request("txt2img", payload)
+
+    def _request(self, kind: str, payload: dict[str, Any]) -> Answer:
+        response = httpx.post(f"{self.url}/sdapi/v1/{kind}", json=payload, timeout=600)
+        body = response.json()
+        if response.status_code != 200:
+            return Answer(response.status_code, sentence=body.get("detail") or body.get("errors") or str(body))
+        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
+        infotexts = json.loads(body["info"])["infotexts"]
+        arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
+        # a batch's grid comes first and has no seed of its own
+        return Answer(200, arrays[-len(infotexts) :], infotexts)
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def real_folder() -> Path | None:
+    """The WebUI to test on: what RIVAL_WEBUI names, or the default folder, or none."""
+    folder = Path(os.environ.get("RIVAL_WEBUI") or DEFAULT_FOLDER)
+    return folder if (folder / "webui.py").is_file() and python_of(folder).is_file() else None
+
+
+def python_of(folder: Path) -> Path:
+    """The WebUI's own interpreter."""
+    return folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,113 @@
+"""img2img and txt2img from a request's payload: batches, seeds, script callbacks whose exceptions are swallowed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.host.standin import samplers
+from tests.host.standin.state import state
+
+
+class BatchNoise:
+    """One generator an image, so that an image does not depend on its batch."""
+
+    def __init__(self, shape, seeds):
+        self.shape = shape
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def next(self):
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
+
+
+@dataclass
+class Processing:
+    """`p`: the attributes that the extension reads, with the API's defaults."""
+
+    sd_model: Any
+    init_images: list = field(default_factory=list)
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 1
+    subseed_strength: float = 0
+    seed_resize_from_w: int = 0
+    seed_resize_from_h: int = 0
+    sampler_name: str = "Euler"
+    scheduler: str = "Automatic"
+    batch_size: int = 1
+    n_iter: int = 1
+    steps: int = 20
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    denoising_strength: float = 0.75
+    resize_mode: int = 0
+    initial_noise_multiplier: float = 1.0
+    image_mask: Any = None
+    tiling: bool = False
+    refiner_checkpoint: Any = None
+    extra_network_data: dict = field(default_factory=dict)
+    extra_generation_params: dict = field(default_factory=dict)
+
+    def get_token_merging_ratio(self):
+        return 0.0
+
+    def init(self):
+        self.sampler = samplers.create_sampler(self.sampler_name, self.sd_model)
+        if not self.init_images:
+            self.init_latent = torch.zeros(self.batch_size, 4, self.height // 8, self.width // 8)
+            self.denoising_strength = 1.0
+        else:
+            image = self.init_images[0].convert("RGB").resize((self.width, self.height))
+            pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+            pixels = pixels.repeat(self.batch_size, 1, 1, 1)
+            posterior = self.sd_model.encode_first_stage(pixels)
+            self.init_latent = self.sd_model.get_first_stage_encoding(posterior)
+        self.image_conditioning = self.init_latent.new_zeros(self.batch_size, 5, 1, 1)
+
+    def sample(self, conditioning, unconditional_conditioning):
+        noise = self.rng.next() * self.initial_noise_multiplier
+        return self.sampler.sample_img2img(
+            self, self.init_latent, noise, conditioning, unconditional_conditioning, self.image_conditioning
+        )
+
+
+@torch.no_grad()
+def process_images(p, scripts, script_args):
+    """Images and one infotext each."""
+    pictures, infotexts = [], []
+    p.init()
+    for batch in range(p.n_iter):
+        if state.interrupted:
+            break
+        state.skipped = False
+        p.seeds = [p.seed + batch * p.batch_size + index for index in range(p.batch_size)]
+        p.rng = BatchNoise(p.init_latent.shape[1:], p.seeds)
+        for script in scripts:
+            try:
+                script.process_batch(p, *script_args, batch_number=batch, seeds=p.seeds)
+            except Exception:
+                traceback.print_exc()
+        cond = p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)
+        uncond = p.sd_model.get_learned_conditioning([p.negative_prompt] * p.batch_size)
+        latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
+        pixels = (p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5
+        pictures += [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
+        infotexts += [_infotext(p, seed) for seed in p.seeds]
+    return pictures, infotexts
+
+
+def decode_base64_to_image(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def _infotext(p, seed):
+    fields = {"Steps": p.steps, "Sampler": p.sampler_name, "Seed": seed, **p.extra_generation_params}
+    return f"{p.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())

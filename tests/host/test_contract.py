@@ -1,0 +1,280 @@
+"""The contract with the WebUI, case by case, on the stand-in and on a real one."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import exemplar
+from tests.host.servers import base64_of
+
+SAMPLERS = [
+    ("DDIM", "Automatic"),
+    ("Euler", "Automatic"),
+    ("Euler", "Karras"),
+    ("Euler a", "Automatic"),
+    ("DPM++ 2M", "Automatic"),
+]
+STEPS = 8
+
+
+def request(settings=None, *, image=None, **fields):
+    """An img2img request; `settings` is the extension's object, None leaves it out."""
+    payload = {
+        "init_images": [base64_of(image or exemplar("pizza-emojione-yellow"))],
+        "prompt": "a pizza",
+        **{"seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5, "denoising_strength": 1},
+        "sampler_name": "Euler",
+        **fields,
+    }
+    if settings is not None:
+        args = settings if isinstance(settings, list) else [{"enabled": True, **settings}]
+        payload["alwayson_scripts"] = {"RIVAL": {"args": args}}
+    return payload
+
+
+def pictures(server, settings=None, **fields):
+    """The pictures of a request that must succeed, from a pinned global generator."""
+    server.plan()
+    answer = server.img2img(**request(settings, **fields))
+    assert answer.status == 200, answer.sentence
+    assert server.leftovers() == []
+    return answer.pictures
+
+
+def infotext(server, settings, **fields):
+    answer = server.img2img(**request(settings, **fields))
+    assert answer.status == 200, answer.sentence
+    return answer.infotexts[0]
+
+
+def largest_difference(some, others):
+    assert len(some) == len(others)
+    return max(
+        int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True)
+    )
+
+
+# enabled, disabled
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS)
+def test_enabled_gives_another_picture_and_the_report_says_what_was_done(server, sampler, scheduler):
+    fields = {"sampler_name": sampler, "scheduler": scheduler}
+    assert largest_difference(pictures(server, {}, **fields), pictures(server, **fields)) > 20
+    text = infotext(server, {}, **fields)
+    evaluated = 6 if sampler == "DDIM" else STEPS
+    assert f"RIVAL report: 10 layers; {evaluated} of {evaluated} steps injected" in text
+    assert "recorded features" in text
+    assert f"+ {2 * evaluated} UNet rows" in text
+
+
+def test_the_variation_is_closer_to_the_exemplar_in_colour_than_plain_img2img(server):
+    photo = np.asarray(exemplar("pizza-emojione-yellow")).reshape(-1, 3).mean(0)
+
+    def distance(images):
+        return np.mean([np.abs(image.reshape(-1, 3).mean(0) - photo).mean() for image in images])
+
+    assert distance(pictures(server, {}, batch_size=3)) < 0.6 * distance(pictures(server, batch_size=3))
+
+
+def test_plain_generation_is_bit_identical_to_a_server_that_never_had_the_extension(hosts):
+    extended, bare = hosts
+    before = pictures(bare)
+    pictures(extended, {})
+    assert largest_difference(pictures(extended), before) == 0
+    assert largest_difference(pictures(extended, {"enabled": False}), before) == 0
+    extended.plan()
+    bare.plan()
+    text = {"prompt": "a pizza", "seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5}
+    assert largest_difference(extended.txt2img(**text).pictures, bare.txt2img(**text).pictures) == 0
+
+
+# the API's settings
+
+
+def test_left_out_fields_take_the_panels_defaults(server):
+    full = {
+        **{"mode": "variation", "exemplar": None, "exemplar_prompt": "", "t_align": 600, "t_early": 600},
+        **{"early_steps": 1000, "alignment": "noise", "start": "permuted", "inversion_iterations": 1},
+    }
+    assert largest_difference(pictures(server, {}), pictures(server, full)) == 0
+
+
+def test_the_panels_positional_form_is_the_same(server):
+    positional = [True, "variation", None, "a pizza", 500, 400, 1000, "noise", "permuted", 2]
+    named = {"exemplar_prompt": "a pizza", "t_align": 500, "t_early": 400, "inversion_iterations": 2}
+    assert largest_difference(pictures(server, positional), pictures(server, named)) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"t_align": 100},
+        {"t_early": 100},
+        {"early_steps": 500},
+        {"alignment": "latent"},
+        {"alignment": "off"},
+        {"start": "inverted"},
+        {"exemplar_prompt": "a pizza"},
+        {"inversion_iterations": 3},
+    ],
+)
+def test_every_setting_changes_the_picture_and_is_in_the_infotext(server, settings):
+    assert largest_difference(pictures(server, settings), pictures(server, {})) > 0
+    ((name, value),) = settings.items()
+    assert f"RIVAL {name}: {value}" in infotext(server, settings)
+
+
+def test_an_exemplar_of_its_own_replaces_the_input_image(server):
+    house = exemplar("house-emojione-blue")
+    separate = pictures(server, {"exemplar": base64_of(house)})
+    assert largest_difference(separate, pictures(server, {}, image=house)) == 0
+    assert largest_difference(separate, pictures(server, {})) > 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"strength": 0.5}, "strength"),
+        ({"t_align": "600"}, "t_align"),
+        ({"t_early": 1001}, "t_early"),
+        ({"early_steps": True}, "early_steps"),
+        ({"mode": "edit"}, "mode"),
+        ({"alignment": "both"}, "alignment"),
+        ({"start": None}, "start"),
+        ({"exemplar": "no image"}, "exemplar"),
+        ({"exemplar_prompt": 5}, "exemplar_prompt"),
+        ({"exemplar_prompt": "a pizza <lora:style:1>"}, "exemplar_prompt"),
+        ({"inversion_iterations": 0}, "inversion_iterations"),
+        ({"enabled": "yes"}, "enabled"),
+        ({"enabled": False, "t_align": -1}, "t_align"),
+    ],
+)
+def test_a_wrong_field_is_an_error_that_names_it_and_nothing_is_sampled(server, settings, named):
+    answer = server.img2img(**request(settings))
+    assert answer.status == 422
+    assert re.search(rf"\b{named}\b", answer.sentence)
+    assert server.calls() == 0
+    assert server.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"settings": {"early_steps": 0}, "sampler_name": "DDIM"}, "early_steps"),
+        ({"sampler_name": "Heun"}, "Heun"),
+        ({"width": 132}, "multiples of 8"),
+        ({"mask": base64_of(Image.new("L", (128, 128), 255))}, "inpainting"),
+        ({"subseed_strength": 0.3}, "Variation strength"),
+        ({"denoising_strength": 0.05, "sampler_name": "DDIM"}, "denoising strength"),
+    ],
+)
+def test_what_cannot_be_honoured_is_a_plain_sentence_before_sampling(server, fields, named):
+    answer = server.img2img(**request(**{"settings": {}, **fields}))
+    assert answer.status == 422
+    assert named in answer.sentence
+    assert server.calls() == 0
+
+
+def test_two_different_input_images_are_refused(server):
+    payload = request({}, batch_size=2)
+    payload["init_images"].append(base64_of(exemplar("house-emojione-blue")))
+    answer = server.img2img(**payload)
+    assert answer.status == 422
+    assert "one input image" in answer.sentence
+
+
+# batches, sizes, guidance
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M"])
+def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
+    """As far as the host keeps that promise: its own plain images differ between batch sizes by rounding."""
+    batch = pictures(server, {}, batch_size=3, sampler_name=sampler)
+    alone = [pictures(server, {}, seed=seed, sampler_name=sampler)[0] for seed in (3, 4, 5)]
+    plain_batch = pictures(server, batch_size=3, sampler_name=sampler)
+    plain_alone = [pictures(server, seed=seed, sampler_name=sampler)[0] for seed in (3, 4, 5)]
+    assert largest_difference(batch, alone) <= 2 + 2 * largest_difference(plain_batch, plain_alone)
+    assert largest_difference(batch[:2], batch[1:]) > 20
+
+
+def test_batches_one_after_the_other_share_one_inversion(server):
+    fields = {"batch_size": 2, "n_iter": 2, "prompt": "a pizza slice"}
+    server.plan()
+    answer = server.img2img(**request({"exemplar_prompt": "slice"}, **fields))
+    assert "inverted in 8 evaluations" in answer.infotexts[0]
+    assert "stored inversion; 0 + 32 UNet rows" in answer.infotexts[2]
+    alone = [pictures(server, {"exemplar_prompt": "slice"}, seed=seed, prompt="a pizza slice")[0] for seed in range(3, 7)]
+    assert largest_difference(answer.pictures, alone) <= 4
+
+
+def test_the_same_request_twice_is_bit_identical(server):
+    first = server.img2img(**request({}, batch_size=2)).pictures
+    assert largest_difference(first, server.img2img(**request({}, batch_size=2)).pictures) == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 192), (136, 104)])
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
+def test_any_size_that_is_a_multiple_of_eight(server, sampler, width, height):
+    (picture,) = pictures(server, {}, width=width, height=height, sampler_name=sampler)
+    assert picture.shape == (height, width, 3)
+
+
+def test_guidance_one_is_injected_too(server):
+    text = infotext(server, {}, cfg_scale=1)
+    assert f"10 layers; {STEPS} of {STEPS} steps injected" in text
+    assert largest_difference(pictures(server, {}, cfg_scale=1), pictures(server, cfg_scale=1)) > 20
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
+def test_a_lower_denoising_strength_starts_lower_in_the_chain(server, sampler):
+    text = infotext(server, {"start": "inverted"}, denoising_strength=0.6, sampler_name=sampler)
+    evaluated = 3 if sampler == "DDIM" else 5
+    assert f"{evaluated} of {evaluated} steps injected" in text
+
+
+def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server):
+    """A start at the wrong noise level, or a chain looked up by index, would not."""
+    photo = exemplar("pizza-emojione-yellow")
+    for sampler in ("DDIM", "Euler", "DPM++ 2M"):
+        settings = {"start": "inverted", "alignment": "off"}
+        fields = {"cfg_scale": 1, "prompt": "", "sampler_name": sampler, "steps": 20}
+        (picture,) = pictures(server, settings, image=photo, **fields)
+        assert np.abs(picture.astype(float) - np.asarray(photo, dtype=float)).mean() < 12
+
+
+# stopping and failing
+
+UNSTORED = {"interrupt": "a bear", "skip": "a cow face", "error": "grapes", "memory": "a star"}
+"""Exemplar prompts that the model knows and no other case uses: the inversion has to be made."""
+
+
+@pytest.mark.parametrize("action", ["interrupt", "skip"])
+@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+def test_interrupt_and_skip_end_inversion_and_sampling_within_a_step(server, action, at_call):
+    before = pictures(server)
+    server.plan(at_call, action)
+    answer = server.img2img(**request({"exemplar_prompt": UNSTORED[action]}))
+    assert answer.status == 200
+    assert server.calls() == at_call
+    assert server.leftovers() == []
+    if at_call < STEPS:
+        assert "stopped in the inversion" in answer.infotexts[0]
+    assert largest_difference(pictures(server), before) == 0
+
+
+@pytest.mark.parametrize("action", ["error", "memory"])
+@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+def test_after_an_error_nothing_stays_hooked_and_the_next_image_is_right(server, action, at_call):
+    plain, varied = pictures(server), pictures(server, {})
+    server.plan(at_call, action)
+    answer = server.img2img(**request({"exemplar_prompt": UNSTORED[action]}))
+    assert answer.status == 500
+    assert "planned" in answer.sentence
+    assert server.leftovers() == []
+    assert largest_difference(pictures(server), plain) == 0
+    assert largest_difference(pictures(server, {}), varied) == 0

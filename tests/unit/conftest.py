@@ -1,0 +1,40 @@
+"""For the unit tests: quick and repeatable property tests, and guides whose chain was inverted here."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+from rival_ext.attention import self_attention_layers
+from rival_ext.guide import Guide
+from rival_ext.inversion import invert
+from rival_ext.report import Report
+from rival_ext.settings import parse_settings
+
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True, database=None)
+hypothesis.settings.load_profile("quick")
+
+
+@pytest.fixture
+def make_live_guide():
+    """(host, fields of the settings) -> a guide whose chain recorded nothing: the exemplar is evaluated live."""
+
+    def make(host, **fields):
+        settings = parse_settings(fields)
+        chain = invert(
+            host.exemplar_latent(),
+            host.noise_levels(),
+            host.predict_noise,
+            {},
+            iterations=settings.inversion_iterations,
+        )
+        report = Report(settings.mode, settings.t_align, settings.t_early)
+        return Guide(chain, settings, host.schedule, self_attention_layers(host.unet), host.predict_noise, report)
+
+    return make
+
+
+@pytest.fixture
+def sample():
+    """(host, start, seeds, guide or None) -> final latents."""
+    return lambda host, start, seeds, guide: host.sample(start, seeds, guide, lambda done, total: None)
