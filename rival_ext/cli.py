@@ -9,10 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from PIL import Image
@@ -31,7 +31,7 @@ SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
 LARGEST_SIDE = 2048
 
 
-class Size(click.ParamType):
+class Size(click.ParamType["tuple[int, int]"]):
     """WxH, each a multiple of 8 from 64 to 2048."""
 
     name = "WxH"
@@ -80,7 +80,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--size", type=Size(), help="Of photo and variations; without it the photo's aspect at the native area.")
 @click.option("--cfg", type=click.FloatRange(1, 30), default=5.0, show_default=True, help="Guidance scale; 1 is off.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the small demo model.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the demo model.")
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
 @click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")
 @setting_options
@@ -153,10 +153,13 @@ def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) 
 
 def _load_host(job: Job, settings: Settings, photo: Image.Image) -> tuple[DiffusersHost, Image.Image]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     # imported late: `--help` and bad input answer at once
+    import diffusers.utils.logging as diffusers_logging
+
     from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, native_size
 
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
     request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps)
     photo = fit(photo, job.size or native_size(pipeline, photo))
@@ -173,11 +176,14 @@ def _part(advance: Callable[[int, int], None], index: int, number: int) -> Calla
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told (done, total)."""
-    with tqdm(desc=title, unit="step") as bar:
+    """A progress bar that is told (done, total); it appears with the first step, so an earlier error stands alone."""
+    with ExitStack() as stack:
+        bar: tqdm[NoReturn] | None = None
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=title, unit="step", total=total))
             bar.update(done - bar.n)
 
         yield advance

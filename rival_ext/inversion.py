@@ -96,9 +96,7 @@ def invert(
     return Chain(noise_levels, torch.cat(latents), kept, evaluations, residual)
 
 
-def reconstruct(
-    chain: Chain, predict_noise: PredictNoise, progress: Progress = lambda done, total: None
-) -> Tensor:
+def reconstruct(chain: Chain, predict_noise: PredictNoise, progress: Progress = lambda done, total: None) -> Tensor:
     """The clean latent `[1, C, H, W]` that deterministic steps from `x_T^R` lead back to: how exact the chain is."""
     levels = chain.noise_levels.tolist()
     latent = chain.top

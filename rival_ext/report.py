@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass
 class Steps:
-    """Denoiser calls of one image: all, those in which a layer saw the exemplar, those whose statistics were aligned."""
+    """Denoiser calls of one image: all, those that saw the exemplar, those whose statistics were aligned."""
 
     total: int = 0
     injected: int = 0

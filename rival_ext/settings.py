@@ -75,12 +75,12 @@ class Field:
         return dict(Settings())[self.name]
 
 
-def _choice(name: str, label: str, help: str, *choices: str) -> Field:
-    return Field(name, label, "one of " + ", ".join(choices), help, choices=choices)
+def _choice(name: str, label: str, explanation: str, *choices: str) -> Field:
+    return Field(name, label, "one of " + ", ".join(choices), explanation, choices=choices)
 
 
-def _whole_number(name: str, label: str, help: str, minimum: int, maximum: int) -> Field:
-    return Field(name, label, f"a whole number from {minimum} to {maximum}", help, minimum, maximum)
+def _whole_number(name: str, label: str, explanation: str, minimum: int, maximum: int) -> Field:
+    return Field(name, label, f"a whole number from {minimum} to {maximum}", explanation, minimum, maximum)
 
 
 FIELDS = (
@@ -99,10 +99,14 @@ FIELDS = (
         "What the exemplar shows; empty inverts without a prompt, which is the more exact",
     ),
     _whole_number(
-        "t_align", "t_align", "Above this timestep self-attention sees the exemplar only; smaller is closer", 0, 1000
+        "t_align", "t_align", "Above this timestep attention sees the exemplar only; smaller is closer", 0, 1000
     ),
     _whole_number(
-        "t_early", "t_early", "Above this timestep statistics are aligned; smaller is closer in colour and tone", 0, 1000
+        "t_early",
+        "t_early",
+        "Above this timestep statistics are aligned; smaller is closer in colour",
+        0,
+        1000,
     ),
     _whole_number("early_steps", "early_steps", "Above this timestep attention is untouched; 1000 is off", 0, 1000),
     _choice("alignment", "Alignment", "What takes the exemplar's statistics", "noise", "latent", "off"),

@@ -19,7 +19,7 @@ class RivalScript(scripts.Script):
         return scripts.AlwaysVisible if is_img2img else False
 
     def ui(self, is_img2img):
-        controls, self.infotext_fields = panel(self.elem_id)
+        controls, self.infotext_fields = panel(f"{self.tabname}_rival")
         return controls
 
     def process_batch(self, p, *args, **kwargs):

@@ -50,6 +50,5 @@ def golden(name: str) -> dict[str, Any]:
     """The authors' outputs for one run; arrays as tensors, `meta` decoded."""
     with np.load(DATA / "golden" / f"{name}.npz") as arrays:
         return {
-            key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value)
-            for key, value in arrays.items()
+            key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value) for key, value in arrays.items()
         }

@@ -44,7 +44,7 @@ Advance = Callable[[int, int], None]
 class Sampler:
     """A sampler of the command line: a scheduler of diffusers and the form in which it holds the latents."""
 
-    scheduler: type
+    scheduler: Any
     options: dict[str, Any]
     exploding: bool
 
@@ -74,9 +74,7 @@ class Request:
 class DiffusersHost:
     """A loaded checkpoint, one request and one exemplar (`rival_ext.prepare.Host`)."""
 
-    def __init__(
-        self, pipeline: StableDiffusionPipeline, request: Request, exemplar: Image.Image, progress: Advance
-    ):
+    def __init__(self, pipeline: StableDiffusionPipeline, request: Request, exemplar: Image.Image, progress: Advance):
         self.pipeline = pipeline
         self.request = request
         self.exemplar = exemplar

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 from modules import devices, extra_networks, images, prompt_parser, sd_hijack, sd_samplers_common, sd_vae, shared
+from PIL import Image
 from torch import Tensor
 
 from rival_ext.attention import count_rows
@@ -99,9 +100,12 @@ def _sample_guided(p: Any, settings: Settings, sample: Callable[[], Tensor]) -> 
         shared.state.textinfo = None
     begun = time.perf_counter()
     start = guide.chain.start(p.seeds, settings.start == "permuted")
-    with _starting_from(p.sampler, host.form, host.exemplar_latent(), start), _guided_by(p.sampler, host.form, guide):
-        with count_rows(host.unet) as rows:
-            samples = sample()
+    with (
+        _starting_from(p.sampler, host.form, host.exemplar_latent(), start),
+        _guided_by(p.sampler, host.form, guide),
+        count_rows(host.unet) as rows,
+    ):
+        samples = sample()
     report.rows.generation = sum(rows)
     report.seconds.generation = time.perf_counter() - begun
     p.extra_generation_params[REPORT] = report.summary()
@@ -117,21 +121,18 @@ class WebuiHost:
         self.unet = p.sd_model.model.diffusion_model
         self.form: SamplerForm = sampler_form(p.sampler)
         self.schedule = self.form.schedule
-        self._image = settings.exemplar or p.init_images[0]
         self._levels = self._read_levels()
         self._prompt_schedule = prompt_parser.get_learned_conditioning(
             p.sd_model,
             prompt_parser.SdConditioning([settings.exemplar_prompt], width=p.width, height=p.height),
             p.steps,
         )
-        self._latent: Tensor | None = None
+        self._latent = self._encode(settings.exemplar or p.init_images[0])
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
     def exemplar_latent(self) -> Tensor:
-        if self._latent is None:
-            self._latent = self._encode()
         return self._latent
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
@@ -183,10 +184,10 @@ class WebuiHost:
             )
         return levels
 
-    def _encode(self) -> Tensor:
+    def _encode(self, exemplar: Image.Image) -> Tensor:
         """The exemplar as the host would encode it, but with the mean of the VAE's posterior: nothing is drawn."""
         p, opts = self.p, shared.opts
-        image = images.flatten(self._image, opts.img2img_background_color)
+        image = images.flatten(exemplar, opts.img2img_background_color)
         if p.resize_mode != LATENT_UPSCALE:
             image = images.resize_image(p.resize_mode, image, p.width, p.height)
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
@@ -230,7 +231,7 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
         if aligned is not latent:
             # in place: the sampler itself goes on from the aligned latent
             x.copy_(aligned * form.scale(level))
-        output = predicted = None
+        output = predicted = x
 
         def denoise() -> Tensor:
             nonlocal output, predicted

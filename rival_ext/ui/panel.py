@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -20,42 +19,47 @@ HINT = (
 )
 
 
-def panel(elem_id: Callable[[str], str]) -> tuple[list[Any], list[PasteField]]:
-    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to."""
+def panel(prefix: str) -> tuple[list[Any], list[PasteField]]:
+    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to; ids begin with `prefix`."""
     controls: dict[str, Any] = {}
-    with InputAccordion(False, label=FIELD["enabled"].label, elem_id=elem_id("enabled")) as controls["enabled"]:
-        gr.HTML(HINT, elem_id=elem_id("hint"))
+    with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{prefix}_enabled") as controls["enabled"]:
+        gr.HTML(HINT, elem_id=f"{prefix}_hint")
         # one mode so far: nothing to choose, but a value that the API's positional form and the infotext carry
-        controls["mode"] = _choice(elem_id, "mode", visible=False)
+        controls["mode"] = _choice(prefix, "mode", visible=False)
         with FormRow():
-            controls["t_align"] = _slider(elem_id, "t_align")
-            controls["t_early"] = _slider(elem_id, "t_early")
-        controls["exemplar_prompt"] = gr.Textbox(**_common(elem_id, "exemplar_prompt"), placeholder=FIELD["exemplar_prompt"].help)
-        with gr.Accordion("More", open=False, elem_id=elem_id("more")):
+            controls["t_align"] = _slider(prefix, "t_align")
+            controls["t_early"] = _slider(prefix, "t_early")
+        controls["exemplar_prompt"] = gr.Textbox(
+            **_common(prefix, "exemplar_prompt"), placeholder=FIELD["exemplar_prompt"].help
+        )
+        with gr.Accordion("More", open=False, elem_id=f"{prefix}_more"):
             with FormRow():
-                controls["early_steps"] = _slider(elem_id, "early_steps")
-                controls["inversion_iterations"] = _slider(elem_id, "inversion_iterations")
+                controls["early_steps"] = _slider(prefix, "early_steps")
+                controls["inversion_iterations"] = _slider(prefix, "inversion_iterations")
             with FormRow():
-                controls["alignment"] = _choice(elem_id, "alignment")
-                controls["start"] = _choice(elem_id, "start")
+                controls["alignment"] = _choice(prefix, "alignment")
+                controls["start"] = _choice(prefix, "start")
             controls["exemplar"] = gr.Image(
-                label="Another exemplar than the img2img image", type="pil", source="upload", height=240,
-                elem_id=elem_id("exemplar"),
+                label="Another exemplar than the img2img image",
+                type="pil",
+                source="upload",
+                height=240,
+                elem_id=f"{prefix}_exemplar",
             )
     targets = paste_targets()
     pasted = [PasteField(controls[name], target) for name, target in targets.items()]
     return [controls[field.name] for field in FIELDS], pasted
 
 
-def _slider(elem_id: Callable[[str], str], name: str) -> gr.Slider:
+def _slider(prefix: str, name: str) -> gr.Slider:
     field = FIELD[name]
-    return gr.Slider(field.minimum, field.maximum, step=1, **_common(elem_id, name))
+    return gr.Slider(field.minimum, field.maximum, step=1, **_common(prefix, name))
 
 
-def _choice(elem_id: Callable[[str], str], name: str, visible: bool = True) -> gr.Radio:
-    return gr.Radio(choices=list(FIELD[name].choices), visible=visible, **_common(elem_id, name))
+def _choice(prefix: str, name: str, visible: bool = True) -> gr.Radio:
+    return gr.Radio(choices=list(FIELD[name].choices), visible=visible, **_common(prefix, name))
 
 
-def _common(elem_id: Callable[[str], str], name: str) -> dict[str, Any]:
+def _common(prefix: str, name: str) -> dict[str, Any]:
     field = FIELD[name]
-    return {"label": field.label, "value": field.default, "elem_id": elem_id(name), "tooltip": field.help}
+    return {"label": field.label, "value": field.default, "elem_id": f"{prefix}_{name}", "tooltip": field.help}

@@ -17,8 +17,10 @@ def hosts(request, tmp_path_factory):
     """(a server with the extension, one that never had it), on the stand-in and on the real WebUI."""
     if request.param == "stand-in":
         with modules.uninstalled():
-            modules.install(Checkpoint(load_pipeline(DEMO_CHECKPOINT)))
-            yield tuple(StandInServer(Checkpoint(load_pipeline(DEMO_CHECKPOINT)), extended) for extended in (True, False))
+            modules.install(new_checkpoint())
+            yield tuple(
+                StandInServer(Checkpoint(load_pipeline(DEMO_CHECKPOINT)), extended) for extended in (True, False)
+            )
         return
     folder = real_folder()
     if folder is None:
@@ -31,6 +33,11 @@ def hosts(request, tmp_path_factory):
     finally:
         for server in servers:
             server.stop()
+
+
+def new_checkpoint():
+    """A model of its own for each server, so that a hook on one is not on the other."""
+    return Checkpoint(load_pipeline(DEMO_CHECKPOINT))
 
 
 @pytest.fixture

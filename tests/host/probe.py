@@ -20,7 +20,7 @@ class Probe:
         self.baseline = set(self._hooked())
 
     def plan(self, at_call=None, action=None, seed=0):
-        """Counts from nought, does `action` (error, memory, interrupt, skip) at that call; pins the global generator."""
+        """Counts from nought, does `action` (error, memory, interrupt, skip) at that call; pins the generator."""
         self.calls, self.at_call, self.action = 0, at_call, action
         torch.manual_seed(seed)
 

@@ -53,9 +53,7 @@ def infotext(server, settings, **fields):
 
 def largest_difference(some, others):
     assert len(some) == len(others)
-    return max(
-        int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True)
-    )
+    return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
 
 
 # enabled, disabled
@@ -208,7 +206,9 @@ def test_batches_one_after_the_other_share_one_inversion(server):
     answer = server.img2img(**request({"exemplar_prompt": "slice"}, **fields))
     assert "inverted in 8 evaluations" in answer.infotexts[0]
     assert "stored inversion; 0 + 32 UNet rows" in answer.infotexts[2]
-    alone = [pictures(server, {"exemplar_prompt": "slice"}, seed=seed, prompt="a pizza slice")[0] for seed in range(3, 7)]
+    alone = [
+        pictures(server, {"exemplar_prompt": "slice"}, seed=seed, prompt="a pizza slice")[0] for seed in range(3, 7)
+    ]
     assert largest_difference(answer.pictures, alone) <= 4
 
 

@@ -33,8 +33,7 @@ class InputAccordion(Control):
 
 
 class Script:
-    def elem_id(self, name):
-        return f"script_img2img_rival_{name}"
+    tabname = "img2img"
 
 
 class PasteField(tuple):
@@ -70,28 +69,36 @@ def resize_image(mode, image, width, height):
 
 def install(checkpoint):
     """Puts the stand-in where `import modules` finds it, with this checkpoint loaded."""
-    shared = dict(opts=opts, state=state, device=torch.device("cpu"), sd_model=checkpoint, loaded_hypernetworks=[])
+    shared = {
+        "opts": opts,
+        "state": state,
+        "device": torch.device("cpu"),
+        "sd_model": checkpoint,
+        "loaded_hypernetworks": [],
+    }
     members = {
-        "devices": dict(dtype_vae=torch.float32, dtype_unet=torch.float32, unet_needs_upcast=False, fp8=False),
-        "extra_networks": dict(parse_prompt=parse_prompt),
-        "images": dict(flatten=flatten, resize_image=resize_image),
-        "prompt_parser": dict(
-            SdConditioning=SdConditioning,
-            get_learned_conditioning=get_learned_conditioning,
-            reconstruct_cond_batch=reconstruct_cond_batch,
-        ),
-        "sd_hijack": dict(current_optimizer=None),
-        "sd_samplers_common": dict(
-            setup_img2img_steps=samplers.setup_img2img_steps, approximation_indexes={}, images_tensor_to_samples=None
-        ),
-        "sd_samplers_kdiffusion": dict(KDiffusionSampler=samplers.KDiffusionSampler),
-        "sd_samplers_timesteps": dict(CompVisSampler=samplers.CompVisSampler),
-        "sd_vae": dict(get_loaded_vae_name=lambda: None, get_loaded_vae_hash=lambda: None),
+        "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+        "extra_networks": {"parse_prompt": parse_prompt},
+        "images": {"flatten": flatten, "resize_image": resize_image},
+        "prompt_parser": {
+            "SdConditioning": SdConditioning,
+            "get_learned_conditioning": get_learned_conditioning,
+            "reconstruct_cond_batch": reconstruct_cond_batch,
+        },
+        "sd_hijack": {"current_optimizer": None},
+        "sd_samplers_common": {
+            "setup_img2img_steps": samplers.setup_img2img_steps,
+            "approximation_indexes": {},
+            "images_tensor_to_samples": None,
+        },
+        "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
+        "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
+        "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
-        "script_callbacks": dict(on_model_loaded=lambda callback: None, on_script_unloaded=lambda callback: None),
-        "scripts": dict(Script=Script, AlwaysVisible=object()),
-        "infotext_utils": dict(PasteField=PasteField),
-        "ui_components": dict(FormRow=Control, InputAccordion=InputAccordion),
+        "script_callbacks": {"on_model_loaded": lambda callback: None, "on_script_unloaded": lambda callback: None},
+        "scripts": {"Script": Script, "AlwaysVisible": object()},
+        "infotext_utils": {"PasteField": PasteField},
+        "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion},
     }
     package = ModuleType("modules")
     sys.modules["modules"] = package

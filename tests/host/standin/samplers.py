@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -93,7 +95,7 @@ class KDiffusionSampler(Sampler):
 
 
 def euler(denoiser, x, levels, arguments, callback, rng):
-    for index, (sigma, lower) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
         x = x + (x - denoised) / sigma * (lower - sigma)
         callback(index, x)
@@ -101,7 +103,7 @@ def euler(denoiser, x, levels, arguments, callback, rng):
 
 
 def euler_ancestral(denoiser, x, levels, arguments, callback, rng):
-    for index, (sigma, lower) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
         fresh = torch.minimum(lower, lower * (sigma**2 - lower**2).sqrt() / sigma)
         down = (lower**2 - fresh**2).sqrt()
@@ -112,7 +114,7 @@ def euler_ancestral(denoiser, x, levels, arguments, callback, rng):
 
 def dpmpp_2m(denoiser, x, levels, arguments, callback, rng):
     previous = None
-    for index, (sigma, lower) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
         correction = denoised
         if previous is not None and lower > 0:

@@ -1,0 +1,205 @@
+"""The command line: what it writes, what it refuses and leaves unwritten."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from rival_ext.cli import main
+from rival_ext.hosts.diffusers import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
+from rival_ext.settings import PASTED
+
+PHOTO = DEMO / "pizza.png"
+REPORT = {
+    "mode": str,
+    "t_align": int,
+    "t_early": int,
+    "layers": int,
+    "features": str,
+    "store": str,
+    "steps": {"total": int, "injected": int, "aligned": int},
+    "inversion": {"evaluations": int, "iterations": int, "residual": float, "psnr": (float, type(None))},
+    "rows": {"inversion": int, "generation": int},
+    "seconds": {"inversion": float, "generation": float},
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """(arguments) -> (exit code, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            return stopped.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def assert_shaped(value, shape):
+    if isinstance(shape, dict):
+        assert list(value) == list(shape)
+        for key, inner in shape.items():
+            assert_shaped(value[key], inner)
+    else:
+        assert isinstance(value, shape)
+
+
+def test_images_sheet_and_report_are_written(run, tmp_path):
+    out = tmp_path / "new" / "out"
+    code, _ = run(PHOTO, "-n", 2, "--steps", 6, "--check", "--out", out)
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["000.png", "001.png", "report.json", "sheet.png"]
+    report = report_of(out)
+    assert_shaped(report, REPORT)
+    assert (report["mode"], report["layers"], report["features"], report["store"]) == ("variation", 10, "recorded", "off")
+    assert report["steps"] == {"total": 6, "injected": 6, "aligned": 2}
+    assert report["inversion"]["evaluations"] == 6
+    assert report["inversion"]["psnr"] > 20
+    assert report["rows"] == {"inversion": 6, "generation": 2 * 2 * 6}
+    assert Image.open(out / "000.png").size == (128, 128)
+    assert Image.open(out / "sheet.png").width > 3 * 128
+    assert np.abs(pixels(out / "000.png") - pixels(out / "001.png")).max() > 20
+
+
+def test_an_image_is_bit_identical_alone_and_among_others(run, tmp_path):
+    run(PHOTO, "-n", 3, "--seed", 5, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "many")
+    run(PHOTO, "-n", 1, "--seed", 7, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "one")
+    assert (pixels(tmp_path / "many" / "002.png") == pixels(tmp_path / "one" / "000.png")).all()
+
+
+def test_plain_generates_without_the_method_from_the_same_seeds(run, tmp_path):
+    run(PHOTO, "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "plain")
+    run(DEMO / "panda.png", "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "other-photo")
+    assert (pixels(tmp_path / "plain" / "000.png") == pixels(tmp_path / "other-photo" / "000.png")).all()
+    report = report_of(tmp_path / "plain")
+    assert (report["mode"], report["layers"], report["features"]) == ("plain", 0, None)
+    assert report["steps"] == {"total": 4, "injected": 0, "aligned": 0}
+    assert report["rows"] == {"inversion": 0, "generation": 8}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras"])
+def test_every_sampler_injects_in_every_step(run, tmp_path, sampler):
+    code, _ = run(PHOTO, "-n", 1, "--steps", 5, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out")
+    report = report_of(tmp_path / "out")
+    assert code == 0
+    assert report["steps"]["injected"] == report["steps"]["total"] == 5
+    assert report["rows"] == {"inversion": 5, "generation": 5}
+
+
+def test_size_and_settings_are_followed(run, tmp_path):
+    options = {"--t-align": 300, "--t-early": 200, "--alignment": "latent", "--inversion-iterations": 2}
+    flat = [part for pair in options.items() for part in pair]
+    run(PHOTO, "-n", 1, "--steps", 5, "--size", "136x64", "--out", tmp_path / "out", *flat)
+    report = report_of(tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000.png").size == (136, 64)
+    assert (report["t_align"], report["t_early"], report["steps"]["aligned"]) == (300, 200, 4)
+    assert report["inversion"]["evaluations"] > 5
+
+
+def test_a_photo_of_another_aspect_keeps_it(run, tmp_path):
+    Image.open(PHOTO).convert("RGB").resize((300, 150)).save(tmp_path / "wide.png")
+    run(tmp_path / "wide.png", "-n", 1, "--steps", 2, "--out", tmp_path / "out")
+    width, height = Image.open(tmp_path / "out" / "000.png").size
+    assert width > height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nothing.png"], "nothing.png"),
+        ([DEMO_CHECKPOINT], "not a picture"),
+        ([PHOTO, "--size", "100x128"], "multiple of 8"),
+        ([PHOTO, "--size", "128"], "WIDTHxHEIGHT"),
+        ([PHOTO, "--size", "128x8"], "from 64"),
+        ([PHOTO, "-n", "0"], "-n"),
+        ([PHOTO, "--steps", "1"], "--steps"),
+        ([PHOTO, "--steps", "ten"], "--steps"),
+        ([PHOTO, "--cfg", "0.5"], "--cfg"),
+        ([PHOTO, "--seed", "-1"], "--seed"),
+        ([PHOTO, "--sampler", "heun"], "--sampler"),
+        ([PHOTO, "--mode", "edit"], "--mode"),
+        ([PHOTO, "--t-align", "1001"], "t_align"),
+        ([PHOTO, "--early-steps", "0"], "early_steps"),
+        ([PHOTO, "--inversion-iterations", "0"], "inversion_iterations"),
+        ([PHOTO, "--alignment", "both"], "--alignment"),
+        ([PHOTO, "--bogus"], "--bogus"),
+        ([PHOTO, "--checkpoint", "nothing.safetensors"], "nothing.safetensors"),
+        ([PHOTO, "--checkpoint", PHOTO], "not a readable .safetensors"),
+        ([PHOTO, "--prompt", "a pizza " * 60], "--prompt"),
+        ([], "PHOTO"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(run, tmp_path, arguments, named):
+    code, error = run(*arguments, "--out", tmp_path / "out")
+    sentence = error.strip().splitlines()[-1]
+    assert code == 2
+    assert named in sentence
+    assert error.strip() == sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "named"),
+    [
+        ({"conditioner.embedders.0.weight": (2, 2)}, "not a Stable Diffusion 1.x checkpoint"),
+        ({"first": (320, 9, 3, 3), "cross": (320, 768)}, "(320, 9, 768)"),
+        ({"first": (320, 4, 3, 3), "cross": (320, 1024)}, "(320, 4, 1024)"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_refused_by_its_shapes(run, tmp_path, shapes, named):
+    from rival_ext.hosts.diffusers import FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION
+
+    names = {"first": FIRST_CONVOLUTION, "cross": FIRST_CROSS_ATTENTION}
+    save_file({names.get(name, name): torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "x.safetensors")
+    code, error = run(PHOTO, "--checkpoint", tmp_path / "x.safetensors", "--out", tmp_path / "out")
+    assert code == 2
+    assert named in error
+
+
+def test_a_folder_with_other_files_is_left_alone_and_an_earlier_run_is_replaced(run, tmp_path):
+    (tmp_path / "000.png").write_text("mine")
+    code, error = run(PHOTO, "-n", 1, "--steps", 2, "--out", tmp_path)
+    assert code == 2
+    assert "holds other files" in error
+    assert (tmp_path / "000.png").read_text() == "mine"
+    for _ in range(2):
+        assert run(PHOTO, "-n", 1, "--steps", 2, "--out", tmp_path / "out")[0] == 0
+
+
+def test_every_pasted_setting_is_an_option(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rival_ext", "--help"])
+    main()
+    text = capsys.readouterr().out
+    assert all(field.flag in text for field in PASTED)
+
+
+def test_the_builtin_configuration_is_that_of_sd15():
+    """By the parameter counts of the published checkpoint: UNet, VAE, text encoder."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def count(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_CONFIG / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(SD15_CONFIG / "vae"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_CONFIG / "text_encoder"))
+    assert (count(unet), count(vae), count(text)) == (859_520_964, 83_653_863, 123_060_480)
