@@ -127,8 +127,17 @@ PARTS = {
 }
 PICTURED_PARTS = ("RIVAL", "no injection", "no alignment", "noise start")
 EXEMPLAR_PROMPTS = {"empty": Variant(), "the full caption": Variant(captioned=True)}
-T_ALIGN = {f"t_align {timestep}": Variant(t_align=timestep) for timestep in (300, 600, 900)}
-T_EARLY = {f"t_early {timestep}": Variant(t_early=timestep) for timestep in (300, 600, 900)}
+TIMESTEPS = {
+    f"t_align {t_align}, t_early {t_early}": Variant(t_align=t_align, t_early=t_early)
+    for t_align in (300, 600, 900)
+    for t_early in (300, 600, 900)
+}
+COMPARISONS = (PARTS, EXEMPLAR_PROMPTS, TIMESTEPS)
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "palette": lambda result: result.palette,
+    "statistics": lambda result: result.statistics,
+}
 
 
 class Probe(Guide):
@@ -149,8 +158,8 @@ class Probe(Guide):
         scale = scale_to_vp(noise_level)
         own = channel_statistics(latent * scale)
         exemplars = channel_statistics(self.chain.latent(noise_level) * scale)
-        gaps = [(one - other).abs() for one, other in zip(own, exemplars, strict=True)]
-        self.gaps.append(sum(gaps).mean(dim=(1, 2, 3)))
+        mean_gap, deviation_gap = ((one - other).abs() for one, other in zip(own, exemplars, strict=True))
+        self.gaps.append((mean_gap + deviation_gap).mean(dim=(1, 2, 3)))
         return latent
 
 
@@ -195,9 +204,6 @@ def make_host(
     return DiffusersHost(pipeline, request, exemplar.image, lambda done, total: None)
 
 
-# ---- the inversion
-
-
 def reconstruction_psnr(host: DiffusersHost, first_guess: FirstGuess, iterations: int) -> float:
     """dB of the exemplar inverted and led back, against the VAE's own reconstruction of it."""
     chain = invert(
@@ -217,9 +223,7 @@ def vae_reconstruction(host: DiffusersHost) -> Image.Image:
     return host.decode(host.exemplar_latent())[0]
 
 
-def inversion_page(
-    pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], known: Sequence[Exemplar]
-) -> str:
+def inversion_page(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], known: Sequence[Exemplar]) -> str:
     """docs/inversion.md."""
     hosts = [make_host(pipeline, exemplar) for exemplar in exemplars]
     rows = []
@@ -247,12 +251,10 @@ def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence
     return markdown_table(["exemplar prompt", "mean", "lowest"], rows)
 
 
-# ---- the effect
-
-
 def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> Results:
     """Every variant with every prompt on every exemplar."""
-    variants = list(dict.fromkeys([PLAIN, *(one for t in (PARTS, EXEMPLAR_PROMPTS, T_ALIGN, T_EARLY) for one in t.values())]))
+    # a variant that several tables show, such as the full method, is measured once
+    variants = dict.fromkeys([PLAIN, *(variant for table in COMPARISONS for variant in table.values())])
     results: Results = {(prompt, variant): [] for prompt in PROMPTS for variant in variants}
     store = ChainStore()
     for exemplar in tqdm(exemplars, unit="exemplar"):
@@ -291,45 +293,43 @@ def palette_distance(one: Palette, other: Palette) -> float:
     return float(wasserstein_distance_nd(one[0], other[0], one[1], other[1]))
 
 
-# ---- the pages
-
-
 def effect_page(results: Results, exemplars: int) -> str:
     """docs/effect.md."""
-
-    def tables(variants: dict[str, Variant]) -> str:
-        return "\n\n".join(
-            [
-                "Palette:\n\n" + ratio_table(results, variants, lambda result: result.palette, "Lab units"),
-                "Latent statistics:\n\n" + ratio_table(results, variants, lambda result: result.statistics, "distance"),
-            ]
-        )
-
+    parts, exemplar_prompts, timesteps = (ratio_rows(results, variants) for variants in COMPARISONS)
+    header = ["", *(f"{measure}, {prompt}" for measure in MEASURES for prompt in PROMPTS)]
     return EFFECT_PAGE.substitute(
         steps=STEPS,
         guidance=f"{GUIDANCE:g}",
         exemplars=exemplars,
         seeds=len(SEEDS),
         images=exemplars * len(SEEDS),
-        parts=tables(PARTS),
-        exemplar_prompts=tables(EXEMPLAR_PROMPTS),
-        t_align=tables(T_ALIGN),
-        t_early=tables(T_EARLY),
+        parts=markdown_table(header, [plain_row(results), *parts]),
+        exemplar_prompts=markdown_table(["exemplar prompt", *header[1:]], exemplar_prompts),
+        timesteps=markdown_table(header, timesteps),
     )
 
 
-def ratio_table(
-    results: Results, variants: dict[str, Variant], measure: Callable[[Result], float], unit: str
-) -> str:
-    """Mean distances by variant and prompt, as ratios to plain generation, with how many images came closer."""
-    plain = {prompt: [measure(result) for result in results[prompt, PLAIN]] for prompt in PROMPTS}
-    rows = [[f"plain, {unit}", *(f"{mean(plain[prompt]):.3g}" for prompt in PROMPTS)]]
-    for title, variant in variants.items():
-        cells = [
-            ratio_cell([measure(result) for result in results[prompt, variant]], plain[prompt]) for prompt in PROMPTS
+def plain_row(results: Results) -> list[str]:
+    """The mean distances of plain generation, which the ratios refer to."""
+    return [
+        "plain, the distance itself",
+        *(f"{mean(map(of, results[prompt, PLAIN])):.2f}" for of in MEASURES.values() for prompt in PROMPTS),
+    ]
+
+
+def ratio_rows(results: Results, variants: dict[str, Variant]) -> list[list[str]]:
+    """A row for each variant: by measure and prompt, how far it is from the exemplar beside plain generation."""
+    return [
+        [
+            title,
+            *(
+                ratio_cell(list(map(of, results[prompt, variant])), list(map(of, results[prompt, PLAIN])))
+                for of in MEASURES.values()
+                for prompt in PROMPTS
+            ),
         ]
-        rows.append([title, *cells])
-    return markdown_table(["", *PROMPTS], rows)
+        for title, variant in variants.items()
+    ]
 
 
 def ratio_cell(values: Sequence[float], plain: Sequence[float]) -> str:
@@ -368,28 +368,92 @@ def labelled_grid(titles: Sequence[str], rows: dict[str, list[Image.Image]]) -> 
         y = top + row * (height + gap)
         draw.text((left - gap, y + height / 2), name, "black", font, anchor="rm")
         for column, picture in enumerate(pictures):
-            grid.paste(picture, (left + column * (width + gap), y))
+            x = left + column * (width + gap)
+            grid.paste(picture, (x, y))
+            # a picture on white would have no edge on the white page
+            draw.rectangle((x - 1, y - 1, x + width, y + height), outline="lightgray")
     return grid
 
 
 INVERSION_PAGE = Template("""\
 # How exact the inversion is
 
+Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet from a first guess. Two first
+guesses are offered:
+
+- **lower latent**, the authors': the latent of the lower noise level stands for the higher one's.
+- **extrapolated**, the default: a step along the noise prediction, extrapolated from the last two noise levels. It
+  needs no evaluation of its own.
+
+The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps, against the
+VAE's own reconstruction of it; small demo model, empty prompt. Both images have 8 bits a channel, so that rounding
+alone leaves no more than about 56 dB.
+
 $table
 
+With one evaluation a step the extrapolated guess is more exact than the authors' with two, so the default is one. A
+second one makes most images more exact, not all of them, and doubles the time of the inversion.
+
+## A prompt for the exemplar
+
+The same measure with the default inversion, over $known held-out images of things that the model knows:
+
 $prompts
+
+With its caption the exemplar comes back a little more exactly. [The effect](effect.md#exemplar-prompt) on the images
+made from it is small.
+
+Figures by `python benchmarks/effect.py`.
 """)
 
 EFFECT_PAGE = Template("""\
 # What each part does
 
+![Photo, plain generation, RIVAL, and RIVAL without one of its parts, for five exemplars](effect.png)
+
+The concept is the prompt here ("a pizza"), and a row has one seed throughout. Plain generation draws the thing that
+was named. RIVAL draws it in the exemplar's colours and on its background.
+
+Two distances from the exemplar are measured:
+
+- **palette**: each picture's pixels are clustered into six colours in CIE Lab; the distance is the earth mover's
+  distance between the two palettes, in Lab units. The exemplar is taken as the VAE gives it back.
+- **statistics**: how far mean and standard deviation of the latent are from the exemplar's at the same noise level,
+  averaged over channels and steps. The start counts as the first step.
+
+Each figure is the mean distance as a ratio to plain generation with the same prompt and the same seeds: 1 is no gain,
+smaller is closer. In brackets: how many of the $images images are closer than the plain one. Small demo model,
+$exemplars held-out exemplars of things that it knows, $seeds seeds each, $steps DDIM steps, guidance $guidance. Small
+differences between two rows mean little with so few images.
+
+## The parts
+
+The full method, the method without one of its parts, and injection as the only part:
+
 $parts
+
+- RIVAL is closer than plain generation with every prompt. The less the prompt says, the more comes from the exemplar.
+- Injection and alignment both add to it. With an empty prompt injection does nearly all of the work.
+- Alignment must not start from noise: it pulls towards statistics that the latent does not have, and the images end
+  up farther away than plain ones. The permuted start and the alignment belong together.
+
+## Exemplar prompt
+
+The exemplar inverted without a prompt, which is the default, or with its full caption; the columns name the
+generation's own prompt:
 
 $exemplar_prompts
 
-$t_align
+The two differ little. The default stays empty: it needs no description of the photo.
 
-$t_early
+## t_align and t_early
+
+$timesteps
+
+Smaller values of either are closer to the exemplar. The default is 600 for both, the authors' choice.
+
+Figures and picture by `python benchmarks/effect.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
+placed on plain backgrounds.
 """)
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
 STARTUP_SECONDS = 240
+LORA = "contract"
+"""Name of the LoRA that a real server finds in its models."""
 
 
 @dataclass
@@ -138,6 +141,8 @@ class RealServer:
         description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
         description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
         (data / "tiny-emoji.yaml").write_text(description)
+        (data / "models" / "Lora").mkdir(parents=True)
+        save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
         (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False}))
 
     def _wait(self):
@@ -192,6 +197,17 @@ def real_folder() -> Path | None:
 def python_of(folder: Path) -> Path:
     """The WebUI's own interpreter."""
     return folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def _lora() -> dict[str, np.ndarray]:
+    """A small random LoRA on one self-attention layer of the small checkpoint, in the usual file's names."""
+    random = np.random.default_rng(0)
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
+    return {
+        f"{layer}.lora_down.weight": random.normal(size=(4, 64)).astype(np.float32),
+        f"{layer}.lora_up.weight": random.normal(size=(64, 4)).astype(np.float32),
+        f"{layer}.alpha": np.array(4, dtype=np.float32),
+    }
 
 
 def _free_port() -> int:

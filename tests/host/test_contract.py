@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import exemplar
-from tests.host.servers import base64_of
+from tests.host.servers import LORA, base64_of
 
 SAMPLERS = [
     ("DDIM", "Automatic"),
@@ -184,6 +184,19 @@ def test_two_different_input_images_are_refused(server):
     answer = server.img2img(**payload)
     assert answer.status == 422
     assert "one input image" in answer.sentence
+
+
+def test_a_lora_of_the_prompt_takes_part_in_the_inversion(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: it has no LoRA")
+    plain, text = pictures(server, {}), infotext(server, {})
+    with_lora = server.img2img(**request({}, prompt=f"a pizza <lora:{LORA}:0.5>"))
+    assert "stored inversion" in text
+    assert "inverted in" in with_lora.infotexts[0]
+    assert largest_difference(with_lora.pictures, plain) > 5
+    assert "inverted in" in infotext(server, {}, prompt=f"a pizza <lora:{LORA}:0.4>")
+    assert "stored inversion" in infotext(server, {})
+    assert largest_difference(pictures(server, {}), plain) == 0
 
 
 # batches, sizes, guidance

@@ -16,7 +16,7 @@ LATENT_SCALE = 0.18215
 
 
 def alphas_cumprod():
-    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAINING_STEPS) ** 2
     return (1 - betas).cumprod(0).tolist()
 
 
@@ -40,7 +40,8 @@ def embed(pipeline, text):
 
 
 def encode(pipeline, image):
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    # left in the image's own memory order, channels last: the VAE rounds otherwise in another one, to 1e-4
+    pixels = torch.from_numpy(np.array(image, np.float32)[None]).permute(0, 3, 1, 2) / 255 * 2 - 1
     return pipeline.vae.encode(pixels).latent_dist.mean * LATENT_SCALE
 
 
@@ -114,7 +115,18 @@ def normalised(own, exemplar):
 
 @torch.no_grad()
 def vary(
-    pipeline, image, prompt, exemplar_prompt, guidance, steps, iterations, seed, t_align, t_early, early_steps, alignment
+    pipeline,
+    image,
+    prompt,
+    exemplar_prompt,
+    guidance,
+    steps,
+    iterations,
+    seed,
+    t_align,
+    t_early,
+    early_steps,
+    alignment,
 ):
     """Final latent of one variation and the exemplar's chain, both variance-preserving."""
     chain = invert(pipeline, encode(pipeline, image), exemplar_prompt, steps, iterations)
