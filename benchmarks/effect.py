@@ -400,7 +400,7 @@ The same measure with the default inversion, over $known held-out images of thin
 
 $prompts
 
-With its caption the exemplar comes back a little more exactly. [The effect](effect.md#exemplar-prompt) on the images
+With its caption the exemplar comes back a little more exactly on average. [The effect](effect.md#exemplar-prompt) on the images
 made from it is small.
 
 Figures by `python benchmarks/effect.py`.
@@ -412,7 +412,8 @@ EFFECT_PAGE = Template("""\
 ![Photo, plain generation, RIVAL, and RIVAL without one of its parts, for five exemplars](effect.png)
 
 The concept is the prompt here ("a pizza"), and a row has one seed throughout. Plain generation draws the thing that
-was named. RIVAL draws it in the exemplar's colours and on its background.
+was named, in whatever colours. RIVAL brings its colours and background close to the exemplar's. The cat shows the
+limit: the model's own idea of a cat face is stronger than the exemplar's grey.
 
 Two distances from the exemplar are measured:
 
@@ -433,9 +434,9 @@ The full method, the method without one of its parts, and injection as the only 
 $parts
 
 - RIVAL is closer than plain generation with every prompt. The less the prompt says, the more comes from the exemplar.
-- Injection and alignment both add to it. With an empty prompt injection does nearly all of the work.
-- Alignment must not start from noise: it pulls towards statistics that the latent does not have, and the images end
-  up farther away than plain ones. The permuted start and the alignment belong together.
+- Injection and alignment both add to it. Only with an empty prompt is the palette as close without alignment.
+- The full method from a noise start is farther away than plain generation on average, and an image can break down
+  altogether, as the heart does. The permuted start and the alignment belong together.
 
 ## Exemplar prompt
 
@@ -450,7 +451,7 @@ The two differ little. The default stays empty: it needs no description of the p
 
 $timesteps
 
-Smaller values of either are closer to the exemplar. The default is 600 for both, the authors' choice.
+Smaller values of either are closer to the exemplar or as close. The default is 600 for both, the authors' choice.
 
 Figures and picture by `python benchmarks/effect.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
 placed on plain backgrounds.
