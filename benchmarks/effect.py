@@ -400,8 +400,8 @@ The same measure with the default inversion, over $known held-out images of thin
 
 $prompts
 
-With its caption the exemplar comes back a little more exactly on average. [The effect](effect.md#exemplar-prompt) on the images
-made from it is small.
+With its caption the exemplar comes back a little more exactly on average.
+[The effect](effect.md#exemplar-prompt) on the images made from it is small.
 
 Figures by `python benchmarks/effect.py`.
 """)
@@ -445,7 +445,8 @@ generation's own prompt:
 
 $exemplar_prompts
 
-The two differ little. The default stays empty: it needs no description of the photo.
+The statistics are compared with those of the row's own inversion. The two rows differ little, and not in one
+direction. The default stays empty: it needs no description of the photo.
 
 ## t_align and t_early
 

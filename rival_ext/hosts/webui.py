@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from modules import devices, extra_networks, images, prompt_parser, sd_hijack, sd_samplers_common, sd_vae, shared
+from modules import devices, extra_networks, images, prompt_parser, sd_samplers_common, shared
 from PIL import Image
 from torch import Tensor
 
 from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import Guide
+from rival_ext.hosts.webui_fingerprint import fingerprint
 from rival_ext.hosts.webui_samplers import SAMPLERS, SamplerForm, sampler_form
 from rival_ext.noise import levels_tensor
 from rival_ext.prepare import prepare
@@ -151,26 +152,7 @@ class WebuiHost:
         state.textinfo = f"Inverting {done}/{total}"
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        p, model = self.p, self.p.sd_model
-        networks = {name: [param.items for param in params] for name, params in (p.extra_network_data or {}).items()}
-        return (
-            type(p.sampler.model_wrap).__name__,
-            model.sd_checkpoint_info.filename,
-            model.sd_checkpoint_info.sha256,
-            model.alphas_cumprod,
-            sd_vae.get_loaded_vae_name(),
-            sd_vae.get_loaded_vae_hash(),
-            sorted(networks.items()),
-            # the conditioning itself stands for exemplar prompt, embeddings, clip skip and the text encoder's LoRAs
-            *(entry.cond for entry in self._prompt_schedule[0]),
-            [entry.end_at_step for entry in self._prompt_schedule[0]],
-            [(network.name, network.multiplier()) for network in shared.loaded_hypernetworks],
-            p.get_token_merging_ratio(),
-            p.tiling,
-            (devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn),
-            getattr(sd_hijack.current_optimizer, "name", None),
-            shared.opts.enable_quantization,
-        )
+        return fingerprint(self.p, self._prompt_schedule[0])
 
     def memory_budget(self) -> float:
         return (psutil.virtual_memory().available + STORE.bytes) / 4

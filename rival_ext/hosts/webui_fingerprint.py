@@ -1,0 +1,40 @@
+"""What changes a prediction in the WebUI, beside the latent and the noise level: a chain's key in the store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from modules import devices, sd_hijack, sd_vae, shared
+from torch import Tensor
+
+
+def fingerprint(p: Any, prompt_schedule: Any) -> Iterator[Tensor | object]:
+    """Parts of the key; `prompt_schedule` is the host's conditioning of the exemplar prompt.
+
+    The conditioning itself stands for the prompt, its embeddings, clip skip and the text encoder's LoRAs.
+    """
+    checkpoint = p.sd_model.sd_checkpoint_info
+    yield checkpoint.filename, checkpoint.sha256, p.sd_model.alphas_cumprod.tolist()
+    yield sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash(), shared.opts.sd_vae_encode_method
+    yield from (entry.cond for entry in prompt_schedule)
+    yield [entry.end_at_step for entry in prompt_schedule]
+    yield sorted((name, [param.items for param in params]) for name, params in (p.extra_network_data or {}).items())
+    yield list(_loras())
+    yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
+    yield type(p.sampler.model_wrap).__name__, shared.opts.enable_quantization
+    yield p.get_token_merging_ratio(), p.tiling
+    yield devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
+    yield getattr(sd_hijack.current_optimizer, "name", None)
+
+
+def _loras() -> Iterable[object]:
+    """Those that the WebUI's own Lora extension has merged, whether the prompt or an option asked for them."""
+    for network in getattr(sys.modules.get("networks"), "loaded_networks", ()):
+        strengths = network.te_multiplier, network.unet_multiplier, network.dyn_dim
+        yield network.name, network.network_on_disk.filename, network.mtime, *strengths
+
+
+def _multipliers(hypernetwork: Any) -> list[float]:
+    return [layer.multiplier for layers in hypernetwork.layers.values() for layer in layers]

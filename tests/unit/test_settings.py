@@ -1,0 +1,325 @@
+"""The settings: every value in or out of each field's domain, and their ways through requests and infotext."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from rival_ext.errors import RivalError
+from rival_ext.settings import FIELDS, PASTED, Settings, parse_settings
+from rival_ext.ui.infotext import paste_targets, settings_to_infotext
+
+DEFAULTS = {
+    "enabled": False,
+    "mode": "variation",
+    "exemplar": None,
+    "exemplar_prompt": "",
+    "t_align": 600,
+    "t_early": 600,
+    "early_steps": 1000,
+    "alignment": "noise",
+    "start": "permuted",
+    "inversion_iterations": 1,
+}
+
+VALID = {
+    "enabled": st.booleans(),
+    "mode": st.just("variation"),
+    "exemplar": st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2))),
+    "exemplar_prompt": st.text(),
+    "t_align": st.integers(0, 1000),
+    "t_early": st.integers(0, 1000),
+    "early_steps": st.integers(0, 1000),
+    "alignment": st.sampled_from(["noise", "latent", "off"]),
+    "start": st.sampled_from(["permuted", "inverted"]),
+    "inversion_iterations": st.integers(1, 10),
+}
+
+WRONG_KINDS = {
+    "boolean": st.booleans(),
+    "whole number": st.integers(),
+    "text": st.text(),
+    "other": st.one_of(
+        st.none(),
+        st.floats(),
+        st.integers(0, 1000).map(float),
+        st.integers(0, 1000).map(Decimal),
+        st.integers(0, 1000).map(Fraction),
+        st.binary(),
+        st.lists(st.integers(0, 3), max_size=2),
+        st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+        st.just(object()),
+    ),
+}
+
+
+def wrong(*kinds):
+    return st.one_of(*(WRONG_KINDS[kind] for kind in kinds), WRONG_KINDS["other"])
+
+
+def other_choices(name):
+    choices = next(field.choices for field in FIELDS if field.name == name)
+    near = st.sampled_from([choices[0].upper(), choices[0] + " ", "", choices[0].encode(), list(choices)])
+    return near | wrong("boolean", "whole number", "text").filter(lambda value: value not in choices)
+
+
+def outside(minimum, maximum):
+    integers = st.integers(max_value=minimum - 1) | st.integers(min_value=maximum + 1)
+    digits = st.integers(minimum, maximum).map(str)
+    return integers | digits | wrong("boolean", "text")
+
+
+INVALID = {
+    "enabled": wrong("whole number", "text") | st.sampled_from([0, 1, "true", "false"]),
+    "mode": other_choices("mode"),
+    "exemplar": wrong("boolean", "whole number", "text").filter(lambda value: value is not None),
+    "exemplar_prompt": wrong("boolean", "whole number"),
+    "t_align": outside(0, 1000),
+    "t_early": outside(0, 1000),
+    "early_steps": outside(0, 1000),
+    "alignment": other_choices("alignment"),
+    "start": other_choices("start"),
+    "inversion_iterations": outside(1, 10),
+}
+
+NAMES = list(DEFAULTS)
+
+
+def some_valid_values():
+    return st.fixed_dictionaries({}, optional=VALID)
+
+
+def png(size=(3, 2)):
+    """A small picture and the bytes of its file."""
+    picture = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return picture, file.getvalue()
+
+
+def refusal(**values):
+    """The sentence with which the values are refused."""
+    with pytest.raises(RivalError) as error:
+        parse_settings(values)
+    assert error.value.status_code == 422
+    assert error.value.detail == str(error.value)
+    return str(error.value)
+
+
+# domains
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_a_value_outside_its_domain_is_refused_with_the_fields_name(name, data):
+    others = data.draw(some_valid_values())
+    assert refusal(**others | {name: data.draw(INVALID[name])}).startswith(f"RIVAL: {name} must be ")
+
+
+@given(some_valid_values(), st.text().filter(lambda name: name not in DEFAULTS), st.sampled_from([None, 1, "noise"]))
+def test_an_unknown_field_is_refused_with_its_name_and_those_that_exist(values, name, value):
+    sentence = refusal(**values | {name: value})
+    assert repr(name) in sentence
+    assert ", ".join(NAMES) in sentence
+
+
+@given(some_valid_values())
+def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
+    settings = parse_settings(values)
+    assert dict(settings) == DEFAULTS | values
+    assert {name: type(value) for name, value in dict(settings).items()} == {
+        name: type(value) for name, value in (DEFAULTS | values).items()
+    }
+    assert parse_settings(dict(settings)) == settings
+
+
+def test_nothing_given_is_the_defaults():
+    assert dict(parse_settings({})) == DEFAULTS
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises((ValidationError, TypeError)):
+        parse_settings({}).t_align = 1
+
+
+def test_a_long_wrong_value_is_shown_short():
+    assert len(refusal(mode="x" * 5000)) < 200
+
+
+# one table
+
+
+def test_the_fields_are_those_of_the_settings_in_the_same_order():
+    assert [field.name for field in FIELDS] == list(dict(Settings())) == NAMES
+    assert {field.name: field.default for field in FIELDS} == DEFAULTS
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.maximum is not None], ids=lambda field: field.name)
+def test_a_fields_bounds_are_those_that_the_settings_check(field):
+    for value in (field.minimum, field.maximum):
+        assert dict(parse_settings({field.name: value}))[field.name] == value
+    for value in (field.minimum - 1, field.maximum + 1):
+        assert refusal(**{field.name: value}).endswith(f"from {field.minimum} to {field.maximum}, not {value}.")
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.choices], ids=lambda field: field.name)
+def test_a_fields_choices_are_those_that_the_settings_accept(field):
+    assert field.default == field.choices[0]
+    for choice in field.choices:
+        assert dict(parse_settings({field.name: choice}))[field.name] == choice
+    # what the type itself allows, from the validator's own words
+    with pytest.raises(ValidationError) as error:
+        Settings(**{field.name: "no such choice"})
+    allowed = re.findall(r"'([a-z]+)'", error.value.errors()[0]["msg"])
+    assert tuple(allowed) == field.choices
+
+
+def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
+    free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
+    assert free == ["enabled", "exemplar", "exemplar_prompt"]
+
+
+# the exemplar in a request
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+def test_an_exemplar_comes_as_base64_with_or_without_a_data_urls_head(head):
+    picture, file = png()
+    decoded = parse_settings({"exemplar": head + base64.b64encode(file).decode()}).exemplar
+    assert decoded.tobytes() == picture.tobytes()
+    assert decoded.size == picture.size
+
+
+@given(st.text(min_size=1))
+def test_text_that_is_no_base64_of_an_image_is_refused(text):
+    assert refusal(exemplar=text).startswith("RIVAL: exemplar must be an image")
+
+
+@given(st.binary(), st.sampled_from(["", "data:image/png;base64,"]))
+def test_base64_of_something_else_is_refused(data, head):
+    assert refusal(exemplar=head + base64.b64encode(data).decode()).startswith("RIVAL: exemplar must be an image")
+
+
+@given(st.data())
+def test_a_truncated_image_is_refused(data):
+    _, file = png((9, 9))
+    part = file[: data.draw(st.integers(0, len(file) * 3 // 4))]
+    assert refusal(exemplar=base64.b64encode(part).decode()).startswith("RIVAL: exemplar must be an image")
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_header(width, height, *chunks):
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+UNUSABLE = {
+    "larger than Pillow decodes": png_of_header(20000, 20000, png_chunk(b"IDAT", zlib.compress(b""))),
+    "with an unreadable chunk among its pixels": png_of_header(
+        3, 2, png_chunk(b"IDAT", zlib.compress(b"")[:4]), png_chunk(b"4\x1a\x9dN", b"")
+    ),
+}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="_decoded lets these errors of Pillow through",
+    raises=(Image.DecompressionBombError, SyntaxError),
+)
+@pytest.mark.parametrize("file", UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_an_image_that_pillow_refuses_in_its_own_way_is_refused(file):
+    assert refusal(exemplar=base64.b64encode(file).decode()).startswith("RIVAL: exemplar must be an image")
+
+
+# infotext: the host's own way to write and read it, after its `create_infotext` and `parse_generation_parameters`
+
+HOSTS_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def written(parameters):
+    def quoted(value):
+        return json.dumps(value, ensure_ascii=False) if re.search("[,\n:]", str(value)) else value
+
+    return ", ".join(f"{name}: {quoted(value)}" for name, value in parameters.items())
+
+
+def read(infotext):
+    return {
+        name: json.loads(value) if value.startswith('"') else value
+        for name, value in HOSTS_PARAMETER.findall(infotext)
+    }
+
+
+def pasted(parameters):
+    """What the panel's controls are set to, each turned into its value's own type as the host does."""
+    types = {name: type(value) for name, value in DEFAULTS.items()}
+    values = {name: target(parameters) for name, target in paste_targets().items()}
+    return {name: None if value is None else types[name](value) for name, value in values.items()}
+
+
+# the host's format has no way to keep blanks around a value, nor quotes around one that it does not quote itself
+prompts = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(',:"\\ ()<>')).filter(
+    lambda text: text == text.strip() and not (text.startswith('"') and not re.search("[,:]", text))
+)
+
+
+@given(some_valid_values(), prompts)
+def test_settings_come_back_from_the_infotext(values, prompt):
+    settings = parse_settings(values | {"enabled": True, "exemplar_prompt": prompt})
+    back = pasted(read("Steps: 20, " + written(settings_to_infotext(settings)) + ", Version: v1.10.1"))
+    assert parse_settings(back | {"exemplar": settings.exemplar}) == settings
+
+
+def test_pasting_covers_every_field_but_the_image():
+    assert list(paste_targets()) == [name for name in NAMES if name != "exemplar"]
+    assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", "exemplar")]
+
+
+def test_the_infotext_names_every_pasted_field():
+    assert settings_to_infotext(parse_settings({"exemplar_prompt": "a fox"})) == {
+        "RIVAL mode": "variation",
+        "RIVAL exemplar_prompt": "a fox",
+        "RIVAL t_align": 600,
+        "RIVAL t_early": 600,
+        "RIVAL early_steps": 1000,
+        "RIVAL alignment": "noise",
+        "RIVAL start": "permuted",
+        "RIVAL inversion_iterations": 1,
+    }
+
+
+def test_an_empty_exemplar_prompt_is_left_out_and_pasted_as_empty():
+    parameters = settings_to_infotext(parse_settings({"exemplar_prompt": ""}))
+    assert "RIVAL exemplar_prompt" not in parameters
+    assert pasted(parameters)["exemplar_prompt"] == ""
+
+
+def test_an_infotext_without_rival_switches_it_off_and_leaves_the_rest():
+    values = pasted({"Steps": "20", "Sampler": "DDIM"})
+    assert values.pop("enabled") is False
+    assert set(values.values()) == {None}
+
+
+def test_the_infotext_needs_neither_the_webui_nor_gradio():
+    program = "import sys, rival_ext.ui.infotext; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"rival_ext.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
+    assert "rival_ext.ui.infotext" in run.stdout.split()
