@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from rival_ext.errors import RivalError
 
@@ -24,7 +24,7 @@ def read_photo(path: Path) -> Image.Image:
             photo = ImageOps.exif_transpose(opened).convert("RGBA")
     except FileNotFoundError:
         raise RivalError(f"the photo {path} does not exist.") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+    except Exception:  # a damaged file makes Pillow raise nearly anything
         raise RivalError(f"{path} is not a picture that can be read.") from None
     return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
 

@@ -6,13 +6,12 @@ Runs on pydantic 1.10 (AUTOMATIC1111) and 2.x (Forge, the command line).
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, conint
 
 from rival_ext.errors import RivalError
@@ -96,7 +95,7 @@ FIELDS = (
         "exemplar_prompt",
         "Exemplar prompt",
         "a text",
-        "What the exemplar shows; empty inverts without a prompt, which is the more exact",
+        "What the exemplar shows, for its inversion; may stay empty",
     ),
     _whole_number(
         "t_align", "t_align", "Above this timestep attention sees the exemplar only; smaller is closer", 0, 1000
@@ -145,7 +144,7 @@ def _decoded(exemplar: Any) -> Image.Image | None:
     try:
         image = Image.open(io.BytesIO(base64.b64decode(exemplar.rpartition(",")[2], validate=True)))
         image.load()
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+    except Exception:  # a damaged file makes Pillow raise nearly anything
         raise RivalError(_wrong_value("exemplar", exemplar)) from None
     return image
 
