@@ -22,6 +22,10 @@ diffusers.logging.set_verbosity_error()
 transformers.logging.set_verbosity_error()
 
 
+def quiet(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 def exemplar(name: str) -> Image.Image:
     """A held-out image by its file name without `.png`."""
     return Image.open(DATA / "exemplars" / f"{name}.png").convert("RGB")

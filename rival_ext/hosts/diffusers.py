@@ -126,9 +126,8 @@ class DiffusersHost:
         for step, timestep in enumerate(scheduler.timesteps):
             advance(step, len(scheduler.timesteps))
             level = self._levels[-1 - step]
-            scale = 1.0 if self.sampler.exploding else scale_to_vp(level)
             if guide:
-                x = guide.align_latent(x / scale, level) * scale
+                x = self._aligned(x, level, guide)
             latent = scheduler.scale_model_input(x, timestep)
             noise = self._guided_noise(latent, level, prompts, guide)
             x = scheduler.step(noise, timestep, x, **randomness).prev_sample
@@ -141,6 +140,12 @@ class DiffusersHost:
         vae = self.pipeline.vae
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels)
+
+    def _aligned(self, x: Tensor, level: float, guide: Guide) -> Tensor:
+        scale = 1.0 if self.sampler.exploding else scale_to_vp(level)
+        latent = x / scale
+        aligned = guide.align_latent(latent, level)
+        return x if aligned is latent else aligned * scale
 
     def _guided_noise(self, latent: Tensor, level: float, prompts: Tensor, guide: Guide | None) -> Tensor:
         def denoise() -> Tensor:
