@@ -13,7 +13,7 @@ is a context manager over torch's own hooks, gone after any exit.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,6 +29,8 @@ Features = dict[str, Tensor]
 Context = Callable[[Tensor, Tensor], Tensor]
 """(the generation's tokens, the exemplar's) -> the context whose projections are the layer's keys and values."""
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
     """The UNet's self-attention layers; `attn1` in ldm, sgm and diffusers alike (16 in SD 1.x, 70 in SDXL)."""
@@ -43,6 +45,20 @@ def replace(own: Tensor, exemplar: Tensor) -> Tensor:
 def concatenate(own: Tensor, exemplar: Tensor) -> Tensor:
     """`K, V = W_k [h_G, h_R], W_v [h_G, h_R]`: at itself and at the exemplar (t <= t_align)."""
     return torch.cat([own, exemplar], dim=1)
+
+
+def concatenate_part(fraction: float) -> Context:
+    """As `concatenate`, with this fraction (0 to 1) of the exemplar's tokens: less to attend to, for speed.
+
+    The golden ratio's multiples spread the kept positions evenly along rows and columns, whatever the image's width.
+    """
+
+    def concatenate_kept(own: Tensor, exemplar: Tensor) -> Tensor:
+        spread = torch.arange(exemplar.shape[1], dtype=torch.float64) * GOLDEN_RATIO % 1
+        kept = (spread < fraction).nonzero().squeeze(1).to(exemplar.device)
+        return concatenate(own, exemplar[:, kept])
+
+    return concatenate_kept
 
 
 @contextmanager
@@ -61,21 +77,28 @@ def record(layers: Layers) -> Iterator[Features]:
 
 
 @contextmanager
-def inject(layers: Layers, features: Features, context: Context) -> Iterator[set[str]]:
+def inject(
+    layers: Layers, features: Mapping[str, Tensor], context: Context, rows: Sequence[int] = ()
+) -> Iterator[set[str]]:
     """Lets the layers see the exemplar's `features` through `context`; yields the names of those that did.
 
-    The exemplar's rows are repeated over the generation's: one for all, or as many groups as it has rows. A layer
-    without features runs untouched, and so do all of them after any exit.
+    rows: which of the exemplar's rows each row of the generation sees, in the order in which the host evaluates
+    them, in one call or several; not needed where the exemplar has one row. A layer without features runs
+    untouched, and so do all of them after any exit.
     """
     seen: set[str] = set()
+    evaluated = dict.fromkeys(layers, 0)
 
     def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         def hook(
             layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             bound, own, name_of_context = _bind(layer, args, kwargs)
-            exemplar = features[name].to(own, non_blocking=True)
-            exemplar = exemplar.repeat_interleave(own.shape[0] // exemplar.shape[0], dim=0)
+            exemplar = features[name].to(own)
+            if len(exemplar) > 1:
+                exemplar = exemplar[list(rows[evaluated[name] : evaluated[name] + len(own)])]
+            exemplar = exemplar.expand(len(own), -1, -1)
+            evaluated[name] += len(own)
             bound.arguments[name_of_context] = context(own, exemplar)
             seen.add(name)
             return bound.args, bound.kwargs

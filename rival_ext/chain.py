@@ -53,9 +53,11 @@ class Chain:
 
     def features_at(self, noise_level: float) -> Features | None:
         """The features recorded at this very noise level, or None if it was no node or was not kept."""
-        upper = self._segment(noise_level)
-        is_node = math.isclose(noise_level, float(self.noise_levels[upper]), rel_tol=1e-4)
-        return self.features.get(upper) if is_node else None
+        return self.features.get(self._segment(noise_level)) if self.is_node(noise_level) else None
+
+    def is_node(self, noise_level: float) -> bool:
+        """Whether the inversion evaluated the exemplar at this noise level."""
+        return math.isclose(noise_level, float(self.noise_levels[self._segment(noise_level)]), rel_tol=1e-4)
 
     def start(self, seeds: Sequence[int], permuted: bool) -> Tensor:
         """Start latents `[len(seeds), C, H, W]` in variance-exploding form (paper section 3.3).

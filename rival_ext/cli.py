@@ -64,8 +64,13 @@ class Job:
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds an option for each field of the settings that the infotext carries, with its own help and default."""
     for field in reversed(PASTED):
-        kind = click.Choice(field.choices) if field.choices else type(field.default)
-        option = click.option(field.flag, type=kind, default=field.default, show_default=True, help=field.help + ".")
+        if field.default is False:
+            option = click.option(field.flag, is_flag=True, help=field.help + ".")
+        else:
+            kind = click.Choice(field.choices) if field.choices else type(field.default)
+            option = click.option(
+                field.flag, type=kind, default=field.default, show_default=True, help=field.help + "."
+            )
         command = option(command)
     return command
 
@@ -161,7 +166,7 @@ def _load_host(job: Job, settings: Settings, photo: Image.Image) -> tuple[Diffus
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
-    request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps)
+    request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps, settings.exact)
     photo = fit(photo, job.size or native_size(pipeline, photo))
     return DiffusersHost(pipeline, request, photo, lambda done, total: None), photo
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from rival_ext.alignment import align_statistics
-from rival_ext.attention import Context, Features, Layers, concatenate, inject, record, replace
+from rival_ext.attention import Context, Features, Layers, concatenate, concatenate_part, inject, record, replace
 from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
 from rival_ext.inversion import PredictNoise
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import Settings
+from rival_ext.transfer import Ahead
+
+UNGUIDED, GUIDED = 0, 1
+"""The halves of a guided prediction, and the exemplar's rows in them where it has two."""
 
 
 class Guide:
@@ -48,10 +52,11 @@ class Guide:
         self.report.steps.aligned += 1
         return align_statistics(latent, self.chain.latent(noise_level))
 
-    def guided_noise(self, noise_level: float, denoise: Callable[[], Tensor]) -> Tensor:
+    def guided_noise(self, noise_level: float, denoise: Callable[[], Tensor], halves: Sequence[int] = ()) -> Tensor:
         """The guided `eps` `[N, C, H, W]` of `denoise()`, the host's own call, injected and aligned where due.
 
-        The same object as `denoise` gave where no alignment is due.
+        halves: for each UNet row that `denoise` evaluates, in its order, `UNGUIDED` or `GUIDED`; they matter where the
+        exemplar is evaluated with both prompts. The same object as `denoise` gave where no alignment is due.
         """
         self.report.steps.total += 1
         context = self._context(noise_level)
@@ -59,7 +64,7 @@ class Guide:
         if context is None and not aligned:
             return denoise()
         features, exemplar_noise = self._exemplar(noise_level)
-        prediction = self._with_injection(features, context, denoise) if context else denoise()
+        prediction = self._with_injection(features, context, denoise, halves) if context else denoise()
         if not aligned:
             return prediction
         self.report.steps.aligned += 1
@@ -71,6 +76,11 @@ class Guide:
         if recorded is not None:
             return recorded, self.chain.slope(noise_level)
         self.report.features = "live"
+        self.report.note(
+            "the memory budget has no room for all recorded features"
+            if self.chain.is_node(noise_level)
+            else "the sampler visits noise levels between the inversion's"
+        )
         with record(self.layers) as features:
             exemplar_noise = self.predict_noise(self.chain.latent(noise_level), noise_level)
         return features, exemplar_noise
@@ -80,10 +90,15 @@ class Guide:
         timestep = self.schedule.timestep(noise_level)
         if not self.layers or timestep > self.settings.early_steps:
             return None
-        return replace if timestep > self.settings.t_align else concatenate
+        if timestep > self.settings.t_align:
+            return replace
+        fraction = self.settings.exemplar_tokens
+        return concatenate if fraction == 1 else concatenate_part(fraction)
 
-    def _with_injection(self, features: Features, context: Context, denoise: Callable[[], Tensor]) -> Tensor:
-        with inject(self.layers, features, context) as seen:
+    def _with_injection(
+        self, features: Features, context: Context, denoise: Callable[[], Tensor], halves: Sequence[int]
+    ) -> Tensor:
+        with inject(self.layers, Ahead(features, self.chain.latents.device), context, halves) as seen:
             prediction = denoise()
         if not seen:
             raise RivalError(

@@ -15,12 +15,16 @@ from torch import Tensor
 from rival_ext.attention import Features, Layers, record
 from rival_ext.chain import Chain
 from rival_ext.noise import scale_to_vp
+from rival_ext.transfer import to_sixteen_bits
 
 PredictNoise = Callable[[Tensor, float], Tensor]
 """(latent `[1, C, H, W]` in variance-exploding form, noise level) -> `eps`, one prompt, guidance 1."""
 
 Progress = Callable[[int, int], None]
 """Told (evaluations done, evaluations at most) before each one; may raise to stop."""
+
+MakeRoom = Callable[[int], bool]
+"""(bytes of the chain's features so far and of the next node's, in 16 bits) -> whether they may be kept."""
 
 FirstGuess = Callable[[Sequence[Tensor], Sequence[float], Sequence[Tensor], float], Tensor]
 """(latents so far, their noise levels, the prediction made at each, next noise level) -> start of the iteration."""
@@ -56,7 +60,7 @@ def invert(
     *,
     iterations: int = 1,
     first_guess: FirstGuess = extrapolated,
-    feature_budget: float = float("inf"),
+    make_room: MakeRoom = lambda size: True,
     progress: Progress = lambda done, total: None,
 ) -> Chain:
     """Chain of a clean latent `[1, C, H, W]` (VAE posterior mean, the model's scaling) over ascending noise levels.
@@ -64,7 +68,7 @@ def invert(
     noise_levels: `[N + 1]`, ascending; `latent` lies at the first, the sampler visits the others.
     layers: whose inputs to record; empty records nothing.
     iterations: fixed-point iterations a step at most, 1 or more; each is one evaluation.
-    feature_budget: bytes of features kept at most; the nodes beyond it have none.
+    make_room: asked before each node's features are kept; from the first refusal on, nodes have none.
     """
     levels = noise_levels.tolist()
     # variance-exploding form of a latent that lies at the lowest level, which is 0 or nearly so
@@ -72,7 +76,7 @@ def invert(
     predictions: list[Tensor] = []
     kept: dict[int, Features] = {}
     steps = len(levels) - 1
-    evaluations, residual = 0, 0.0
+    evaluations, residual, size = 0, 0.0, 0
 
     for node in range(1, steps + 1):
         step = levels[node] - levels[node - 1]
@@ -91,7 +95,9 @@ def invert(
         latents.append(guess)
         predictions = [*predictions[-1:], prediction]
         residual = max(residual, update)
-        feature_budget -= _keep(kept, node, features, feature_budget)
+        size += sum(2 * h.numel() for h in features.values())
+        if features and make_room(size):
+            kept[node] = to_sixteen_bits(features)
     progress(steps * iterations, steps * iterations)
     return Chain(noise_levels, torch.cat(latents), kept, evaluations, residual)
 
@@ -106,12 +112,3 @@ def reconstruct(chain: Chain, predict_noise: PredictNoise, progress: Progress = 
         latent = latent + (levels[node - 1] - levels[node]) * predict_noise(latent, levels[node])
     progress(steps, steps)
     return latent * scale_to_vp(levels[0])
-
-
-def _keep(kept: dict[int, Features], node: int, features: Features, budget: float) -> int:
-    """Moves a node's features to the CPU's memory if they fit the budget; the bytes they take there."""
-    size = sum(h.numel() * h.element_size() for h in features.values())
-    if not features or size > budget:
-        return 0
-    kept[node] = {name: h.to("cpu", copy=True) for name, h in features.items()}
-    return size

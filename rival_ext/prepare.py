@@ -66,6 +66,11 @@ def _chain(
     latent = host.exemplar_latent()
     key = digest([latent, levels, settings.inversion_iterations, *host.fingerprint()])
     chain = None if store is None else store.get(key)
+    budget = host.memory_budget()
+
+    def make_room(size: int) -> bool:
+        return size <= budget if store is None else store.make_room(size, budget)
+
     report.store = "off" if store is None else "miss" if chain is None else "hit"
     if chain is None:
         with count_rows(host.unet) as rows:
@@ -75,7 +80,7 @@ def _chain(
                 host.predict_noise,
                 layers,
                 iterations=settings.inversion_iterations,
-                feature_budget=host.memory_budget(),
+                make_room=make_room,
                 progress=host.progress,
             )
         if not torch.isfinite(chain.top).all():
@@ -85,7 +90,7 @@ def _chain(
         report.rows.inversion = sum(rows)
         report.inversion = Inversion(chain.evaluations, settings.inversion_iterations, chain.residual)
         if store is not None:
-            store.put(key, chain, host.memory_budget())
+            store.put(key, chain, budget)
     report.seconds.inversion = time.perf_counter() - begun
     return chain
 

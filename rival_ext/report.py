@@ -55,6 +55,12 @@ class Report:
     inversion: Inversion = field(default_factory=Inversion)
     rows: Rows = field(default_factory=Rows)
     seconds: Seconds = field(default_factory=Seconds)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Adds why something was done otherwise than usual, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def as_dict(self) -> dict[str, Any]:
         """The object of `report.json`."""
@@ -70,5 +76,5 @@ class Report:
         return (
             f"{self.layers} layers; {self.steps.injected} of {self.steps.total} steps injected; "
             f"{self.steps.aligned} aligned; {self.features} features; {inverted}; "
-            f"{self.rows.inversion} + {self.rows.generation} UNet rows"
+            f"{self.rows.inversion} + {self.rows.generation} UNet rows" + "".join(f"; {note}" for note in self.notes)
         )

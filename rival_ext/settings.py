@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
 from PIL import Image
-from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, conint
+from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, confloat, conint
 
 from rival_ext.errors import RivalError
 
 if TYPE_CHECKING:
     Timestep = int
     Iterations = int
+    Fraction = float
 else:
     Timestep = conint(strict=True, ge=0, le=1000)
     Iterations = conint(strict=True, ge=1, le=10)
+    Fraction = confloat(strict=True, ge=0.25, le=1)
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=True):
@@ -40,6 +42,8 @@ class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=T
     alignment: Literal["noise", "latent", "off"] = "noise"
     start: Literal["permuted", "inverted"] = "permuted"
     inversion_iterations: Iterations = 1
+    exemplar_tokens: Fraction = 1.0
+    exact: StrictBool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Field:
     label: str
     expects: str
     help: str
-    minimum: int | None = None
-    maximum: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float = 1
     choices: tuple[str, ...] = ()
 
     @property
@@ -113,6 +118,21 @@ FIELDS = (
     _whole_number(
         "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 10
     ),
+    Field(
+        "exemplar_tokens",
+        "Exemplar tokens",
+        "a number from 0.25 to 1",
+        "Fraction of the exemplar's tokens seen below t_align; less is faster",
+        minimum=0.25,
+        maximum=1,
+        step=0.05,
+    ),
+    Field(
+        "exact",
+        "Exact guidance",
+        "true or false",
+        "With an exemplar prompt: invert with the empty prompt too, for the unguided half; twice the work",
+    ),
 )
 """Field <-> label <-> infotext <-> API <-> command line: the only list of them, in the panel's order."""
 
@@ -129,10 +149,18 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         if name not in Settings.__annotations__:
             raise RivalError(f"unknown field {name!r}; the fields are {', '.join(field.name for field in FIELDS)}.")
     try:
-        return Settings(**{**values, "exemplar": _decoded(values.get("exemplar"))})
+        return Settings(**{**values, **_normalised(values)})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
+
+
+def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that JSON can write in more ways than one: an image as text, a fraction as a whole number."""
+    normalised: dict[str, Any] = {"exemplar": _decoded(values.get("exemplar"))}
+    if type(values.get("exemplar_tokens")) is int:
+        normalised["exemplar_tokens"] = float(values["exemplar_tokens"])
+    return normalised
 
 
 def _decoded(exemplar: Any) -> Image.Image | None:

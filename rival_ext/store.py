@@ -28,13 +28,18 @@ class ChainStore:
             self._chains.move_to_end(key)
         return self._chains.get(key)
 
+    def make_room(self, size: int, budget: float) -> bool:
+        """Lets the oldest chains go until `size` more bytes fit into `budget`; False, and none goes, if they cannot."""
+        if size > budget:
+            return False
+        while self.bytes + size > budget:
+            self._chains.popitem(last=False)
+        return True
+
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Keeps the chain, within `budget` bytes for all: the oldest make room; one that cannot fit is not kept."""
-        if chain.bytes > budget:
-            return
-        self._chains[key] = chain
-        while self.bytes > budget:
-            self._chains.popitem(last=False)
+        if self.make_room(chain.bytes, budget):
+            self._chains[key] = chain
 
     def clear(self) -> None:
         """Gives all memory back."""

@@ -1,9 +1,13 @@
-"""The WebUI's door to RIVAL: registers the panel and hands each batch over."""
+"""The WebUI's door to RIVAL: registers the panel and the settings, hands each batch over; no logic of its own."""
+
+import sys
 
 from modules import script_callbacks, scripts
 
-from rival_ext.hosts import webui
 from rival_ext.ui.panel import panel
+from rival_ext.ui.settings_page import add_options
+
+HOST = "rival_ext.hosts.webui"
 
 
 class RivalScript(scripts.Script):
@@ -19,16 +23,28 @@ class RivalScript(scripts.Script):
         return scripts.AlwaysVisible if is_img2img else False
 
     def ui(self, is_img2img):
-        controls, self.infotext_fields = panel(f"{self.tabname}_rival")
+        controls, self.infotext_fields = panel(f"{self.tabname}_rival", release_memory)
         return controls
 
     def process_batch(self, p, *args, **kwargs):
+        if args[0] is False:
+            return
+        # imported late: switched off, the extension costs nothing
+        from rival_ext.hosts import webui
+
         webui.arm(p, args)
 
 
-def _forget_chains(*_):
-    webui.STORE.clear()
+def release_memory(*_):
+    """Gives the memory of all stored inversions back; says how much that was."""
+    if HOST not in sys.modules:
+        return "No inversion is stored."
+    store = sys.modules[HOST].STORE
+    freed = store.bytes
+    store.clear()
+    return f"Released {freed / 2**20:.1f} MB."
 
 
-script_callbacks.on_model_loaded(_forget_chains)
-script_callbacks.on_script_unloaded(_forget_chains)
+script_callbacks.on_ui_settings(add_options)
+script_callbacks.on_model_loaded(release_memory)
+script_callbacks.on_script_unloaded(release_memory)

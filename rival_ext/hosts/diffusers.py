@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from rival_ext.errors import RivalError
-from rival_ext.guide import Guide
+from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -62,13 +62,17 @@ SAMPLERS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample: prompts, guidance scale (1 evaluates the prompt alone), sampler, steps."""
+    """What to sample: prompts, guidance scale (1 evaluates the prompt alone), sampler, steps.
+
+    exact: the exemplar is evaluated with the empty prompt too, for the unguided half.
+    """
 
     prompt: str
     exemplar_prompt: str
     guidance: float
     sampler: str
     steps: int
+    exact: bool = False
 
 
 class DiffusersHost:
@@ -87,6 +91,7 @@ class DiffusersHost:
         # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
         self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))
         self._negative, self._prompt, self._exemplar_prompt = self._encode_prompts()
+        self._has_two_rows = request.exact and not torch.equal(self._negative, self._exemplar_prompt)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
@@ -99,10 +104,14 @@ class DiffusersHost:
 
     @torch.no_grad()
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
-        return self._evaluate(latent * scale_to_vp(noise_level), noise_level, self._exemplar_prompt)
+        latent = latent * scale_to_vp(noise_level)
+        if not self._has_two_rows:
+            return self._evaluate(latent, noise_level, self._exemplar_prompt)
+        both = torch.cat([self._negative, self._exemplar_prompt])
+        return self._evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[GUIDED:]
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        return (self.pipeline.config.get("_name_or_path"), self.unet.dtype, self._exemplar_prompt)
+        return (self.pipeline.config.get("_name_or_path"), self.unet.dtype, self._exemplar_prompt, self._has_two_rows)
 
     def memory_budget(self) -> float:
         return psutil.virtual_memory().available / 4
@@ -155,7 +164,8 @@ class DiffusersHost:
             unguided, guided = self._evaluate(torch.cat([latent, latent]), level, prompts).chunk(2)
             return unguided + scale * (guided - unguided)
 
-        return guide.guided_noise(level, denoise) if guide else denoise()
+        halves = [UNGUIDED] * len(latent) * (self.request.guidance != 1) + [GUIDED] * len(latent)
+        return guide.guided_noise(level, denoise, halves) if guide else denoise()
 
     def _evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
         timestep = self._timesteps[noise_level]

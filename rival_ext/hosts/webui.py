@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from modules import devices, extra_networks, images, prompt_parser, sd_samplers_common, shared
 from PIL import Image
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
-from rival_ext.guide import Guide
+from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_fingerprint import fingerprint
 from rival_ext.hosts.webui_samplers import SAMPLERS, SamplerForm, sampler_form
 from rival_ext.noise import levels_tensor
@@ -123,11 +122,7 @@ class WebuiHost:
         self.form: SamplerForm = sampler_form(p.sampler)
         self.schedule = self.form.schedule
         self._levels = self._read_levels()
-        self._prompt_schedule = prompt_parser.get_learned_conditioning(
-            p.sd_model,
-            prompt_parser.SdConditioning([settings.exemplar_prompt], width=p.width, height=p.height),
-            p.steps,
-        )
+        self._prompt_schedules = self._encode_prompts(settings)
         self._latent = self._encode(settings.exemplar or p.init_images[0])
 
     def noise_levels(self) -> Tensor:
@@ -138,11 +133,14 @@ class WebuiHost:
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         steps_before = sum(level > noise_level * (1 + 1e-4) for level in self._levels)
+        rows = len(self._prompt_schedules)
         conditioning = {
-            "c_crossattn": [prompt_parser.reconstruct_cond_batch(self._prompt_schedule, steps_before)],
-            "c_concat": [self.p.image_conditioning[:1]],
+            "c_crossattn": [prompt_parser.reconstruct_cond_batch(self._prompt_schedules, steps_before)],
+            "c_concat": [self.p.image_conditioning[:1].expand(rows, -1, -1, -1)],
         }
-        return self.form.predict_noise(latent * self.form.scale(noise_level), noise_level, conditioning)
+        latent = (latent * self.form.scale(noise_level)).expand(rows, -1, -1, -1)
+        # the last row's prompt is the exemplar's own
+        return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
 
     def progress(self, done: int, total: int) -> None:
         state = shared.state
@@ -152,10 +150,22 @@ class WebuiHost:
         state.textinfo = f"Inverting {done}/{total}"
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        return fingerprint(self.p, self._prompt_schedule[0])
+        return fingerprint(self.p, self._prompt_schedules)
 
     def memory_budget(self) -> float:
-        return (psutil.virtual_memory().available + STORE.bytes) / 4
+        return shared.opts.rival_memory_mb * 2**20
+
+    def _encode_prompts(self, settings: Settings) -> list[Any]:
+        """The schedule of each prompt that the exemplar is evaluated with, in the order of the guide's halves."""
+        p = self.p
+        prompts = [settings.exemplar_prompt]
+        if settings.exact and settings.exemplar_prompt:
+            prompts.insert(UNGUIDED, "")
+        texts = prompt_parser.SdConditioning(prompts, width=p.width, height=p.height)
+        schedules = prompt_parser.get_learned_conditioning(p.sd_model, texts, p.steps)
+        if len({entry.cond.shape for schedule in schedules for entry in schedule}) > 1:
+            raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
+        return schedules
 
     def _read_levels(self) -> list[float]:
         levels = self.form.noise_levels(self.p)
@@ -206,7 +216,7 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
     denoiser = sampler.model_wrap_cfg
     host_forward = denoiser.forward
 
-    def forward(x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
         level = form.noise_level(float(sigma.max()))
         latent = x / form.scale(level)
         aligned = guide.align_latent(latent, level)
@@ -217,11 +227,13 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
 
         def denoise() -> Tensor:
             nonlocal output, predicted
-            output = host_forward(x, sigma, *args, **kwargs)
+            output = host_forward(x, sigma, uncond, cond, *args, **kwargs)
             predicted = form.noise_of(output, x, level)
             return predicted
 
-        noise = guide.guided_noise(level, denoise)
+        # the host evaluates the prompts' rows first, one for each part of an AND, then those of the negative prompts
+        halves = [GUIDED for parts in cond.batch for _ in parts] + [UNGUIDED] * len(x)
+        noise = guide.guided_noise(level, denoise, halves)
         return output if noise is predicted else form.output_of(noise, x, level).to(x)
 
     with _instance_attribute(denoiser, "forward", forward):

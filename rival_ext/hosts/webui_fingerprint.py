@@ -10,16 +10,16 @@ from modules import devices, sd_hijack, sd_vae, shared
 from torch import Tensor
 
 
-def fingerprint(p: Any, prompt_schedule: Any) -> Iterator[Tensor | object]:
-    """Parts of the key; `prompt_schedule` is the host's conditioning of the exemplar prompt.
+def fingerprint(p: Any, prompt_schedules: Any) -> Iterator[Tensor | object]:
+    """Parts of the key; `prompt_schedules` are the host's conditionings that the exemplar is evaluated with.
 
     The conditioning itself stands for the prompt, its embeddings, clip skip and the text encoder's LoRAs.
     """
     checkpoint = p.sd_model.sd_checkpoint_info
     yield checkpoint.filename, checkpoint.sha256, p.sd_model.alphas_cumprod.tolist()
     yield sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash(), shared.opts.sd_vae_encode_method
-    yield from (entry.cond for entry in prompt_schedule)
-    yield [entry.end_at_step for entry in prompt_schedule]
+    yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
+    yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
     yield sorted((name, [param.items for param in params]) for name, params in (p.extra_network_data or {}).items())
     yield list(_loras())
     yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -19,8 +20,11 @@ HINT = (
 )
 
 
-def panel(prefix: str) -> tuple[list[Any], list[PasteField]]:
-    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to; ids begin with `prefix`."""
+def panel(prefix: str, release_memory: Callable[[], str]) -> tuple[list[Any], list[PasteField]]:
+    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to; ids begin with `prefix`.
+
+    release_memory: what the button for it does; returns a sentence to show.
+    """
     controls: dict[str, Any] = {}
     with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{prefix}_enabled") as controls["enabled"]:
         gr.HTML(HINT, elem_id=f"{prefix}_hint")
@@ -37,6 +41,9 @@ def panel(prefix: str) -> tuple[list[Any], list[PasteField]]:
                 controls["early_steps"] = _slider(prefix, "early_steps")
                 controls["inversion_iterations"] = _slider(prefix, "inversion_iterations")
             with FormRow():
+                controls["exemplar_tokens"] = _slider(prefix, "exemplar_tokens")
+                controls["exact"] = gr.Checkbox(**_common(prefix, "exact"))
+            with FormRow():
                 controls["alignment"] = _choice(prefix, "alignment")
                 controls["start"] = _choice(prefix, "start")
             controls["exemplar"] = gr.Image(
@@ -46,6 +53,9 @@ def panel(prefix: str) -> tuple[list[Any], list[PasteField]]:
                 height=240,
                 elem_id=f"{prefix}_exemplar",
             )
+            release = gr.Button("Release the memory of stored inversions", elem_id=f"{prefix}_release")
+            released = gr.HTML(elem_id=f"{prefix}_released")
+            release.click(fn=release_memory, inputs=[], outputs=[released], show_progress=False)
     targets = paste_targets()
     pasted = [PasteField(controls[name], target) for name, target in targets.items()]
     return [controls[field.name] for field in FIELDS], pasted
@@ -53,7 +63,7 @@ def panel(prefix: str) -> tuple[list[Any], list[PasteField]]:
 
 def _slider(prefix: str, name: str) -> gr.Slider:
     field = FIELD[name]
-    return gr.Slider(field.minimum, field.maximum, step=1, **_common(prefix, name))
+    return gr.Slider(field.minimum, field.maximum, step=field.step, **_common(prefix, name))
 
 
 def _choice(prefix: str, name: str, visible: bool = True) -> gr.Radio:

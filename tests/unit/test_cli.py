@@ -26,6 +26,7 @@ REPORT = {
     "inversion": {"evaluations": int, "iterations": int, "residual": float, "psnr": (float, type(None))},
     "rows": {"inversion": int, "generation": int},
     "seconds": {"inversion": float, "generation": float},
+    "notes": list,
 }
 
 

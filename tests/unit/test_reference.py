@@ -66,7 +66,7 @@ def test_every_form_of_attention_and_alignment_agrees_with_the_reference(assert_
 
 
 def test_empty_prompts_agree_with_the_reference(assert_agreement):
-    assert_agreement("pizza-emojione-yellow", "", "", steps=20)
+    assert_agreement("pizza-emojione-yellow", "", "", steps=10)
 
 
 def test_a_prediction_without_guidance_agrees_with_the_reference(assert_agreement):

@@ -20,6 +20,9 @@ class Control:
         self.value = value
         self.label = label
 
+    def click(self, **others):
+        """Nobody clicks here."""
+
     def __enter__(self):
         return self
 
@@ -95,7 +98,11 @@ def install(checkpoint):
         "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
-        "script_callbacks": {"on_model_loaded": lambda callback: None, "on_script_unloaded": lambda callback: None},
+        "script_callbacks": {
+            "on_model_loaded": lambda callback: None,
+            "on_script_unloaded": lambda callback: None,
+            "on_ui_settings": lambda callback: None,
+        },
         "scripts": {"Script": Script, "AlwaysVisible": object()},
         "infotext_utils": {"PasteField": PasteField},
         "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion},
@@ -108,7 +115,7 @@ def install(checkpoint):
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
-    for name in ("HTML", "Textbox", "Slider", "Radio", "Image", "Accordion"):
+    for name in ("HTML", "Textbox", "Slider", "Radio", "Image", "Accordion", "Checkbox", "Button", "Number"):
         setattr(gradio, name, Control)
     sys.modules["gradio"] = gradio
 

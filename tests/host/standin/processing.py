@@ -6,6 +6,7 @@ import base64
 import io
 import traceback
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,10 @@ def process_images(p, scripts, script_args):
                 script.process_batch(p, *script_args, batch_number=batch, seeds=p.seeds)
             except Exception:
                 traceback.print_exc()
-        cond = p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)
+        # like the host's conditioning of a prompt with AND: for each image a list of its parts, one here
+        cond = SimpleNamespace(
+            batch=[[part] for part in p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)]
+        )
         uncond = p.sd_model.get_learned_conditioning([p.negative_prompt] * p.batch_size)
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
         pixels = (p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5

@@ -29,7 +29,10 @@ class CFGDenoiser(nn.Module):
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
         if state.interrupted or state.skipped:
             raise InterruptedException
-        conditioning = {"c_crossattn": [torch.cat([cond, uncond])], "c_concat": [torch.cat([image_cond, image_cond])]}
+        conditioning = {
+            "c_crossattn": [torch.cat([*(parts[0] for parts in cond.batch), *uncond]).reshape(-1, *uncond.shape[1:])],
+            "c_concat": [torch.cat([image_cond, image_cond])],
+        }
         guided, unguided = self.model_wrap(torch.cat([x, x]), torch.cat([sigma, sigma]), cond=conditioning).chunk(2)
         return unguided + cond_scale * (guided - unguided)
 

@@ -19,5 +19,9 @@ class State:
 
 state = State()
 opts = SimpleNamespace(
-    img2img_background_color="#ffffff", sd_vae_encode_method="Full", upcast_attn=False, enable_quantization=False
+    rival_memory_mb=512,
+    img2img_background_color="#ffffff",
+    sd_vae_encode_method="Full",
+    upcast_attn=False,
+    enable_quantization=False,
 )
