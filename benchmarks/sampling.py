@@ -1,0 +1,300 @@
+"""What RIVAL costs: whole samplings of one image side by side, as ratios within one run.
+
+    python benchmarks/sampling.py --model sd15 --steps 20 --repeats 3 --json sd15.json
+
+The arms take turns, so that a busy machine slows all of them alike: plain img2img, RIVAL's first run (inversion and
+all), its next run (the chain is stored), the exemplar evaluated live, and the authors' scheme without its inversion.
+`sd15` and `sdxl` have those UNets' full shapes with random weights: time does not depend on what they draw.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import diffusers
+import psutil
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+ROOT = Path(__file__).resolve().parents[1]
+# the project is run from its checkout and not installed, so Python finds only this file's own folder
+sys.path.insert(0, str(ROOT))
+
+from rival_ext.alignment import align_statistics  # noqa: E402
+from rival_ext.attention import count_rows, self_attention_layers  # noqa: E402
+from rival_ext.chain import Chain  # noqa: E402
+from rival_ext.guide import Guide  # noqa: E402
+from rival_ext.hosts.diffusers import (  # noqa: E402
+    DEMO,
+    DEMO_CHECKPOINT,
+    SD15_CONFIG,
+    DiffusersHost,
+    Request,
+    load_pipeline,
+)
+from rival_ext.noise import scale_to_vp  # noqa: E402
+from rival_ext.prepare import prepare  # noqa: E402
+from rival_ext.report import Report  # noqa: E402
+from rival_ext.settings import parse_settings  # noqa: E402
+
+GUIDANCE = 5.0
+SEED = 1
+SIDES = {"tiny": 128, "sd15": 512, "sdxl": 1024}
+RATIOS = {
+    "stored_vs_plain": ("next", "plain"),
+    "first_vs_plain": ("first", "plain"),
+    "live_vs_plain": ("live", "plain"),
+    "stored_vs_authors": ("next", "authors"),
+}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+class SdxlUnet(nn.Module):
+    """SDXL's UNet behind the interface of SD 1.x: sizes and pooled prompt are made up, the text is widened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(**SDXL)
+        self.config = self.unet.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def forward(self, latent: Tensor, timestep: float, prompts: Tensor, return_dict: bool) -> Any:
+        widened = nn.functional.pad(prompts, (0, self.config.cross_attention_dim - prompts.shape[-1]))
+        added = {
+            "text_embeds": prompts.new_zeros(len(latent), 1280),
+            "time_ids": prompts.new_tensor([[1024, 1024, 0, 0, 1024, 1024]]).repeat(len(latent), 1),
+        }
+        return self.unet(latent, timestep, widened.to(latent), added_cond_kwargs=added, return_dict=return_dict)
+
+
+@dataclass
+class Arm:
+    """One way of sampling: its whole times in seconds, its UNet rows, the most memory it took above the model's."""
+
+    run: Callable[[], None]
+    seconds: list[float]
+    rows: int = 0
+    peak_mb: float = 0.0
+
+
+class Bench:
+    """The arms for one model; each samples one image from the same photo and seed."""
+
+    def __init__(self, model: str, steps: int, dtype: torch.dtype):
+        pipeline = load_pipeline(DEMO_CHECKPOINT) if model == "tiny" else random_pipeline(model)
+        pipeline.unet.to(dtype)
+        photo = Image.open(DEMO / "house.png").convert("RGB").resize((SIDES[model], SIDES[model]))
+        request = Request("a house", "", GUIDANCE, "ddim", steps)
+        self.host = DiffusersHost(pipeline, request, photo, lambda done, total: None)
+        self.settings = parse_settings({})
+        self.layers = self_attention_layers(self.host.unet)
+        self.stored: Chain | None = None
+        runs = {"plain": self.plain, "first": self.first, "next": self.next, "live": self.live, "authors": self.authors}
+        self.arms = {name: Arm(run, []) for name, run in runs.items()}
+
+    def plain(self) -> None:
+        """img2img at full strength."""
+        self._sample(self.host.noise(SEED), None)
+
+    def first(self) -> None:
+        """Inversion, recording, generation."""
+        guide = prepare(self.host, self.settings, None, self._report())
+        self.stored = guide.chain
+        self._sample(guide.chain.start([SEED], permuted=True), guide)
+
+    def next(self) -> None:
+        """Generation with the stored chain."""
+        self._with_chain(self._chain())
+
+    def live(self) -> None:
+        """Generation with the exemplar evaluated in every step; its chain is there already."""
+        chain = self._chain()
+        self._with_chain(Chain(chain.noise_levels, chain.latents))
+
+    @torch.no_grad()
+    def authors(self) -> None:
+        """Exemplar and generation in one batch of four; without the inversion."""
+        host, chain = self.host, self._chain()
+        levels = host.noise_levels().tolist()[:0:-1]
+        prompts = torch.cat([host._negative, host._negative, host._exemplar_prompt, host._prompt])
+        x = chain.start([SEED], permuted=True) * scale_to_vp(levels[0])
+        for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
+            exemplar = chain.latent(level) * scale_to_vp(level)
+            with beside_each_other(self.layers, replaced=timestep > self.settings.t_align):
+                rows = host._evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
+            _, unguided, exemplar_noise, guided = rows.chunk(4)
+            noise = unguided + GUIDANCE * (guided - unguided)
+            if timestep > self.settings.t_early:
+                noise = align_statistics(noise, exemplar_noise)
+            x = host.scheduler.step(noise, timestep, x).prev_sample
+
+    def turn(self, name: str) -> None:
+        """One timed run of an arm."""
+        arm = self.arms[name]
+        with count_rows(self.host.unet) as rows, peak_memory() as peak:
+            begun = time.perf_counter()
+            arm.run()
+            arm.seconds.append(time.perf_counter() - begun)
+        arm.rows = sum(rows)
+        arm.peak_mb = max(arm.peak_mb, peak[0] / 2**20)
+
+    def _chain(self) -> Chain:
+        if self.stored is None:
+            self.first()
+        assert self.stored is not None
+        return self.stored
+
+    def _with_chain(self, chain: Chain) -> None:
+        host = self.host
+        guide = Guide(chain, self.settings, host.schedule, self.layers, host.predict_noise, self._report())
+        self._sample(chain.start([SEED], permuted=True), guide)
+
+    def _sample(self, start: Tensor, guide: Guide | None) -> None:
+        self.host.sample(start, [SEED], guide, lambda done, total: None)
+
+    def _report(self) -> Report:
+        return Report("variation", self.settings.t_align, self.settings.t_early)
+
+
+def random_pipeline(model: str) -> StableDiffusionPipeline:
+    """A full-size UNet and text encoder with random weights; the small model's VAE, which is not timed."""
+    small = load_pipeline(DEMO_CHECKPOINT)
+    torch.manual_seed(0)
+    config = UNet2DConditionModel.load_config(SD15_CONFIG / "unet")
+    unet = SdxlUnet() if model == "sdxl" else UNet2DConditionModel.from_config(config)
+    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_CONFIG / "text_encoder"))
+    parts = {**small.components, "unet": unet.eval(), "text_encoder": text_encoder.eval()}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+@contextmanager
+def beside_each_other(layers: dict[str, nn.Module], replaced: bool) -> Iterator[None]:
+    """In rows of exemplar, generation, exemplar, generation each pair attends to its exemplar's tokens."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        exemplar = args[0][[0, 0, 2, 2]]
+        context = exemplar if replaced else torch.cat([args[0], exemplar], dim=1)
+        return args, {**kwargs, "encoder_hidden_states": context}
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The process's largest resident size while it runs, in bytes, looked at fifty times a second."""
+    process, peak, done = psutil.Process(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def measure(bench: Bench, repeats: int) -> None:
+    """All arms in turn, `repeats` times, after one unmeasured evaluation."""
+    bench.host.predict_noise(bench.host.exemplar_latent(), bench.host.noise_levels().tolist()[-1])
+    for _ in tqdm(range(repeats), unit="round"):
+        for name in tqdm(bench.arms, leave=False):
+            bench.turn(name)
+
+
+def summary(bench: Bench, model: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The object that is written as JSON."""
+    arms = bench.arms
+    chain = bench.stored
+    return {
+        "model": model,
+        "steps": steps,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "ratios": {
+            name: spread([one / other for one, other in zip(arms[over].seconds, arms[under].seconds, strict=True)])
+            for name, (over, under) in RATIOS.items()
+        },
+        "rows": {name: arm.rows for name, arm in arms.items()},
+        "peak_mb": {name: round(arm.peak_mb) for name, arm in arms.items()},
+        "features_mb": round(chain.bytes / 2**20, 1) if chain else 0,
+        "seconds": {name: [round(value, 3) for value in arm.seconds] for name, arm in arms.items()},
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {name: round(f(values), 3) for name, f in (("median", median), ("min", min), ("max", max))}
+
+
+@click.command()
+@click.option("--model", type=click.Choice(list(SIDES)), default="tiny", show_default=True)
+@click.option("--steps", type=click.IntRange(2), default=20, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="Where the figures go.")
+def main(model: str, steps: int, repeats: int, output: Path) -> None:
+    """Times the arms in turns and writes the ratios."""
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    dtype = torch.bfloat16 if model != "tiny" and has_bf16() else torch.float32
+    bench = Bench(model, steps, dtype)
+    measure(bench, repeats)
+    result = summary(bench, model, steps, dtype)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    click.echo(json.dumps({"ratios": result["ratios"], "peak_mb": result["peak_mb"]}, indent=2))
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or torch.cuda.is_available())
+
+
+if __name__ == "__main__":
+    main()
