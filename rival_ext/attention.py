@@ -141,6 +141,9 @@ def _bind(
     ldm calls it `context`, diffusers `encoder_hidden_states`: in both the second one of the layer's forward.
     """
     signature = inspect.signature(layer.forward)
+    if next(iter(signature.parameters.values())).kind is inspect.Parameter.VAR_POSITIONAL:
+        # somebody's wrapper hides the names; the class still has them
+        signature = inspect.signature(type(layer).forward.__get__(layer))
     own_name, context_name = list(signature.parameters)[:2]
     bound = signature.bind(*args, **kwargs)
     own = bound.arguments.get(context_name)

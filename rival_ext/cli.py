@@ -81,7 +81,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--prompt", default="", help="What to draw; empty takes content and style from the photo alone.")
 @click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
-@click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True, help="Sampling steps.")
+@click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
 @click.option("--size", type=Size(), help="Of photo and variations; without it the photo's aspect at the native area.")
 @click.option("--cfg", type=click.FloatRange(1, 30), default=5.0, show_default=True, help="Guidance scale; 1 is off.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 """Told (evaluations done, evaluations at most) before each one; may raise to stop."""
 
 MakeRoom = Callable[[int], bool]
-"""(bytes of the chain's features so far and of the next node's, in 16 bits) -> whether they may be kept."""
+"""(bytes of the chain with the next node's features) -> whether these may be kept."""
 
 FirstGuess = Callable[[Sequence[Tensor], Sequence[float], Sequence[Tensor], float], Tensor]
 """(latents so far, their noise levels, the prediction made at each, next noise level) -> start of the iteration."""
@@ -76,7 +76,8 @@ def invert(
     predictions: list[Tensor] = []
     kept: dict[int, Features] = {}
     steps = len(levels) - 1
-    evaluations, residual, size = 0, 0.0, 0
+    evaluations, residual = 0, 0.0
+    size = len(levels) * latents[0].nbytes
 
     for node in range(1, steps + 1):
         step = levels[node] - levels[node - 1]

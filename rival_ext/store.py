@@ -29,15 +29,15 @@ class ChainStore:
         return self._chains.get(key)
 
     def make_room(self, size: int, budget: float) -> bool:
-        """Lets the oldest chains go until `size` more bytes fit into `budget`; False, and none goes, if they cannot."""
-        if size > budget:
-            return False
-        while self.bytes + size > budget:
+        """Lets the oldest chains go until `size` more bytes fit into `budget`; False if they never will."""
+        fits = size <= budget
+        while self._chains and self.bytes + size * fits > budget:
             self._chains.popitem(last=False)
-        return True
+        return fits
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Keeps the chain, within `budget` bytes for all: the oldest make room; one that cannot fit is not kept."""
+        self._chains.pop(key, None)
         if self.make_room(chain.bytes, budget):
             self._chains[key] = chain
 

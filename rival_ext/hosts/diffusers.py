@@ -169,7 +169,8 @@ class DiffusersHost:
 
     def _evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
         timestep = self._timesteps[noise_level]
-        return self.unet(latent.to(self.unet.dtype), timestep, prompts, return_dict=False)[0].to(latent.dtype)
+        dtype = self.unet.dtype
+        return self.unet(latent.to(dtype), timestep, prompts.to(dtype), return_dict=False)[0].to(latent.dtype)
 
     def _new_scheduler(self) -> Any:
         scheduler = self.sampler.scheduler.from_config(self.pipeline.scheduler.config, **self.sampler.options)

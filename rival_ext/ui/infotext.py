@@ -20,8 +20,13 @@ def settings_to_infotext(settings: Settings) -> dict[str, Any]:
 def paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
     """By field, what reads its value from pasted parameters; None leaves the control as it is."""
 
-    def reader(name: str, empty: Any) -> Callable[[Mapping[str, str]], Any]:
-        return lambda pasted: pasted.get(name, empty if PRESENT in pasted else None)
+    def reader(name: str, default: Any) -> Callable[[Mapping[str, str]], Any]:
+        def read(pasted: Mapping[str, str]) -> Any:
+            value = pasted.get(name, default if PRESENT in pasted else None)
+            # the host would take any text for true
+            return value == "True" if isinstance(default, bool) and isinstance(value, str) else value
+
+        return read
 
     targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: PRESENT in pasted}
     return targets | {field.name: reader(field.infotext, field.default) for field in PASTED}

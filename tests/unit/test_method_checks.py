@@ -80,17 +80,7 @@ def test_one_evaluation_from_the_extrapolated_start_beats_the_authors_start_with
     assert errors[0] < 0.8 * errors[1]
 
 
-# switched off
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler-a", "dpm++2m"])
-def test_a_guide_with_every_switch_off_changes_nothing(make_host, make_live_guide, sample, sampler):
-    host = make_host(steps=6, sampler=sampler)
-    guide = make_live_guide(host, alignment="off")
-    guide.layers = {}
-    start = guide.chain.start([1], permuted=True)
-    assert torch.equal(sample(host, start, [1], guide), sample(host, start, [1], None))
-    assert (guide.report.layers, guide.report.steps.injected, guide.report.steps.aligned) == (0, 0, 0)
+# switched off: see also test_switches_off.py
 
 
 def test_plain_sampling_is_the_librarys_own_pipeline(pipeline, make_host, sample):
@@ -125,7 +115,7 @@ def test_replacing_by_the_generations_own_features_changes_nothing(evaluation):
     layers, evaluate = evaluation
     with record(layers) as features:
         untouched = evaluate()
-    with inject(layers, features, replace) as seen:
+    with inject(layers, features, replace, range(4)) as seen:
         replaced = evaluate()
     assert torch.equal(replaced, untouched)
     assert seen == set(layers)
@@ -135,7 +125,7 @@ def test_concatenating_the_generations_own_features_changes_nothing(evaluation):
     layers, evaluate = evaluation
     with record(layers) as features:
         untouched = evaluate()
-    with inject(layers, features, concatenate):
+    with inject(layers, features, concatenate, range(4)):
         doubled = evaluate()
     assert (doubled - untouched).abs().max() < 1e-5
 
@@ -146,7 +136,7 @@ def test_features_of_another_image_change_the_prediction(evaluation, context):
     with record(layers) as features:
         untouched = evaluate()
     others = {name: tokens.flip(0) for name, tokens in features.items()}
-    with inject(layers, others, context):
+    with inject(layers, others, context, range(4)):
         assert (evaluate() - untouched).abs().max() > 1e-2
 
 

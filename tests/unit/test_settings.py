@@ -35,6 +35,8 @@ DEFAULTS = {
     "alignment": "noise",
     "start": "permuted",
     "inversion_iterations": 1,
+    "exemplar_tokens": 1.0,
+    "exact": False,
 }
 
 VALID = {
@@ -48,6 +50,8 @@ VALID = {
     "alignment": st.sampled_from(["noise", "latent", "off"]),
     "start": st.sampled_from(["permuted", "inverted"]),
     "inversion_iterations": st.integers(1, 10),
+    "exemplar_tokens": st.floats(0.25, 1),
+    "exact": st.booleans(),
 }
 
 WRONG_KINDS = {
@@ -95,6 +99,12 @@ INVALID = {
     "alignment": other_choices("alignment"),
     "start": other_choices("start"),
     "inversion_iterations": outside(1, 10),
+    "exemplar_tokens": st.floats(max_value=0.2499)
+    | st.floats(min_value=1.0001)
+    | st.booleans()
+    | st.text()
+    | st.none(),
+    "exact": wrong("whole number", "text"),
 }
 
 NAMES = list(DEFAULTS)
@@ -193,7 +203,7 @@ def test_a_fields_choices_are_those_that_the_settings_accept(field):
 
 def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
-    assert free == ["enabled", "exemplar", "exemplar_prompt"]
+    assert free == ["enabled", "exemplar", "exemplar_prompt", "exact"]
 
 
 # the exemplar in a request
@@ -299,6 +309,8 @@ def test_the_infotext_names_every_pasted_field():
         "RIVAL alignment": "noise",
         "RIVAL start": "permuted",
         "RIVAL inversion_iterations": 1,
+        "RIVAL exemplar_tokens": 1.0,
+        "RIVAL exact": False,
     }
 
 
