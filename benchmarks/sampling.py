@@ -3,7 +3,8 @@
     python benchmarks/sampling.py --model sd15 --steps 20 --repeats 3 --json sd15.json
 
 The arms take turns, so that a busy machine slows all of them alike: plain img2img, RIVAL's first run (inversion and
-all), its next run (the chain is stored), the exemplar evaluated live, and the authors' scheme without its inversion.
+all), its next run (the chain is stored), that with half and a quarter of the exemplar's tokens, the exemplar evaluated
+live, and the authors' scheme without its inversion.
 `sd15` and `sdxl` have those UNets' full shapes with random weights: time does not depend on what they draw.
 """
 
@@ -51,7 +52,7 @@ from rival_ext.hosts.diffusers import (  # noqa: E402
 from rival_ext.noise import scale_to_vp  # noqa: E402
 from rival_ext.prepare import prepare  # noqa: E402
 from rival_ext.report import Report  # noqa: E402
-from rival_ext.settings import parse_settings  # noqa: E402
+from rival_ext.settings import Settings, parse_settings  # noqa: E402
 
 GUIDANCE = 5.0
 SEED = 1
@@ -61,6 +62,8 @@ RATIOS = {
     "first_vs_plain": ("first", "plain"),
     "live_vs_plain": ("live", "plain"),
     "stored_vs_authors": ("next", "authors"),
+    "half_of_tokens_vs_plain": ("half", "plain"),
+    "quarter_of_tokens_vs_plain": ("quarter", "plain"),
 }
 SDXL = {
     "sample_size": 128,
@@ -124,8 +127,8 @@ class Bench:
         self.settings = parse_settings({})
         self.layers = self_attention_layers(self.host.unet)
         self.stored: Chain | None = None
-        runs = {"plain": self.plain, "first": self.first, "next": self.next, "live": self.live, "authors": self.authors}
-        self.arms = {name: Arm(run, []) for name, run in runs.items()}
+        runs = (self.plain, self.first, self.next, self.half, self.quarter, self.live, self.authors)
+        self.arms = {run.__name__: Arm(run, []) for run in runs}
 
     def plain(self) -> None:
         """img2img at full strength."""
@@ -139,12 +142,20 @@ class Bench:
 
     def next(self) -> None:
         """Generation with the stored chain."""
-        self._with_chain(self._chain())
+        self._with_chain(self._chain(), self.settings)
+
+    def half(self) -> None:
+        """As `next`, with half of the exemplar's tokens."""
+        self._with_chain(self._chain(), parse_settings({"exemplar_tokens": 0.5}))
+
+    def quarter(self) -> None:
+        """As `next`, with a quarter of the exemplar's tokens."""
+        self._with_chain(self._chain(), parse_settings({"exemplar_tokens": 0.25}))
 
     def live(self) -> None:
         """Generation with the exemplar evaluated in every step; its chain is there already."""
         chain = self._chain()
-        self._with_chain(Chain(chain.noise_levels, chain.latents))
+        self._with_chain(Chain(chain.noise_levels, chain.latents), self.settings)
 
     @torch.no_grad()
     def authors(self) -> None:
@@ -179,9 +190,9 @@ class Bench:
         assert self.stored is not None
         return self.stored
 
-    def _with_chain(self, chain: Chain) -> None:
+    def _with_chain(self, chain: Chain, settings: Settings) -> None:
         host = self.host
-        guide = Guide(chain, self.settings, host.schedule, self.layers, host.predict_noise, self._report())
+        guide = Guide(chain, settings, host.schedule, self.layers, host.predict_noise, self._report())
         self._sample(chain.start([SEED], permuted=True), guide)
 
     def _sample(self, start: Tensor, guide: Guide | None) -> None:
@@ -272,12 +283,71 @@ def spread(values: list[float]) -> dict[str, float]:
     return {name: round(f(values), 3) for name, f in (("median", median), ("min", min), ("max", max))}
 
 
+def profiled(bench: Bench) -> str:
+    """A table of the operations in which plain and next run differ most, in seconds of their own time."""
+    spent = {name: own_seconds(bench.arms[name].run) for name in ("plain", "next")}
+    names = sorted(
+        spent["plain"].keys() | spent["next"].keys(),
+        key=lambda name: -abs(spent["next"].get(name, 0) - spent["plain"].get(name, 0)),
+    )
+    rows = [(name, spent["plain"].get(name, 0.0), spent["next"].get(name, 0.0)) for name in names[:12]]
+    rows.append(("all", sum(spent["plain"].values()), sum(spent["next"].values())))
+    lines = ["| operation | plain, s | next run, s | difference, s |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {plain:.2f} | {following:.2f} | {following - plain:+.2f} |" for name, plain, following in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def own_seconds(run: Callable[[], None]) -> dict[str, float]:
+    """Seconds by operation, without those that it calls."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run()
+    return {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+
+
+def write_page(result: dict[str, Any], folder: Path) -> None:
+    """`benchmark-MODEL.md` and `.png` of a result."""
+    # imported late: only this needs it
+    from matplotlib import pyplot
+
+    name = f"benchmark-{result['model']}"
+    ratios = result["ratios"]
+    lines = [
+        f"`python benchmarks/sampling.py --model {result['model']} --steps {result['steps']} "
+        f"--repeats {len(result['seconds']['plain'])}`, {result['dtype']}, {result['threads']} threads, "
+        f"torch {result['torch']}; recorded features {result['features_mb']} MB.",
+        "",
+        "| ratio of whole samplings | median | least | most |",
+        "|---|---|---|---|",
+        *(f"| {key.replace('_', ' ')} | {r['median']} | {r['min']} | {r['max']} |" for key, r in ratios.items()),
+        "",
+        "| arm | UNet rows | peak memory, MB |",
+        "|---|---|---|",
+        *(f"| {arm} | {rows} | {result['peak_mb'][arm]} |" for arm, rows in result["rows"].items()),
+    ]
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+    figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+    medians = [r["median"] for r in ratios.values()]
+    whiskers = [[r["median"] - r["min"] for r in ratios.values()], [r["max"] - r["median"] for r in ratios.values()]]
+    axes.barh([key.replace("_", " ") for key in ratios], medians, xerr=whiskers, color="#4a7ab5")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("ratio of whole samplings")
+    figure.savefig(folder / f"{name}.png", dpi=110)
+
+
 @click.command()
 @click.option("--model", type=click.Choice(list(SIDES)), default="tiny", show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="Where the figures go.")
-def main(model: str, steps: int, repeats: int, output: Path) -> None:
+@click.option("--docs", type=click.Path(path_type=Path), help="A folder for a table and a plot of them.")
+@click.option(
+    "--profile", type=click.Path(path_type=Path), help="A file for where plain and next run spend their time."
+)
+def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, profile: Path | None) -> None:
     """Times the arms in turns and writes the ratios."""
     diffusers.utils.logging.disable_progress_bar()
     diffusers.logging.set_verbosity_error()
@@ -287,6 +357,10 @@ def main(model: str, steps: int, repeats: int, output: Path) -> None:
     measure(bench, repeats)
     result = summary(bench, model, steps, dtype)
     output.write_text(json.dumps(result, indent=2) + "\n")
+    if docs:
+        write_page(result, docs)
+    if profile:
+        profile.write_text(profiled(bench))
     click.echo(json.dumps({"ratios": result["ratios"], "peak_mb": result["peak_mb"]}, indent=2))
 
 

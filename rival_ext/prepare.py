@@ -65,12 +65,14 @@ def _chain(
     begun = time.perf_counter()
     latent = host.exemplar_latent()
     key = digest([latent, levels, settings.inversion_iterations, *host.fingerprint()])
-    chain = None if store is None else store.get(key)
     budget = host.memory_budget()
 
     def make_room(size: int) -> bool:
         return size <= budget if store is None else store.make_room(size, budget)
 
+    # the budget may have shrunk since the last run
+    make_room(0)
+    chain = None if store is None else store.get(key)
     report.store = "off" if store is None else "miss" if chain is None else "hit"
     if chain is None:
         with count_rows(host.unet) as rows:

@@ -89,14 +89,19 @@ class StandInServer:
 
     def _process(self, payload):
         from tests.host.standin.processing import Processing, process_images
+        from tests.host.standin.state import opts
 
         given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
         args = [*given, *self.defaults[len(given) :]]
         self.state.begin()
+        before = dict(vars(opts))
+        vars(opts).update(payload.get("override_settings", {}))
         try:
             pictures, infotexts = process_images(Processing(self.checkpoint, **payload), self.scripts, args)
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))
+        finally:
+            vars(opts).update(before)
         return Answer(200, [np.asarray(picture) for picture in pictures], infotexts)
 
     def stop(self):

@@ -119,6 +119,7 @@ def test_the_panels_positional_form_is_the_same(server):
         {"start": "inverted"},
         {"exemplar_prompt": "a pizza"},
         {"inversion_iterations": 3},
+        {"exemplar_tokens": 0.5},
     ],
 )
 def test_every_setting_changes_the_picture_and_is_in_the_infotext(server, settings):
@@ -148,6 +149,8 @@ def test_an_exemplar_of_its_own_replaces_the_input_image(server):
         ({"exemplar_prompt": 5}, "exemplar_prompt"),
         ({"exemplar_prompt": "a pizza <lora:style:1>"}, "exemplar_prompt"),
         ({"inversion_iterations": 0}, "inversion_iterations"),
+        ({"exemplar_tokens": 0.2}, "exemplar_tokens"),
+        ({"exact": 1}, "exact"),
         ({"enabled": "yes"}, "enabled"),
         ({"enabled": False, "t_align": -1}, "t_align"),
     ],
@@ -197,6 +200,59 @@ def test_a_lora_of_the_prompt_takes_part_in_the_inversion(server):
     assert "inverted in" in infotext(server, {}, prompt=f"a pizza <lora:{LORA}:0.4>")
     assert "stored inversion" in infotext(server, {})
     assert largest_difference(pictures(server, {}), plain) == 0
+
+
+def test_exact_guidance_evaluates_the_exemplar_with_both_prompts(server):
+    one_row = {"exemplar_prompt": "a pizza", "t_align": 300}
+    exact = {**one_row, "exact": True}
+    text = infotext(server, exact)
+    assert f"{2 * STEPS} + {2 * STEPS} UNet rows" in text
+    assert largest_difference(pictures(server, exact), pictures(server, one_row)) > 0
+    batch = pictures(server, exact, batch_size=2)
+    alone = [pictures(server, exact, seed=seed)[0] for seed in (3, 4)]
+    assert largest_difference(batch, alone) <= 4
+
+
+def test_exact_guidance_changes_nothing_without_an_exemplar_prompt(server):
+    assert largest_difference(pictures(server, {"exact": True}), pictures(server, {})) == 0
+
+
+def test_without_memory_the_exemplar_is_evaluated_live_and_the_report_says_why(server):
+    nothing = {"override_settings": {"rival_memory_mb": 0}}
+    text = infotext(server, {}, **nothing)
+    assert "live features" in text
+    assert f"{STEPS} + {3 * STEPS} UNet rows" in text
+    assert "the memory budget has no room for all recorded features" in text
+    (live,), (recorded,) = pictures(server, {}, steps=20, **nothing), pictures(server, {}, steps=20)
+    assert np.sqrt(np.mean((live.astype(float) - recorded) ** 2)) < 1
+
+
+def test_another_seed_prompt_guidance_t_align_or_batch_size_inverts_nothing(server):
+    pictures(server, {})
+    others = [{"seed": 9}, {"prompt": "a house"}, {"cfg_scale": 3}, {"settings": {"t_align": 200}}, {"batch_size": 2}]
+    for fields in others:
+        assert "stored inversion" in infotext(server, **{"settings": {}, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": STEPS + 1},
+        {"sampler_name": "Euler a", "scheduler": "Karras", "steps": STEPS + 2},
+        {"width": 144},
+        {"image": exemplar("taxi-twemoji-green")},
+        {"settings": {"exemplar_prompt": "a house"}},
+        {"settings": {"inversion_iterations": 4}},
+        {"override_settings": {"CLIP_stop_at_last_layers": 2}},
+        {"override_settings": {"token_merging_ratio": 0.4}},
+    ],
+)
+def test_whatever_changes_a_prediction_inverts_anew(server, fields):
+    if "override_settings" in fields and server.name == "stand-in":
+        pytest.skip("stand-in: it has neither clip skip nor token merging")
+    pictures(server, {})
+    assert "inverted in" in infotext(server, **{"settings": {}, **fields})
+    assert "stored inversion" in infotext(server, {})
 
 
 # batches, sizes, guidance

@@ -127,12 +127,16 @@ def vary(
     t_early,
     early_steps,
     alignment,
+    exact=False,
 ):
-    """Final latent of one variation and the exemplar's chain, both variance-preserving."""
+    """Final latent of one variation and the exemplar's chain, both variance-preserving.
+
+    exact: the exemplar's unguided row has the empty prompt as the generation's has, not the exemplar's own.
+    """
     chain = invert(pipeline, encode(pipeline, image), exemplar_prompt, steps, iterations)
     alphas, timesteps = alphas_cumprod(), ddim_timesteps(steps)
-    own, exemplar = embed(pipeline, prompt), embed(pipeline, exemplar_prompt)
-    text = torch.cat([exemplar, embed(pipeline, ""), exemplar, own])
+    own, exemplar, empty = (embed(pipeline, words) for words in (prompt, exemplar_prompt, ""))
+    text = torch.cat([empty if exact else exemplar, empty, exemplar, own])
     x = permute(chain[-1], seed)
     for i in reversed(range(steps)):
         t, x_exemplar = timesteps[i], chain[i + 1]
@@ -144,7 +148,7 @@ def vary(
         else:
             with injection(pipeline.unet, concatenated=t <= t_align):
                 predictions = pipeline.unet(batch, t, text).sample
-        eps_exemplar, unguided, _, guided = predictions.chunk(4)
+        _, unguided, eps_exemplar, guided = predictions.chunk(4)
         eps = unguided + guidance * (guided - unguided)
         if alignment == "noise" and t > t_early:
             eps = normalised(eps, eps_exemplar)

@@ -19,6 +19,7 @@ from rival_ext.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from rival_ext.store import ChainStore, digest
+from rival_ext.transfer import Ahead, to_sixteen_bits
 
 LEVELS = [0.03, 0.5, 2.0, 4.0, 14.0]
 
@@ -230,6 +231,24 @@ def test_features_are_kept_within_their_budget(budget, nodes):
     assert chain.bytes - LATENTS.nbytes <= budget
 
 
+def test_features_are_copied_in_sixteen_bits():
+    seen = {"whole": torch.tensor([[[1 / 3]]]), "half": torch.tensor([[[1 / 3]]]).bfloat16()}
+    copies = to_sixteen_bits(seen)
+    assert {name: h.dtype for name, h in copies.items()} == {"whole": torch.float16, "half": torch.bfloat16}
+    assert copies["whole"].item() == pytest.approx(1 / 3, rel=1e-3)
+    seen["half"].zero_()
+    assert copies["half"].item() == pytest.approx(1 / 3, rel=1e-2)
+
+
+def test_features_are_found_by_name_in_any_order_and_more_than_once():
+    kept = {name: torch.full((1, 2, 3), float(value)) for value, name in enumerate("abc")}
+    ahead = Ahead(kept, torch.device("cpu"))
+    assert (list(ahead), len(ahead)) == (["a", "b", "c"], 3)
+    for name in "abcabacb":
+        assert torch.equal(ahead[name], kept[name])
+    assert "d" not in ahead
+
+
 def test_features_are_those_of_a_steps_last_evaluation():
     model = Layered()
     calls = []
@@ -379,6 +398,18 @@ def test_a_chain_that_cannot_fit_is_not_kept_and_drives_none_out():
     assert kept(store, "ab") == ["a"]
 
 
+def test_making_room_drives_out_no_more_than_needed():
+    store = ChainStore()
+    for key in "abc":
+        store.put(key, chain_of(1), 24)
+    assert store.make_room(8, 24)
+    assert kept(store, "abc") == ["b", "c"]
+    assert not store.make_room(25, 24)
+    assert kept(store, "abc") == ["b", "c"]
+    assert store.make_room(24, 24)
+    assert kept(store, "abc") == []
+
+
 def test_a_chain_of_exactly_the_budget_is_kept_alone():
     store = ChainStore()
     store.put("a", chain_of(1), 24)
@@ -465,11 +496,12 @@ def test_a_second_preparation_finds_the_chain_of_the_first(make_host):
         prepared(inversion_iterations=2),
         prepared("pizza-emojione-yellow"),
         prepared(request={"exemplar_prompt": "a panda"}),
+        prepared(request={"exemplar_prompt": "a panda", "exact": True}),
         prepared(request={"sampler": "euler"}),
         prepared(request={"steps": 3}),
     ]
-    assert [report.store for report in reports[3:]] == ["miss"] * 5
-    assert len({id(chain) for chain in [first, *others]}) == 6
+    assert [report.store for report in reports[3:]] == ["miss"] * 6
+    assert len({id(chain) for chain in [first, *others]}) == 7
 
 
 # the key

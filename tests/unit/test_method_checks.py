@@ -185,6 +185,12 @@ def test_different_seeds_give_different_permutations(seeds):
     assert len({tuple(permute_positions(latent, seed).flatten().tolist()) for seed in seeds}) == len(seeds)
 
 
+def test_all_32_bits_of_the_seed_count():
+    latent = torch.arange(64.0).view(1, 1, 8, 8)
+    seeds = [1, *(1 + 10**power for power in range(10)), *(1 + 2**power for power in range(1, 32))]
+    assert len({tuple(permute_positions(latent, seed).flatten().tolist()) for seed in seeds}) == len(set(seeds))
+
+
 def test_each_image_of_a_batch_starts_as_its_own_seed_does_alone():
     chain = Chain(torch.tensor([0.1, 2.0]).double(), noise(2, 4, 8, 8))
     together = chain.start([3, 8, 5], permuted=True)
@@ -258,3 +264,9 @@ def test_alignment_computes_in_float32_and_returns_the_generations_type():
     assert aligned.dtype == torch.float16
     expected = align_statistics(generation.float(), exemplar.float())
     assert torch.equal(aligned, expected.half())
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 1000, 2**16, 2**20]))
+def test_every_seed_has_an_order_of_its_own(seed, distance):
+    latent = torch.arange(256.0).view(1, 1, 16, 16)
+    assert not torch.equal(permute_positions(latent, seed), permute_positions(latent, seed + distance))

@@ -31,8 +31,9 @@ def variance_preserving(chain):
 
 @pytest.fixture
 def assert_agreement(pipeline, make_host, make_live_guide, sample):
-    def check(name, prompt, exemplar_prompt, guidance=5.0, steps=5, **fields):
-        host = make_host(name, prompt=prompt, exemplar_prompt=exemplar_prompt, guidance=guidance, steps=steps)
+    def check(name, prompt, exemplar_prompt, guidance=5.0, steps=5, exact=False, **fields):
+        prompts = {"prompt": prompt, "exemplar_prompt": exemplar_prompt}
+        host = make_host(name, **prompts, guidance=guidance, steps=steps, exact=exact)
         guide = make_live_guide(host, **fields)
         final = sample(host, guide.chain.start([SEED], permuted=True), [SEED], guide)
 
@@ -41,10 +42,10 @@ def assert_agreement(pipeline, make_host, make_live_guide, sample):
         expected, chain = reference.vary(
             pipeline,
             exemplar(name),
-            prompt=prompt,
-            exemplar_prompt=exemplar_prompt,
+            **prompts,
             guidance=guidance,
             steps=steps,
+            exact=exact,
             iterations=iterations,
             seed=SEED,
             **wanted,
@@ -71,6 +72,11 @@ def test_empty_prompts_agree_with_the_reference(assert_agreement):
 
 def test_a_prediction_without_guidance_agrees_with_the_reference(assert_agreement):
     assert_agreement(NAME, PROMPT, EXEMPLAR_PROMPT, guidance=1.0)
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_each_half_looking_at_its_own_exemplar_row_agrees_with_the_reference(assert_agreement, guidance):
+    assert_agreement(NAME, PROMPT, EXEMPLAR_PROMPT, guidance=guidance, exact=True)
 
 
 def test_repeated_inversion_evaluations_agree_with_the_reference(assert_agreement):
@@ -110,8 +116,9 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     assert (recorded.chain.latents == live.chain.latents).all()
 
 
-def test_images_of_a_batch_agree_with_each_alone(make_host, make_live_guide, sample):
-    host = make_host(NAME, prompt=PROMPT, steps=5)
+@pytest.mark.parametrize("exact", [False, True])
+def test_images_of_a_batch_agree_with_each_alone(make_host, make_live_guide, sample, exact):
+    host = make_host(NAME, prompt=PROMPT, exemplar_prompt=EXEMPLAR_PROMPT, steps=3, exact=exact)
     guide = make_live_guide(host, t_align=400)
     together = sample(host, guide.chain.start([1, 2, 3], permuted=True), [1, 2, 3], guide)
     for index, seed in enumerate([1, 2, 3]):

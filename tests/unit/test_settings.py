@@ -99,11 +99,10 @@ INVALID = {
     "alignment": other_choices("alignment"),
     "start": other_choices("start"),
     "inversion_iterations": outside(1, 10),
-    "exemplar_tokens": st.floats(max_value=0.2499)
-    | st.floats(min_value=1.0001)
-    | st.booleans()
-    | st.text()
-    | st.none(),
+    "exemplar_tokens": st.floats(max_value=0.25, exclude_max=True)
+    | st.floats(min_value=1, exclude_min=True)
+    | wrong("boolean", "text").filter(lambda value: not isinstance(value, (float, Decimal, Fraction)))
+    | st.integers().filter(lambda value: value != 1),
     "exact": wrong("whole number", "text"),
 }
 
@@ -165,6 +164,15 @@ def test_nothing_given_is_the_defaults():
 def test_settings_cannot_be_changed():
     with pytest.raises((ValidationError, TypeError)):
         parse_settings({}).t_align = 1
+
+
+def test_a_whole_number_of_tokens_is_taken_for_the_fraction():
+    assert repr(parse_settings({"exemplar_tokens": 1}).exemplar_tokens) == "1.0"
+
+
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="_normalised turns every int into a float")
+def test_a_whole_number_beyond_all_floats_is_refused():
+    assert refusal(exemplar_tokens=10**400).startswith("RIVAL: exemplar_tokens must be ")
 
 
 def test_a_long_wrong_value_is_shown_short():

@@ -55,6 +55,7 @@ class Processing:
     tiling: bool = False
     refiner_checkpoint: Any = None
     extra_network_data: dict = field(default_factory=dict)
+    override_settings: dict = field(default_factory=dict)
     extra_generation_params: dict = field(default_factory=dict)
 
     def get_token_merging_ratio(self):
