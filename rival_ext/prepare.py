@@ -52,7 +52,8 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     Raises RivalError before any evaluation if no layer could see the exemplar at any step.
     """
     layers = self_attention_layers(host.unet)
-    levels = host.noise_levels()
+    # a schedule of very many steps may visit a level twice; the chain is looked up by level, never by index
+    levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels, layers)
     report.features = "recorded"
     chain = _chain(host, settings, levels, layers, store, report)

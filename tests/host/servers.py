@@ -79,6 +79,9 @@ class StandInServer:
     def leftovers(self):
         return self.probe.leftovers()
 
+    def schedules(self):
+        return ["Automatic", "Karras"]
+
     def img2img(self, **payload):
         payload["init_images"] = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
         payload["image_mask"] = payload.pop("mask", None)
@@ -167,6 +170,9 @@ class RealServer:
 
     def leftovers(self):
         return httpx.get(f"{self.url}/probe/state").json()["leftovers"]
+
+    def schedules(self):
+        return [schedule["label"] for schedule in httpx.get(f"{self.url}/sdapi/v1/schedulers").json()]
 
     def img2img(self, **payload):
         return self._request("img2img", payload)

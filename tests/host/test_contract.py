@@ -70,6 +70,16 @@ def test_enabled_gives_another_picture_and_the_report_says_what_was_done(server,
     assert f"+ {2 * evaluated} UNet rows" in text
 
 
+@pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
+def test_every_schedule_of_the_host_is_recorded_and_injected_in_all_its_steps(server, sampler):
+    for schedule in server.schedules():
+        text = infotext(server, {}, sampler_name=sampler, scheduler=schedule, steps=5)
+        injected, total = re.search(r"10 layers; (\d+) of (\d+) steps injected", text).groups()
+        assert injected == total
+        assert int(total) >= 5
+        assert "recorded features" in text
+
+
 def test_the_variation_is_closer_to_the_exemplar_in_colour_than_plain_img2img(server):
     photo = np.asarray(exemplar("pizza-emojione-yellow")).reshape(-1, 3).mean(0)
 
