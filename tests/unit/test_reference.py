@@ -116,6 +116,17 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     assert (recorded.chain.latents == live.chain.latents).all()
 
 
+def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, make_live_guide, sample):
+    host = make_host(NAME, steps=3)
+
+    def final(t_align, exemplar_tokens):
+        guide = make_live_guide(host, t_align=t_align, exemplar_tokens=exemplar_tokens)
+        return sample(host, guide.chain.start([SEED], permuted=True), [SEED], guide)
+
+    assert torch.equal(final(0, 0.5), final(0, 1.0))
+    assert (final(1000, 0.5) - final(1000, 1.0)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_images_of_a_batch_agree_with_each_alone(make_host, make_live_guide, sample, exact):
     host = make_host(NAME, prompt=PROMPT, exemplar_prompt=EXEMPLAR_PROMPT, steps=3, exact=exact)
