@@ -17,10 +17,8 @@ from statistics import mean
 from string import Template
 
 import click
-import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from scipy.cluster.vq import kmeans2
@@ -37,7 +35,13 @@ from rival_ext.alignment import channel_statistics  # noqa: E402
 from rival_ext.attention import self_attention_layers  # noqa: E402
 from rival_ext.chain import Chain  # noqa: E402
 from rival_ext.guide import Guide  # noqa: E402
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline  # noqa: E402
+from rival_ext.hosts.diffusers import (  # noqa: E402
+    DEMO_CHECKPOINT,
+    DiffusersHost,
+    Request,
+    load_pipeline,
+    quieten_libraries,
+)
 from rival_ext.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct  # noqa: E402
 from rival_ext.noise import scale_to_vp  # noqa: E402
 from rival_ext.pictures import psnr  # noqa: E402
@@ -167,8 +171,7 @@ class Probe(Guide):
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs", help="Folder to write; default: docs.")
 def main(out: Path) -> None:
     """Measures the inversion and each part of the method and writes the pages about them."""
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     pipeline = load_pipeline(DEMO_CHECKPOINT)
     exemplars = read_exemplars()
     known = [exemplar for exemplar in exemplars.values() if exemplar.known]

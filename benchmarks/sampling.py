@@ -23,10 +23,8 @@ from statistics import median
 from typing import Any
 
 import click
-import diffusers
 import psutil
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
@@ -48,6 +46,7 @@ from rival_ext.hosts.diffusers import (  # noqa: E402
     DiffusersHost,
     Request,
     load_pipeline,
+    quieten_libraries,
 )
 from rival_ext.noise import scale_to_vp  # noqa: E402
 from rival_ext.prepare import prepare  # noqa: E402
@@ -349,9 +348,7 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
 )
 def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, profile: Path | None) -> None:
     """Times the arms in turns and writes the ratios."""
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     dtype = torch.bfloat16 if model != "tiny" and has_bf16() else torch.float32
     bench = Bench(model, steps, dtype)
     measure(bench, repeats)

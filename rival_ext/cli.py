@@ -159,12 +159,16 @@ def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) 
 def _load_host(job: Job, settings: Settings, photo: Image.Image) -> tuple[DiffusersHost, Image.Image]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # imported late: `--help` and bad input answer at once
-    import diffusers.utils.logging as diffusers_logging
+    from rival_ext.hosts.diffusers import (
+        DEMO_CHECKPOINT,
+        DiffusersHost,
+        Request,
+        load_pipeline,
+        native_size,
+        quieten_libraries,
+    )
 
-    from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, native_size
-
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
+    quieten_libraries()
     pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
     request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps, settings.exact)
     photo = fit(photo, job.size or native_size(pipeline, photo))

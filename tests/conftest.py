@@ -6,20 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, quieten_libraries
 
 DATA = Path(__file__).parent / "data"
 CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
 
-diffusers.logging.set_verbosity_error()
-transformers.logging.set_verbosity_error()
+quieten_libraries()
 
 
 def quiet(done: int, total: int) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import psutil
 import torch
+import transformers
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -193,6 +195,13 @@ class DiffusersHost:
         tokens, limit = len(tokenizer(text, truncation=False).input_ids) - 2, tokenizer.model_max_length - 2
         if tokens > limit:
             raise RivalError(f"{option} has {tokens} tokens and the text encoder reads {limit}; shorten it.")
+
+
+def quieten_libraries() -> None:
+    """No advice and no progress bars of `diffusers` and `transformers` among the command line's own words."""
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
 
 
 def load_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
