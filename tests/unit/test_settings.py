@@ -170,7 +170,6 @@ def test_a_whole_number_of_tokens_is_taken_for_the_fraction():
     assert repr(parse_settings({"exemplar_tokens": 1}).exemplar_tokens) == "1.0"
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="_normalised turns every int into a float")
 def test_a_whole_number_beyond_all_floats_is_refused():
     assert refusal(exemplar_tokens=10**400).startswith("RIVAL: exemplar_tokens must be ")
 
