@@ -34,11 +34,13 @@ sys.path.insert(0, str(ROOT))
 from rival_ext.alignment import channel_statistics  # noqa: E402
 from rival_ext.attention import self_attention_layers  # noqa: E402
 from rival_ext.chain import Chain  # noqa: E402
+from rival_ext.exemplar import Exemplar as Seen  # noqa: E402
 from rival_ext.guide import Guide  # noqa: E402
 from rival_ext.hosts.diffusers import (  # noqa: E402
     DEMO_CHECKPOINT,
     DiffusersHost,
     Request,
+    Scene,
     load_pipeline,
     quieten_libraries,
 )
@@ -153,15 +155,15 @@ class Probe(Guide):
 
     def __init__(self, chain: Chain, variant: Variant, host: DiffusersHost, report: Report):
         layers = self_attention_layers(host.unet) if variant.injected else {}
-        super().__init__(chain, variant.settings, host.schedule, layers, host.predict_noise, report)
+        super().__init__([Seen(chain)], variant.settings, host.schedule, layers, host.predict_noise, report)
         self.gaps: list[Tensor] = []
 
-    def align_latent(self, latent: Tensor, noise_level: float) -> Tensor:
+    def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """Called by the host before each step, so that it sees every latent."""
-        latent = super().align_latent(latent, noise_level)
+        latent = super().corrected_latent(latent, noise_level)
         scale = scale_to_vp(noise_level)
         own = channel_statistics(latent * scale)
-        exemplars = channel_statistics(self.chain.latent(noise_level) * scale)
+        exemplars = channel_statistics(self.exemplars[0].chain.latent(noise_level) * scale)
         mean_gap, deviation_gap = ((one - other).abs() for one, other in zip(own, exemplars, strict=True))
         self.gaps.append((mean_gap + deviation_gap).mean(dim=(1, 2, 3)))
         return latent
@@ -204,7 +206,7 @@ def make_host(
 ) -> DiffusersHost:
     """The embedded host for one exemplar."""
     request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", STEPS)
-    return DiffusersHost(pipeline, request, exemplar.image, lambda done, total: None)
+    return DiffusersHost(pipeline, request, Scene.of(exemplar.image), lambda done, total: None)
 
 
 def reconstruction_psnr(host: DiffusersHost, first_guess: FirstGuess, iterations: int) -> float:
@@ -273,9 +275,11 @@ def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exempl
 def generate(host: DiffusersHost, variant: Variant, store: ChainStore) -> list[tuple[Image.Image, float]]:
     """An image for each seed, with the mean over the steps of its latent's distance from the exemplar's statistics."""
     report = Report("variation", variant.t_align, variant.t_early)
-    chain = prepare(host, variant.settings, store, report).chain
+    chain = prepare(host, variant.settings, store, report).exemplars[0].chain
     probe = Probe(chain, variant, host, report)
-    start = chain.start(SEEDS, True) if variant.permuted else torch.cat([host.noise(seed) for seed in SEEDS])
+    start = (
+        probe.start(SEEDS, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in SEEDS])
+    )
     images = host.decode(host.sample(start, SEEDS, probe, lambda done, total: None))
     return list(zip(images, torch.stack(probe.gaps).mean(dim=0).tolist(), strict=True))
 

@@ -35,9 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.alignment import align_statistics  # noqa: E402
+from rival_ext.alignment import align_statistics, channel_statistics  # noqa: E402
 from rival_ext.attention import count_rows, self_attention_layers  # noqa: E402
 from rival_ext.chain import Chain  # noqa: E402
+from rival_ext.exemplar import Exemplar  # noqa: E402
 from rival_ext.guide import Guide  # noqa: E402
 from rival_ext.hosts.diffusers import (  # noqa: E402
     DEMO,
@@ -45,6 +46,7 @@ from rival_ext.hosts.diffusers import (  # noqa: E402
     SD15_CONFIG,
     DiffusersHost,
     Request,
+    Scene,
     load_pipeline,
     quieten_libraries,
 )
@@ -52,6 +54,7 @@ from rival_ext.noise import scale_to_vp  # noqa: E402
 from rival_ext.prepare import prepare  # noqa: E402
 from rival_ext.report import Report  # noqa: E402
 from rival_ext.settings import Settings, parse_settings  # noqa: E402
+from rival_ext.start import start_latents  # noqa: E402
 
 GUIDANCE = 5.0
 SEED = 1
@@ -122,7 +125,7 @@ class Bench:
         pipeline.unet.to(dtype)
         photo = Image.open(DEMO / "house.png").convert("RGB").resize((SIDES[model], SIDES[model]))
         request = Request("a house", "", GUIDANCE, "ddim", steps)
-        self.host = DiffusersHost(pipeline, request, photo, lambda done, total: None)
+        self.host = DiffusersHost(pipeline, request, Scene.of(photo), lambda done, total: None)
         self.settings = parse_settings({})
         self.layers = self_attention_layers(self.host.unet)
         self.stored: Chain | None = None
@@ -136,8 +139,8 @@ class Bench:
     def first(self) -> None:
         """Inversion, recording, generation."""
         guide = prepare(self.host, self.settings, None, self._report())
-        self.stored = guide.chain
-        self._sample(guide.chain.start([SEED], permuted=True), guide)
+        self.stored = guide.exemplars[0].chain
+        self._sample(guide.start([SEED], self.host.latent_size), guide)
 
     def next(self) -> None:
         """Generation with the stored chain."""
@@ -162,7 +165,7 @@ class Bench:
         host, chain = self.host, self._chain()
         levels = host.noise_levels().tolist()[:0:-1]
         prompts = torch.cat([host._negative, host._negative, host._exemplar_prompt, host._prompt])
-        x = chain.start([SEED], permuted=True) * scale_to_vp(levels[0])
+        x = start_latents([Exemplar(chain)], [SEED], 1.0, host.latent_size) * scale_to_vp(levels[0])
         for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
             with beside_each_other(self.layers, replaced=timestep > self.settings.t_align):
@@ -170,7 +173,7 @@ class Bench:
             _, unguided, exemplar_noise, guided = rows.chunk(4)
             noise = unguided + GUIDANCE * (guided - unguided)
             if timestep > self.settings.t_early:
-                noise = align_statistics(noise, exemplar_noise)
+                noise = align_statistics(noise, channel_statistics(exemplar_noise))
             x = host.scheduler.step(noise, timestep, x).prev_sample
 
     def turn(self, name: str) -> None:
@@ -191,8 +194,8 @@ class Bench:
 
     def _with_chain(self, chain: Chain, settings: Settings) -> None:
         host = self.host
-        guide = Guide(chain, settings, host.schedule, self.layers, host.predict_noise, self._report())
-        self._sample(chain.start([SEED], permuted=True), guide)
+        guide = Guide([Exemplar(chain)], settings, host.schedule, self.layers, host.predict_noise, self._report())
+        self._sample(guide.start([SEED], host.latent_size), guide)
 
     def _sample(self, start: Tensor, guide: Guide | None) -> None:
         self.host.sample(start, [SEED], guide, lambda done, total: None)

@@ -1,6 +1,8 @@
-"""Statistics alignment and the start's permutation (METHOD: paper section 3.3, "latent chain alignment")."""
+"""Statistics alignment (paper section 3.3, "latent chain alignment")."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,38 +10,36 @@ from torch import Tensor
 VARIANCE_FLOOR = 1e-5
 """Added to a variance before its root is taken, as in the authors' code."""
 
+Statistics = tuple[Tensor, Tensor]
+"""Per-channel mean and standard deviation, each `[N, C, 1, 1]`."""
 
-def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation over the spatial axes of `[N, C, H, W]`, each `[N, C, 1, 1]`."""
+
+def channel_statistics(latent: Tensor) -> Statistics:
+    """Of `[N, C, H, W]` over the spatial axes, in float32."""
+    latent = latent.float()
     mean = latent.mean(dim=(2, 3), keepdim=True)
     variance = latent.var(dim=(2, 3), keepdim=True, unbiased=True)
     return mean, (variance + VARIANCE_FLOOR).sqrt()
 
 
-def align_statistics(generation: Tensor, exemplar: Tensor) -> Tensor:
-    """`generation` `[N, C, H, W]` with the per-channel mean and deviation of `exemplar` `[1 or N, C, H', W']`.
+def blend_statistics(statistics: Sequence[Statistics], weights: Sequence[float]) -> Statistics:
+    """Mean and deviation of several exemplars, each with its share; the weights need not add up to 1."""
+    shares = [weight / sum(weights) for weight in weights]
+    means, deviations = zip(*statistics, strict=True)
+    return _weighted_sum(means, shares), _weighted_sum(deviations, shares)
+
+
+def align_statistics(generation: Tensor, exemplar: Statistics) -> Tensor:
+    """`generation` `[N, C, H, W]` with the exemplar's per-channel mean and deviation.
 
     Step-wise latent normalisation: the paper states it for latents, the authors' code applies it to the guided
     noise prediction; both are this function. Computed in float32, returned in the generation's own type.
     """
-    own_mean, own_deviation = channel_statistics(generation.float())
-    mean, deviation = channel_statistics(exemplar.float().to(generation.device))
+    own_mean, own_deviation = channel_statistics(generation)
+    mean, deviation = (value.to(generation.device) for value in exemplar)
     aligned = (generation.float() - own_mean) / own_deviation * deviation + mean
     return aligned.to(generation.dtype)
 
 
-def permute_positions(latent: Tensor, seed: int) -> Tensor:
-    """`latent` `[1, C, H, W]` with its positions in a random order, the same for all channels.
-
-    Each channel keeps its values, so its statistics, and forgets the layout: the start of a generation from the
-    exemplar's inverted latent (paper section 3.3). The order depends on `seed` alone, on every device.
-    """
-    height, width = latent.shape[2:]
-    generator = torch.Generator("cpu").manual_seed(seed)
-    order = torch.randperm(height * width, generator=generator)
-    return take_positions(latent, order)
-
-
-def take_positions(latent: Tensor, order: Tensor) -> Tensor:
-    """`latent` `[N, C, H, W]` with the positions `order` (`H * W` indices, row-major) read into its own shape."""
-    return latent.flatten(2)[:, :, order.to(latent.device)].reshape(latent.shape)
+def _weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)

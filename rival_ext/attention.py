@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rival_ext.errors import RivalError
+
 Layers = Mapping[str, nn.Module]
 """Self-attention layers by name, in network order."""
 
@@ -49,21 +51,41 @@ def concatenate(own: Tensor, exemplar: Tensor) -> Tensor:
 
 
 def concatenate_part(fraction: float) -> Context:
-    """As `concatenate`, with this fraction (0 to 1) of the exemplar's tokens: less to attend to, for speed.
+    """As `concatenate`, with this fraction (0 to 1) of the exemplar's tokens: less to attend to, for speed."""
+    return lambda own, exemplar: concatenate(own, scattered(exemplar, fraction))
+
+
+def scattered(tokens: Tensor, fraction: float) -> Tensor:
+    """This fraction (0 to 1) of the tokens `[rows, tokens, channels]`, one at least.
 
     One token at random out of each group of neighbours, always the same one: a regular pattern would leave whole
     columns out at some widths.
     """
+    if fraction == 1:
+        return tokens
+    number = tokens.shape[1]
+    kept = max(1, round(number * fraction))
+    edges = (torch.arange(kept + 1) / fraction).long().clamp(max=number)
+    within_group = torch.rand(kept, generator=torch.Generator().manual_seed(SCATTER_SEED))
+    positions = edges[:-1] + (within_group * edges.diff()).long()
+    return tokens[:, positions.clamp(max=number - 1).to(tokens.device)]
 
-    def concatenate_kept(own: Tensor, exemplar: Tensor) -> Tensor:
-        tokens = exemplar.shape[1]
-        kept = round(tokens * fraction)
-        edges = (torch.arange(kept + 1) / fraction).long().clamp(max=tokens)
-        within_group = torch.rand(kept, generator=torch.Generator().manual_seed(SCATTER_SEED))
-        positions = edges[:-1] + (within_group * edges.diff()).long()
-        return concatenate(own, exemplar[:, positions.to(exemplar.device)])
 
-    return concatenate_kept
+def token_grid(latent: Tensor, tokens: int) -> tuple[int, int, int]:
+    """How a layer's tokens lie over a latent `[..., H, W]`: rows, columns, and a token's side in latent positions.
+
+    Raises RivalError where they lie on no grid: token merging has taken some away.
+    """
+    height, width, side = *latent.shape[-2:], 1
+    while height * width > tokens:
+        # each level of the UNet halves the picture, rounding up
+        height, width, side = -(-height // 2), -(-width // 2), 2 * side
+    if height * width != tokens:
+        raise RivalError(
+            "token merging mixes the tokens of layers and regions; set its ratio to 0, or layers to all and no "
+            "exemplar_mask."
+        )
+    return height, width, side
 
 
 @contextmanager
@@ -83,16 +105,23 @@ def record(layers: Layers) -> Iterator[Features]:
 
 @contextmanager
 def inject(
-    layers: Layers, features: Mapping[str, Tensor], context: Context, rows: Sequence[int] = ()
+    layers: Layers,
+    features: Mapping[str, Tensor],
+    context: Context,
+    rows: Sequence[int] = (),
+    strength: float = 1.0,
 ) -> Iterator[set[str]]:
     """Lets the layers see the exemplar's `features` through `context`; yields the names of those that did.
 
     rows: which of the exemplar's rows each row of the generation sees, in the order in which the host evaluates
-    them, in one call or several; not needed where the exemplar has one row. A layer without features runs
-    untouched, and so do all of them after any exit.
+    them, in one call or several; not needed where the exemplar has one row.
+    strength: share (0 to 1) of the layer's output that comes from the longer context; the rest is its usual one,
+    which below 1 is evaluated as well.
+    A layer without features runs untouched, and so do all of them after any exit.
     """
     seen: set[str] = set()
     evaluated = dict.fromkeys(layers, 0)
+    usual: dict[str, Tensor] = {}
 
     def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         def hook(
@@ -104,13 +133,26 @@ def inject(
                 exemplar = exemplar[list(rows[evaluated[name] : evaluated[name] + len(own)])]
             exemplar = exemplar.expand(len(own), -1, -1)
             evaluated[name] += len(own)
+            if strength < 1:
+                usual[name] = layer.forward(*args, **kwargs)
             bound.arguments[name_of_context] = context(own, exemplar)
             seen.add(name)
             return bound.args, bound.kwargs
 
         return hook
 
-    with _hooked({name: layer for name, layer in layers.items() if name in features}, injector):
+    def mixer(name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return torch.lerp(usual.pop(name), output, strength)
+
+        return hook
+
+    injected = {name: layer for name, layer in layers.items() if name in features}
+    with ExitStack() as stack:
+        stack.enter_context(_hooked(injected, injector))
+        if strength < 1:
+            for name, layer in injected.items():
+                stack.callback(layer.register_forward_hook(mixer(name)).remove)
         yield seen
 
 

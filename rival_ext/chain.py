@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rival_ext.alignment import permute_positions
 from rival_ext.attention import Features
 
 
@@ -58,13 +56,6 @@ class Chain:
     def is_node(self, noise_level: float) -> bool:
         """Whether the inversion evaluated the exemplar at this noise level."""
         return math.isclose(noise_level, float(self.noise_levels[self._segment(noise_level)]), rel_tol=1e-4)
-
-    def start(self, seeds: Sequence[int], permuted: bool) -> Tensor:
-        """Start latents `[len(seeds), C, H, W]` in variance-exploding form (paper section 3.3).
-
-        Permuted: `x_T^R` with its positions in an order drawn from each image's own seed; else as inverted.
-        """
-        return torch.cat([permute_positions(self.top, seed) if permuted else self.top for seed in seeds])
 
     def _slope(self, upper: int) -> Tensor:
         rise = self.latents[upper : upper + 1] - self.latents[upper - 1 : upper]

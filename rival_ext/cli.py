@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -15,20 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from rival_ext.errors import RivalError
-from rival_ext.pictures import contact_sheet, fit, psnr, read_photo
+from rival_ext.pictures import contact_sheet, fit, grey_mask, on_white, psnr, read_picture, size_of_area
 from rival_ext.report import Report
-from rival_ext.settings import PASTED, Settings, parse_settings
+from rival_ext.settings import FIELDS, GUIDANCE, Field, Settings, parse_settings
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
     from rival_ext.guide import Guide
-    from rival_ext.hosts.diffusers import DiffusersHost
+    from rival_ext.hosts.diffusers import DiffusersHost, Scene
 
 SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
 LARGEST_SIDE = 2048
+OFFERED = tuple(field for field in FIELDS if field.name != "enabled")
+"""The fields of the settings that have an option."""
 
 
 class Size(click.ParamType["tuple[int, int]"]):
@@ -48,13 +54,14 @@ class Job:
     """What one call of the command does, beside the method's own settings."""
 
     photo: Path
+    mask: Path | None
     out: Path
     prompt: str
     number: int
     seed: int
     steps: int
     size: tuple[int, int] | None
-    cfg: float
+    cfg: float | None
     sampler: str
     checkpoint: Path | None
     plain: bool
@@ -62,17 +69,20 @@ class Job:
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds an option for each field of the settings that the infotext carries, with its own help and default."""
-    for field in reversed(PASTED):
-        if field.default is False:
-            option = click.option(field.flag, is_flag=True, help=field.help + ".")
-        else:
-            kind = click.Choice(field.choices) if field.choices else type(field.default)
-            option = click.option(
-                field.flag, type=kind, default=field.default, show_default=True, help=field.help + "."
-            )
-        command = option(command)
+    """Adds an option for each field of the settings but the switch, with its own help and default."""
+    for field in reversed(OFFERED):
+        command = click.option(field.flag, default=None, help=f"{field.help}.", **_option_kind(field))(command)
     return command
+
+
+def _option_kind(field: Field) -> dict[str, Any]:
+    if field.is_picture:
+        return {"type": click.Path(path_type=Path)}
+    if field.default is False:
+        return {"is_flag": True}
+    # shown as text, since a default that differs by mode must not count as given
+    shown = {"show_default": str(field.default) if field.default != "" else "empty"}
+    return shown | {"type": click.Choice(field.choices) if field.choices else type(field.default)}
 
 
 @click.command("python -m rival_ext", context_settings={"max_content_width": 110})
@@ -82,8 +92,11 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
-@click.option("--size", type=Size(), help="Of photo and variations; without it the photo's aspect at the native area.")
-@click.option("--cfg", type=click.FloatRange(1, 30), default=5.0, show_default=True, help="Guidance scale; 1 is off.")
+@click.option("--mask", type=click.Path(path_type=Path), help="For inpainting: white where PHOTO is filled.")
+@click.option("--size", type=Size(), help="Of the images; without it the photo's aspect at the native area.")
+@click.option(
+    "--cfg", type=click.FloatRange(1, 30), show_default="5, 7 but for variation", help="Guidance scale; 1 is off."
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the demo model.")
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
@@ -91,22 +104,27 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 @setting_options
 def command(**options: Any) -> None:
     """Makes variations of PHOTO in the folder --out: 000.png ..., sheet.png and report.json."""
-    settings = parse_settings({field.name: options.pop(field.name) for field in PASTED} | {"enabled": True})
-    vary(Job(**options), settings)
+    given = {field.name: options.pop(field.name) for field in OFFERED}
+    given = {name: value for name, value in given.items() if value is not None}
+    for field in OFFERED:
+        if field.is_picture and field.name in given:
+            given[field.name] = read_picture(given[field.name])
+    vary(Job(**options), parse_settings(given | {"enabled": True}))
 
 
 def vary(job: Job, settings: Settings) -> None:
     """Makes the images, the contact sheet and the report; writes all of them or nothing."""
-    photo = read_photo(job.photo)
+    photo = on_white(read_picture(job.photo))
+    hole = _read_hole(job, settings)
     _refuse_folder(job.out)
-    host, photo = _load_host(job, settings, photo)
+    host = _load_host(job, settings, photo, hole)
     report = Report("plain" if job.plain else settings.mode, settings.t_align, settings.t_early)
     images = _generate(job, settings, host, report)
     captions = ["photo", *(f"seed {seed}" for seed in _seeds(job))]
     with _all_or_nothing(job.out) as folder:
         for index, image in enumerate(images):
             image.save(folder / f"{index:03d}.png")
-        contact_sheet([photo, *images], captions).save(folder / "sheet.png")
+        contact_sheet([fit(photo, host.scene.size), *images], captions).save(folder / "sheet.png")
         (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
     click.echo(f"{len(images)} images and {job.out / 'sheet.png'}: {report.summary()}")
 
@@ -132,9 +150,9 @@ def _generate(job: Job, settings: Settings, host: DiffusersHost, report: Report)
     with count_rows(host.unet) as rows, _progress("Sampling") as advance:
         for index, seed in enumerate(_seeds(job)):
             report.steps.total = report.steps.injected = report.steps.aligned = 0
-            start = guide.chain.start([seed], settings.start == "permuted") if guide else host.noise(seed)
+            start = guide.start([seed], host.latent_size) if guide else host.noise(seed)
             latents = host.sample(start, [seed], guide, _part(advance, index, job.number))
-            images += host.decode(latents)
+            images += [_over_canvas(host.scene, image) for image in host.decode(latents)]
     if guide is None:
         report.steps.total = len(rows) // job.number
     report.rows.generation = sum(rows)
@@ -150,29 +168,61 @@ def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) 
         guide = prepare(host, settings, None, report)
     if job.check:
         with _progress("Checking") as advance:
-            reconstruction = reconstruct(guide.chain, host.predict_noise, advance)
+            reconstruction = reconstruct(guide.exemplars[0].chain, host.predict_noise, advance)
         ceiling, back = host.decode(host.exemplar_latent()), host.decode(reconstruction)
         report.inversion.psnr = round(psnr(ceiling[0], back[0]), 2)
     return guide
 
 
-def _load_host(job: Job, settings: Settings, photo: Image.Image) -> tuple[DiffusersHost, Image.Image]:
+def _read_hole(job: Job, settings: Settings) -> Image.Image | None:
+    if job.mask is None:
+        if settings.mode == "inpaint":
+            raise RivalError("mode inpaint needs --mask, a picture that is white where PHOTO is filled.")
+        return None
+    hole = grey_mask(read_picture(job.mask))
+    if np.asarray(hole).max() < 255:
+        raise RivalError(f"--mask {job.mask} has no white; what is white is filled.")
+    return hole
+
+
+def _load_host(job: Job, settings: Settings, photo: Image.Image, hole: Image.Image | None) -> DiffusersHost:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # imported late: `--help` and bad input answer at once
-    from rival_ext.hosts.diffusers import (
-        DEMO_CHECKPOINT,
-        DiffusersHost,
-        Request,
-        load_pipeline,
-        native_size,
-        quieten_libraries,
-    )
+    from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, quieten_libraries
 
     quieten_libraries()
     pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
-    request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps, settings.exact)
-    photo = fit(photo, job.size or native_size(pipeline, photo))
-    return DiffusersHost(pipeline, request, photo, lambda done, total: None), photo
+    guidance = job.cfg or GUIDANCE[settings.mode]
+    request = Request(job.prompt, settings.exemplar_prompt, guidance, job.sampler, job.steps, settings.exact)
+    scene = _scene(job, settings, pipeline, photo, hole)
+    return DiffusersHost(pipeline, request, scene, lambda done, total: None)
+
+
+def _scene(
+    job: Job, settings: Settings, pipeline: StableDiffusionPipeline, photo: Image.Image, hole: Image.Image | None
+) -> Scene:
+    from rival_ext.hosts.diffusers import Scene, Shown, native_size, size_unit
+
+    size = job.size or native_size(pipeline, photo)
+    canvas = fit(photo, size)
+    exemplars = []
+    for slot in settings.slots:
+        image = canvas
+        if slot.image is not None or settings.mode == "text":
+            # its own aspect: nothing of it has to lie where something of the images does
+            image = on_white(slot.image or photo)
+            image = fit(image, size_of_area(image, math.sqrt(size[0] * size[1]), size_unit(pipeline)))
+        exemplars.append(Shown(image, slot.mask and fit(grey_mask(slot.mask), image.size), slot.weight))
+    if not exemplars:
+        raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
+    return Scene(exemplars, size, canvas if hole else None, hole and fit(hole, size))
+
+
+def _over_canvas(scene: Scene, image: Image.Image) -> Image.Image:
+    """An image with the canvas's own pixels where they are kept."""
+    if scene.canvas is None or scene.hole is None:
+        return image
+    return Image.composite(image, scene.canvas, scene.hole)
 
 
 def _seeds(job: Job) -> range:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from rival_ext.errors import RivalError
@@ -15,23 +16,51 @@ GAP = 8
 CAPTION = 18
 PAPER = (250, 250, 250)
 INK = (40, 40, 40)
+LARGEST_ASPECT = 4
 
 
-def read_photo(path: Path) -> Image.Image:
-    """The picture in a file as RGB, upright, what is transparent in white. Raises RivalError if it is none."""
+def read_picture(path: Path) -> Image.Image:
+    """The picture in a file, upright, with its transparency. Raises RivalError if it is none."""
     try:
         with Image.open(path) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGBA")
+            return ImageOps.exif_transpose(opened).convert("RGBA")
     except FileNotFoundError:
         raise RivalError(f"the photo {path} does not exist.") from None
     except Exception:  # a damaged file makes Pillow raise nearly anything
         raise RivalError(f"{path} is not a picture that can be read.") from None
+
+
+def on_white(photo: Image.Image) -> Image.Image:
+    """The picture as RGB, what is transparent in white."""
+    photo = photo.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
 
 
 def fit(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The photo at `size`, cropped around its middle to that aspect."""
     return ImageOps.fit(photo, size, Image.Resampling.LANCZOS)
+
+
+def size_of_area(photo: Image.Image, side: float, unit: int) -> tuple[int, int]:
+    """Width and height, multiples of `unit`, with the photo's aspect (4:1 at most) and about the area `side * side`."""
+    aspect = min(max(photo.width / photo.height, 1 / LARGEST_ASPECT), LARGEST_ASPECT)
+    width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
+    return width, height
+
+
+def grey_mask(mask: Image.Image) -> Image.Image:
+    """A mask in grey, white where it is set: its transparency if it has any, else its brightness."""
+    if mask.mode in ("RGBA", "LA", "PA") or "transparency" in mask.info:
+        alpha = mask.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+    return mask.convert("L")
+
+
+def mask_array(mask: Image.Image, width: int, height: int) -> NDArray[np.float32]:
+    """How far each cell of a grid over the mask is set, `[height, width]` from 0 to 1."""
+    cells = grey_mask(mask).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(cells, dtype=np.float32) / np.float32(255)
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

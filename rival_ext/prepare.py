@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,12 +14,46 @@ from torch import Tensor, nn
 from rival_ext.attention import Layers, count_rows, self_attention_layers
 from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
+from rival_ext.exemplar import Canvas, Exemplar, positions_in
 from rival_ext.guide import Guide
 from rival_ext.inversion import invert
 from rival_ext.noise import NoiseSchedule
-from rival_ext.report import Inversion, Report
+from rival_ext.report import Report
 from rival_ext.settings import Settings
 from rival_ext.store import ChainStore, digest
+
+FEWEST_POSITIONS = 4
+"""Statistics of fewer positions of a latent mean nothing."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An exemplar before its inversion.
+
+    latent: `[1, C, H, W]`, mean of the VAE's posterior, in the model's scaling. weight, region: as an `Exemplar`'s.
+    Raises RivalError for a region with too few positions to have statistics.
+    """
+
+    latent: Tensor
+    weight: float = 1.0
+    region: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.region is not None and len(positions_in(self.region)) < FEWEST_POSITIONS:
+            raise RivalError("exemplar_mask shows next to nothing of its exemplar; paint a larger region white.")
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A picture with a hole to fill, before its inversion.
+
+    latent, hole: as a `Canvas`'s. source: `[1, 1, H, W]`, the region of it that the hole's start is drawn from; None
+    draws it from the exemplars.
+    """
+
+    latent: Tensor
+    hole: Tensor
+    source: Tensor | None
 
 
 class Host(Protocol):
@@ -30,14 +65,17 @@ class Host(Protocol):
     def noise_levels(self) -> Tensor:
         """float64 `[N + 1]`, ascending: where the clean latent lies, then those the sampler will visit."""
 
-    def exemplar_latent(self) -> Tensor:
-        """`[1, C, H, W]`: mean of the VAE's posterior, in the model's scaling."""
+    def pictures(self) -> Sequence[Picture]:
+        """The exemplars, one or more."""
+
+    def painting(self) -> Painting | None:
+        """What is inpainted, if anything."""
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         """`eps` of one variance-exploding latent under the exemplar's prompt, guidance 1, nothing else steering."""
 
     def progress(self, done: int, total: int) -> None:
-        """Shows how far the inversion is; raises `Interrupted` if the user stopped it."""
+        """Shows how far an inversion is; raises `Interrupted` if the user stopped it."""
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         """Whatever changes a prediction, but for the latent and the noise levels."""
@@ -47,7 +85,7 @@ class Host(Protocol):
 
 
 def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Report) -> Guide:
-    """The guide for a host's next sampling; inverts the exemplar unless the store has its chain.
+    """The guide for a host's next sampling; inverts what the store has no chain of.
 
     Raises RivalError before any evaluation if no layer could see the exemplar at any step.
     """
@@ -56,46 +94,86 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels, layers)
     report.features = "recorded"
-    chain = _chain(host, settings, levels, layers, store, report)
-    return Guide(chain, settings, host.schedule, layers, host.predict_noise, report)
-
-
-def _chain(
-    host: Host, settings: Settings, levels: Tensor, layers: Layers, store: ChainStore | None, report: Report
-) -> Chain:
+    report.store = "off" if store is None else "hit"
     begun = time.perf_counter()
-    latent = host.exemplar_latent()
-    key = digest([latent, levels, settings.inversion_iterations, *host.fingerprint()])
-    budget = host.memory_budget()
+    chains = _Chains(host, settings, levels, store, report)
+    pictures = host.pictures()
+    exemplars = [Exemplar(chains.of(picture.latent, layers), picture.weight, picture.region) for picture in pictures]
+    canvas, sources = _canvas(host.painting(), pictures, chains, layers)
+    report.exemplars = len(exemplars)
+    report.seconds.inversion = time.perf_counter() - begun
+    guide = Guide(exemplars, settings, host.schedule, layers, host.predict_noise, report, canvas, sources)
+    for exemplar in exemplars:
+        for features in exemplar.chain.features.values():
+            # raises now, before sampling, if no layer is of a size that was asked for
+            guide.visible(exemplar, features)
+    return guide
 
-    def make_room(size: int) -> bool:
-        return size <= budget if store is None else store.make_room(size, budget)
 
-    # the budget may have shrunk since the last run
-    make_room(0)
-    chain = None if store is None else store.get(key)
-    report.store = "off" if store is None else "miss" if chain is None else "hit"
-    if chain is None:
+def _canvas(
+    painting: Painting | None, pictures: Sequence[Picture], chains: _Chains, layers: Layers
+) -> tuple[Canvas | None, Sequence[Exemplar]]:
+    """What is inpainted, and what its hole's start is drawn from, if not from the exemplars."""
+    if painting is None:
+        return None, ()
+    is_exemplar = any(picture.latent is painting.latent for picture in pictures)
+    # nothing attends to a canvas that is no exemplar: its features are not recorded
+    chain = chains.of(painting.latent, layers if is_exemplar else {})
+    sources = () if painting.source is None else (Exemplar(chain, region=painting.source),)
+    return Canvas(chain, painting.hole), sources
+
+
+class _Chains:
+    """The chains of one run: from the store, or inverted now; together within the memory budget."""
+
+    def __init__(self, host: Host, settings: Settings, levels: Tensor, store: ChainStore | None, report: Report):
+        self.host = host
+        self.settings = settings
+        self.levels = levels
+        self.store = store
+        self.report = report
+        self.budget = host.memory_budget()
+        self.in_use: dict[str, Chain] = {}
+
+    def of(self, latent: Tensor, layers: Layers) -> Chain:
+        """The chain of a clean latent, with features of these layers."""
+        key = digest([latent, self.levels, self.settings.inversion_iterations, list(layers), *self.host.fingerprint()])
+        # the budget may have shrunk since the last run
+        self._make_room(0)
+        if key not in self.in_use:
+            stored = None if self.store is None else self.store.get(key)
+            self.in_use[key] = self._invert(key, latent, layers) if stored is None else stored
+        return self.in_use[key]
+
+    def _invert(self, key: str, latent: Tensor, layers: Layers) -> Chain:
+        host, report = self.host, self.report
         with count_rows(host.unet) as rows:
             chain = invert(
                 latent,
-                levels,
+                self.levels,
                 host.predict_noise,
                 layers,
-                iterations=settings.inversion_iterations,
-                make_room=make_room,
+                iterations=self.settings.inversion_iterations,
+                make_room=self._make_room,
                 progress=host.progress,
             )
         if not torch.isfinite(chain.top).all():
             raise RivalError(
                 "the inversion gave values that are not numbers; start the WebUI with --no-half or --upcast-sampling."
             )
-        report.rows.inversion = sum(rows)
-        report.inversion = Inversion(chain.evaluations, settings.inversion_iterations, chain.residual)
-        if store is not None:
-            store.put(key, chain, budget)
-    report.seconds.inversion = time.perf_counter() - begun
-    return chain
+        report.rows.inversion += sum(rows)
+        report.inversion.add(chain.evaluations, self.settings.inversion_iterations, chain.residual)
+        if self.store is not None:
+            report.store = "miss"
+            self.store.put(key, chain, self.budget)
+        return chain
+
+    def _make_room(self, size: int) -> bool:
+        """Whether `size` bytes fit beside the chains in use; the store's oldest leave for them."""
+        held = sum(chain.bytes for chain in self.in_use.values())
+        if size + held > self.budget:
+            return False
+        return self.store is None or self.store.make_room(size, self.budget)
 
 
 def _refuse_if_unseen(host: Host, settings: Settings, levels: Tensor, layers: Layers) -> None:

@@ -24,6 +24,12 @@ class Inversion:
     residual: float = 0.0
     psnr: float | None = None
 
+    def add(self, evaluations: int, iterations: int, residual: float) -> None:
+        """Counts one chain's."""
+        self.evaluations += evaluations
+        self.iterations = iterations
+        self.residual = max(self.residual, residual)
+
 
 @dataclass
 class Rows:
@@ -48,6 +54,7 @@ class Report:
     mode: str
     t_align: int
     t_early: int
+    exemplars: int = 1
     layers: int = 0
     features: Literal["recorded", "live"] | None = None
     store: Literal["hit", "miss", "off"] = "off"
@@ -73,7 +80,8 @@ class Report:
             if self.store != "hit"
             else "stored inversion"
         )
-        return (
+        exemplars = f"{self.exemplars} exemplars; " if self.exemplars > 1 else ""
+        return exemplars + (
             f"{self.layers} layers; {self.steps.injected} of {self.steps.total} steps injected; "
             f"{self.steps.aligned} aligned; {self.features} features; {inverted}; "
             f"{self.rows.inversion} + {self.rows.generation} UNet rows" + "".join(f"; {note}" for note in self.notes)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 from PIL import Image
 from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, confloat, conint
@@ -20,30 +20,91 @@ if TYPE_CHECKING:
     Timestep = int
     Iterations = int
     Fraction = float
+    Share = float
 else:
     Timestep = conint(strict=True, ge=0, le=1000)
     Iterations = conint(strict=True, ge=1, le=10)
     Fraction = confloat(strict=True, ge=0.25, le=1)
+    Share = confloat(strict=True, ge=0, le=1)
+
+Picture = Optional[Image.Image]  # noqa: UP045  pydantic 1 reads the annotation at run time
+
+MODES: dict[str, dict[str, Any]] = {
+    "variation": {},
+    "text": {"early_steps": 960},
+    "edit": {"early_steps": 900, "start_mix": 0.0},
+    "inpaint": {},
+}
+"""The modes, each with the defaults in which it differs (METHOD: paper section 4 and the authors' configurations)."""
+
+GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
+"""The guidance scale that the authors use for each mode."""
+
+PIXELS_PER_POSITION = 8
+"""A latent's position stands for so many pixels in each direction."""
+
+SLOTS = ("", "_2", "_3")
+"""What the names of the first, second and third exemplar's fields end with."""
+
+
+class Slot(NamedTuple):
+    """One exemplar as it was asked for; no image is the host's own, no mask is all of it."""
+
+    image: Image.Image | None
+    mask: Image.Image | None
+    weight: float
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=True):
-    """What the user asks for. Timesteps run from 1000 (noise) to 0 (clean); the defaults are the authors'.
+    """What the user asks for. Timesteps run from 1000 (noise) to 0 (clean); the defaults are those of `variation`.
 
     exemplar: the image to vary; None is the host's own input, the img2img image.
     """
 
     enabled: StrictBool = False
-    mode: Literal["variation"] = "variation"
-    exemplar: Optional[Image.Image] = None  # noqa: UP045  pydantic 1 reads the annotation at run time
-    exemplar_prompt: StrictStr = ""
+    mode: Literal["variation", "text", "edit", "inpaint"] = "variation"
+    similarity: Share = 0.5
     t_align: Timestep = 600
     t_early: Timestep = 600
+    start_mix: Share = 1.0
+    exemplar: Picture = None
+    exemplar_mask: Picture = None
+    weight: Share = 1.0
+    exemplar_2: Picture = None
+    exemplar_mask_2: Picture = None
+    weight_2: Share = 1.0
+    exemplar_3: Picture = None
+    exemplar_mask_3: Picture = None
+    weight_3: Share = 1.0
+    exemplar_prompt: StrictStr = ""
+    layers: StrictStr = "all"
+    strength: Share = 1.0
     early_steps: Timestep = 1000
     alignment: Literal["noise", "latent", "off"] = "noise"
-    start: Literal["permuted", "inverted"] = "permuted"
     inversion_iterations: Iterations = 1
     exemplar_tokens: Fraction = 1.0
     exact: StrictBool = False
+    plain_inversion: StrictBool = False
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The exemplars that have a share: the first always has its place, the others where an image is given."""
+        values = dict(self)
+        slots = [Slot(*(values[name + ending] for name in ("exemplar", "exemplar_mask", "weight"))) for ending in SLOTS]
+        return [slot for slot in slots[:1] + [slot for slot in slots[1:] if slot.image] if slot.weight > 0]
+
+    def token_pixels(self, available: Set[int]) -> set[int]:
+        """Of the sizes of a token in pixels that the UNet's layers have, those which `layers` names.
+
+        Raises RivalError if none is left.
+        """
+        finest = min(available)
+        presets = {"all": set(available), "fine": {finest}, "coarse": set(available) - {finest}}
+        wanted = presets.get(self.layers) or {int(size) for size in self.layers.split(",")} & set(available)
+        if not wanted:
+            sizes = ", ".join(map(str, sorted(available)))
+            raise RivalError(f"layers names none of this checkpoint's token sizes, {sizes} pixels; choose among them.")
+        return wanted
 
 
 @dataclass(frozen=True)
@@ -75,8 +136,16 @@ class Field:
 
     @property
     def default(self) -> Any:
-        """Its value when left out."""
+        """Its value when left out, in mode `variation`."""
         return dict(Settings())[self.name]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is an image, which no infotext can carry."""
+        return self.expects == A_PICTURE
+
+
+A_PICTURE = "an image, or the base64 text of one"
 
 
 def _choice(name: str, label: str, explanation: str, *choices: str) -> Field:
@@ -87,20 +156,43 @@ def _whole_number(name: str, label: str, explanation: str, minimum: int, maximum
     return Field(name, label, f"a whole number from {minimum} to {maximum}", explanation, minimum, maximum)
 
 
+def _fraction(name: str, label: str, explanation: str, minimum: float = 0) -> Field:
+    return Field(name, label, f"a number from {minimum} to 1", explanation, minimum, maximum=1, step=0.05)
+
+
+def _exemplar_fields(ending: str, ordinal: str, empty: str) -> tuple[Field, ...]:
+    return (
+        Field(
+            "exemplar" + ending,
+            f"{ordinal} exemplar",
+            A_PICTURE,
+            f"A real image to take content and style from; {empty}",
+        ),
+        Field(
+            "exemplar_mask" + ending,
+            f"Region of the {ordinal.lower()} exemplar",
+            A_PICTURE,
+            "White where this exemplar is seen, black where not; empty shows all of it",
+        ),
+        _fraction(
+            "weight" + ending, f"Weight of the {ordinal.lower()}", "Its share among the exemplars; 0 leaves it out"
+        ),
+    )
+
+
 FIELDS = (
     Field("enabled", "RIVAL", "true or false", "Vary the exemplar"),
-    _choice("mode", "Mode", "What is made: variation keeps content and style", "variation"),
-    Field(
-        "exemplar",
-        "Exemplar",
-        "an image, or the base64 text of one",
-        "The real image to vary; empty takes the img2img image",
+    _choice(
+        "mode",
+        "Mode",
+        "variation keeps content and style; text draws the prompt in the exemplar's style; edit keeps the layout; "
+        "inpaint fills the mask",
+        *MODES,
     ),
-    Field(
-        "exemplar_prompt",
-        "Exemplar prompt",
-        "a text",
-        "What the exemplar shows, for its inversion; may stay empty",
+    _fraction(
+        "similarity",
+        "Similarity",
+        "From inspired by the exemplar to almost the same: sets t_align, t_early and start_mix",
     ),
     _whole_number(
         "t_align", "t_align", "Above this timestep attention sees the exemplar only; smaller is closer", 0, 1000
@@ -112,20 +204,34 @@ FIELDS = (
         0,
         1000,
     ),
+    _fraction("start_mix", "start_mix", "0 starts as the exemplar was inverted, in its layout; 1 forgets its layout"),
+    *_exemplar_fields("", "First", "empty takes the img2img image"),
+    *_exemplar_fields("_2", "Second", "may stay empty"),
+    *_exemplar_fields("_3", "Third", "may stay empty"),
+    Field(
+        "exemplar_prompt",
+        "Exemplar prompt",
+        "a text",
+        "What the exemplar shows, for its inversion; may stay empty",
+    ),
+    Field(
+        "layers",
+        "Layers",
+        "all, fine, coarse, or sizes of a token in pixels such as 8, 16",
+        "Which self-attention layers see the exemplar: all, fine (the smallest tokens), coarse (the others), or a list "
+        "of token sizes in pixels such as 8, 16",
+    ),
+    _fraction("strength", "Strength", "How much of the attention the exemplar may take; below 1 costs time"),
     _whole_number("early_steps", "early_steps", "Above this timestep attention is untouched; 1000 is off", 0, 1000),
     _choice("alignment", "Alignment", "What takes the exemplar's statistics", "noise", "latent", "off"),
-    _choice("start", "Start", "Permuted forgets the exemplar's layout, inverted keeps it", "permuted", "inverted"),
     _whole_number(
         "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 10
     ),
-    Field(
+    _fraction(
         "exemplar_tokens",
         "Exemplar tokens",
-        "a number from 0.25 to 1",
         "Fraction of the exemplar's tokens seen below t_align; less is faster",
         minimum=0.25,
-        maximum=1,
-        step=0.05,
     ),
     Field(
         "exact",
@@ -133,47 +239,79 @@ FIELDS = (
         "true or false",
         "With an exemplar prompt: invert with the empty prompt too, for the unguided half; twice the work",
     ),
+    Field(
+        "plain_inversion",
+        "Inversion without LoRAs",
+        "true or false",
+        "Leaves the prompt's LoRAs out of the inversion; they act on the generation only",
+    ),
 )
 """Field <-> label <-> infotext <-> API <-> command line: the only list of them, in the panel's order."""
 
-PASTED = tuple(field for field in FIELDS if field.name not in ("enabled", "exemplar"))
-"""The fields that the infotext carries; an image cannot, and `RIVAL mode` stands for `enabled`."""
+PASTED = tuple(field for field in FIELDS if field.name != "enabled" and not field.is_picture)
+"""The fields that the infotext carries; `RIVAL mode` stands for `enabled`."""
+
+
+def similar(similarity: float) -> dict[str, Any]:
+    """What `similarity` (0 inspired by the exemplar, 0.5 as the authors, 1 almost the same) stands for."""
+    timestep = round(1000 - 800 * similarity)
+    return {"t_align": timestep, "t_early": timestep, "start_mix": min(1.0, round(2 - 2 * similarity, 6))}
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
-    """`Settings` of a JSON-like object; what is left out takes its default.
+    """`Settings` of a JSON-like object; what is left out takes its mode's default, or what a given `similarity` says.
 
     Raises RivalError, which names the field, for an unknown field, a wrong type or a value out of range.
     """
     for name in values:
         if name not in Settings.__annotations__:
             raise RivalError(f"unknown field {name!r}; the fields are {', '.join(field.name for field in FIELDS)}.")
+    given = {**values, **_normalised(values)}
     try:
-        return Settings(**{**values, **_normalised(values)})
+        preset = dict(Settings(**given))
+        similarity = similar(preset["similarity"]) if "similarity" in values else {}
+        return Settings(**{**MODES[preset["mode"]], **similarity, **given})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
 
 
 def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that JSON can write in more ways than one: an image as text, a fraction as a whole number."""
-    normalised: dict[str, Any] = {"exemplar": _decoded(values.get("exemplar"))}
-    if type(values.get("exemplar_tokens")) is int and values["exemplar_tokens"] == 1:
-        normalised["exemplar_tokens"] = 1.0
+    """The values that JSON can write in more ways than one: an image as text, a list of sizes, 1 for 1.0."""
+    normalised: dict[str, Any] = {}
+    for field in FIELDS:
+        value = values.get(field.name)
+        if field.is_picture:
+            normalised[field.name] = _decoded(field.name, value)
+        elif type(field.default) is float and type(value) is int and value in (0, 1):
+            normalised[field.name] = float(value)
+    if "layers" in values:
+        normalised["layers"] = _layers(values["layers"])
     return normalised
 
 
-def _decoded(exemplar: Any) -> Image.Image | None:
+def _layers(value: Any) -> Any:
+    """`all`, `fine`, `coarse` or sizes, whichever way they are written, as `Settings` keeps them."""
+    written = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(written, str):
+        raise RivalError(_wrong_value("layers", value))
+    parts = [part.strip() for part in written.split(",")]
+    if parts not in (["all"], ["fine"], ["coarse"]) and not all(part.isdecimal() and len(part) < 5 for part in parts):
+        raise RivalError(_wrong_value("layers", value))
+    return ",".join(parts)
+
+
+def _decoded(name: str, exemplar: Any) -> Image.Image | None:
     """An image from what a request can carry: nothing, an image, or base64 text, with or without a data URL's head."""
     if exemplar is None or isinstance(exemplar, Image.Image):
         return exemplar
     if not isinstance(exemplar, str):
-        raise RivalError(_wrong_value("exemplar", exemplar))
+        raise RivalError(_wrong_value(name, exemplar))
     try:
         image = Image.open(io.BytesIO(base64.b64decode(exemplar.rpartition(",")[2], validate=True)))
         image.load()
     except Exception:  # a damaged file makes Pillow raise nearly anything
-        raise RivalError(_wrong_value("exemplar", exemplar)) from None
+        raise RivalError(_wrong_value(name, exemplar)) from None
     return image
 
 

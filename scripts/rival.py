@@ -20,19 +20,26 @@ class RivalScript(scripts.Script):
         return "RIVAL"
 
     def show(self, is_img2img):
-        return scripts.AlwaysVisible if is_img2img else False
+        return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls, self.infotext_fields = panel(f"{self.tabname}_rival", release_memory)
+        controls, self.infotext_fields = panel(self.tabname, release_memory)
         return controls
 
     def process_batch(self, p, *args, **kwargs):
-        if args[0] is False:
-            return
-        # imported late: switched off, the extension costs nothing
-        from rival_ext.hosts import webui
+        if args[0] is not False:
+            host().announce(p, args)
 
-        webui.arm(p, args)
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        if args[0] is not False:
+            host().arm(p, args)
+
+
+def host():
+    """Imported late: switched off, the extension costs nothing."""
+    from rival_ext.hosts import webui
+
+    return webui
 
 
 def release_memory(*_):

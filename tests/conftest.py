@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, Scene, load_pipeline, quieten_libraries
 
 DATA = Path(__file__).parent / "data"
 CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
@@ -42,7 +42,7 @@ def make_host(pipeline):
         request = Request(
             **{"prompt": "", "exemplar_prompt": "", "guidance": 5.0, "sampler": "ddim", "steps": 20, **fields}
         )
-        return DiffusersHost(pipeline, request, exemplar(name), lambda done, total: None)
+        return DiffusersHost(pipeline, request, Scene.of(exemplar(name)), lambda done, total: None)
 
     return make
 

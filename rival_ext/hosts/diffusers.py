@@ -28,6 +28,8 @@ from transformers import CLIPTokenizer
 from rival_ext.errors import RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.pictures import mask_array, size_of_area
+from rival_ext.prepare import Painting, Picture
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 DEMO_CHECKPOINT = DEMO / "tiny-emoji.safetensors"
@@ -77,19 +79,47 @@ class Request:
     exact: bool = False
 
 
-class DiffusersHost:
-    """A loaded checkpoint, one request and one exemplar (`rival_ext.prepare.Host`)."""
+@dataclass(frozen=True)
+class Shown:
+    """An exemplar as it is shown to the model: sides of multiples of 8; `mask` is white where it is seen."""
 
-    def __init__(self, pipeline: StableDiffusionPipeline, request: Request, exemplar: Image.Image, progress: Advance):
+    image: Image.Image
+    mask: Image.Image | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see: the exemplars, the size of what is made, and for inpainting a canvas and its hole.
+
+    canvas: of that size. hole: white where it is filled.
+    """
+
+    exemplars: Sequence[Shown]
+    size: tuple[int, int]
+    canvas: Image.Image | None = None
+    hole: Image.Image | None = None
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Scene:
+        """One exemplar, and images of its size."""
+        return cls([Shown(image)], image.size)
+
+
+class DiffusersHost:
+    """A loaded checkpoint, one request and one scene (`rival_ext.prepare.Host`)."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, request: Request, scene: Scene, progress: Advance):
         self.pipeline = pipeline
         self.request = request
-        self.exemplar = exemplar
+        self.scene = scene
         self.progress = progress
         self.unet = pipeline.unet
         self.sampler = SAMPLERS[request.sampler]
         self.scheduler = self._new_scheduler()
         self.schedule = NoiseSchedule.of_alphas(self.scheduler.alphas_cumprod)
         self._levels = _levels(self.scheduler)
+        self._latents: dict[int, Tensor] = {}
         # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
         self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))
         self._negative, self._prompt, self._exemplar_prompt = self._encode_prompts()
@@ -98,11 +128,29 @@ class DiffusersHost:
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
-    @torch.no_grad()
+    def pictures(self) -> list[Picture]:
+        return [
+            Picture(self._latent_of(shown.image), shown.weight, self._region(shown.mask, shown.image.size))
+            for shown in self.scene.exemplars
+        ]
+
+    def painting(self) -> Painting | None:
+        scene = self.scene
+        hole = self._region(scene.hole, scene.size)
+        if scene.canvas is None or hole is None:
+            return None
+        is_exemplar = any(shown.image is scene.canvas for shown in scene.exemplars)
+        return Painting(self._latent_of(scene.canvas), hole, (hole > 0).float() if is_exemplar else None)
+
     def exemplar_latent(self) -> Tensor:
-        vae = self.pipeline.vae
-        pixels = VaeImageProcessor().preprocess(self.exemplar).to(vae.device, vae.dtype)
-        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        """The first exemplar's."""
+        return self._latent_of(self.scene.exemplars[0].image)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents of what is made."""
+        width, height = (side // self.pipeline.vae_scale_factor for side in self.scene.size)
+        return height, width
 
     @torch.no_grad()
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
@@ -121,8 +169,7 @@ class DiffusersHost:
     def noise(self, seed: int) -> Tensor:
         """Plain generation's start from a seed, `[1, C, H, W]`, variance-exploding."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        factor = self.pipeline.vae_scale_factor
-        shape = (1, self.unet.config.in_channels, self.exemplar.height // factor, self.exemplar.width // factor)
+        shape = (1, self.unet.config.in_channels, *self.latent_size)
         return torch.randn(shape, generator=generator).to(self.unet.device) * self._levels[-1]
 
     @torch.no_grad()
@@ -138,7 +185,7 @@ class DiffusersHost:
             advance(step, len(scheduler.timesteps))
             level = self._levels[-1 - step]
             if guide:
-                x = self._aligned(x, level, guide)
+                x = self._corrected(x, level, guide)
             latent = scheduler.scale_model_input(x, timestep)
             noise = self._guided_noise(latent, level, prompts, guide)
             x = scheduler.step(noise, timestep, x, **randomness).prev_sample
@@ -152,11 +199,26 @@ class DiffusersHost:
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels)
 
-    def _aligned(self, x: Tensor, level: float, guide: Guide) -> Tensor:
+    def _corrected(self, x: Tensor, level: float, guide: Guide) -> Tensor:
         scale = 1.0 if self.sampler.exploding else scale_to_vp(level)
         latent = x / scale
-        aligned = guide.align_latent(latent, level)
-        return x if aligned is latent else aligned * scale
+        corrected = guide.corrected_latent(latent, level)
+        return x if corrected is latent else corrected * scale
+
+    @torch.no_grad()
+    def _latent_of(self, image: Image.Image) -> Tensor:
+        """Mean of the VAE's posterior; the same tensor for the same image object."""
+        if id(image) not in self._latents:
+            vae = self.pipeline.vae
+            pixels = VaeImageProcessor().preprocess(image).to(vae.device, vae.dtype)
+            self._latents[id(image)] = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        return self._latents[id(image)]
+
+    def _region(self, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:
+        if mask is None:
+            return None
+        width, height = (side // self.pipeline.vae_scale_factor for side in size)
+        return torch.from_numpy(mask_array(mask, width, height))[None, None].to(self.unet.device)
 
     def _guided_noise(self, latent: Tensor, level: float, prompts: Tensor, guide: Guide | None) -> Tensor:
         def denoise() -> Tensor:
@@ -226,10 +288,12 @@ def load_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
 def native_size(pipeline: StableDiffusionPipeline, image: Image.Image) -> tuple[int, int]:
     """Width and height for an image: its aspect, the area that the checkpoint was trained on."""
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    unit = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-    aspect = image.width / image.height
-    width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
-    return width, height
+    return size_of_area(image, side, size_unit(pipeline))
+
+
+def size_unit(pipeline: StableDiffusionPipeline) -> int:
+    """What width and height should be multiples of, so that every level of the UNet halves them evenly."""
+    return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 
 def _levels(scheduler: Any) -> list[float]:

@@ -7,13 +7,12 @@ UNet's layers. The host's own sampling runs in between, so previews, prompts, sc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from modules import devices, extra_networks, images, prompt_parser, sd_samplers_common, shared
+from modules import extra_networks, prompt_parser, sd_samplers_common, shared
 from PIL import Image
 from torch import Tensor
 
@@ -21,46 +20,47 @@ from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_fingerprint import fingerprint
-from rival_ext.hosts.webui_samplers import SAMPLERS, SamplerForm, sampler_form
+from rival_ext.hosts.webui_pictures import Pictures, encode
+from rival_ext.hosts.webui_refusals import refuse
+from rival_ext.hosts.webui_samplers import SamplerForm, sampler_form
 from rival_ext.noise import levels_tensor
-from rival_ext.prepare import prepare
+from rival_ext.prepare import Painting, Picture, prepare
 from rival_ext.report import Report
-from rival_ext.settings import FIELDS, Settings, parse_settings
+from rival_ext.settings import FIELDS, PIXELS_PER_POSITION, Settings, parse_settings
 from rival_ext.store import ChainStore
-from rival_ext.ui.infotext import REPORT, settings_to_infotext
-
-LATENT_UPSCALE = 3
-"""`resize_mode` of "Just resize (latent upscale)"."""
+from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 
 STORE = ChainStore()
 """The chains of this server."""
 
+GREY = (127, 127, 127)
 
-def arm(p: Any, args: Sequence[Any]) -> None:
-    """Has the next `p.sample` guided, if the panel's arguments enable it; called before each batch.
 
-    What is wrong with the arguments is raised by `p.sample`: the host swallows exceptions of a script's callbacks.
-    """
-    disarm(p)
+def announce(p: Any, args: Sequence[Any]) -> None:
+    """Writes the settings into the generation parameters before the host saves these; wrong ones it leaves to `arm`."""
     try:
         settings = read_arguments(args)
-    except RivalError as error:
-        p.sample = GuidedSample(p, error)
+    except RivalError:
         return
     if settings.enabled:
         p.extra_generation_params.update(settings_to_infotext(settings))
-        p.sample = GuidedSample(p, settings)
 
 
-def disarm(p: Any) -> None:
-    """Gives `p.sample` back as it was found."""
-    armed = vars(p).get("sample")
-    if not isinstance(armed, GuidedSample):
+def arm(p: Any, args: Sequence[Any]) -> None:
+    """Has the sampling that follows guided, if the panel's arguments enable it.
+
+    What is wrong is raised by the sampling: the host swallows exceptions of a script's callbacks.
+    """
+    kind = FromNoise if not hasattr(p, "init_images") else FromImage
+    if getattr(p, "is_hr_pass", False):
+        kind = HiresPass
+    try:
+        settings = read_arguments(args)
+    except RivalError as error:
+        GuidedSampling(p, error, kind)
         return
-    if armed.replaced is None:
-        del p.sample
-    else:
-        p.sample = armed.replaced
+    if settings.enabled:
+        GuidedSampling(p, settings, kind)
 
 
 def read_arguments(args: Sequence[Any]) -> Settings:
@@ -70,77 +70,149 @@ def read_arguments(args: Sequence[Any]) -> Settings:
     return parse_settings(dict(zip((field.name for field in FIELDS), args, strict=False)))
 
 
-class GuidedSample:
-    """Stands in for `p.sample` once; `wanted` is what to do, or the error to raise instead."""
+class FromImage:
+    """img2img: the host starts from an image that it adds noise to."""
 
-    def __init__(self, p: Any, wanted: Settings | RivalError):
+    method = "sample_img2img"
+    report = REPORT
+
+    @staticmethod
+    def levels(form: SamplerForm, p: Any, steps: int | None) -> list[float]:
+        """Ascending: where the clean latent lies, then the noise levels that will be visited."""
+        return form.img2img_levels(p, steps)
+
+    @staticmethod
+    def start(host: WebuiHost, guide: Guide, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The method's own latents, so that the sampling starts where the guide says."""
+        p, form = host.p, host.form
+        start = guide.start(p.seeds, (x.shape[2], x.shape[3])).to(x)
+        clean = host.clean_latent(x)
+        return clean, form.noise_between(p, host.steps, clean, start).to(noise) * p.initial_noise_multiplier
+
+
+class FromNoise:
+    """txt2img: the host starts from noise."""
+
+    method = "sample"
+    report = REPORT
+
+    @staticmethod
+    def levels(form: SamplerForm, p: Any, steps: int | None) -> list[float]:
+        """As of `FromImage`."""
+        return form.txt2img_levels(p, steps)
+
+    @staticmethod
+    def start(host: WebuiHost, guide: Guide, x: Tensor) -> tuple[Tensor]:
+        """As of `FromImage`."""
+        start = guide.start(host.p.seeds, (x.shape[2], x.shape[3]))
+        return (host.form.noise_to(host.p, host.steps, start).to(x),)
+
+
+class HiresPass(FromImage):
+    """The second pass of hires fix: it goes on from the first pass's image and sees the exemplar again."""
+
+    report = REPORT_OF_HIRES
+
+    @staticmethod
+    def start(host: WebuiHost, guide: Guide, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the host would start from."""
+        return x, noise
+
+
+class GuidedSampling:
+    """Stands in for the sampler's own method once; `wanted` is what to do, or the error to raise instead."""
+
+    def __init__(self, p: Any, wanted: Settings | RivalError, kind: type[FromImage] | type[FromNoise]):
         self.p = p
         self.wanted = wanted
-        self.replaced = vars(p).get("sample")
-        self.original = p.sample
+        self.kind = kind
+        self.before = vars(p.sampler).get(kind.method)
+        self.original = getattr(p.sampler, kind.method)
+        setattr(p.sampler, kind.method, self)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        disarm(self.p)
+    def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
+        self._withdraw()
         if isinstance(self.wanted, RivalError):
             raise self.wanted
-        return _sample_guided(self.p, self.wanted, lambda: self.original(*args, **kwargs))
+        settings, kind = self.wanted, self.kind
+        sampler = p.sampler
+        # the latents that the method starts from come first, then the prompts
+        latents, prompts = (x, *args[:-2]), args[-2:]
 
+        def sample(latents: tuple[Tensor, ...]) -> Tensor:
+            return self.original(p, *latents, *prompts, steps=steps, **kwargs)
 
-def _sample_guided(p: Any, settings: Settings, sample: Callable[[], Tensor]) -> Tensor:
-    _refuse(p, settings)
-    report = Report(settings.mode, settings.t_align, settings.t_early)
-    host = WebuiHost(p, settings)
-    try:
-        guide = prepare(host, settings, STORE, report)
-    except Interrupted as stopped:
-        p.extra_generation_params[REPORT] = f"stopped in the inversion at step {stopped}"
-        # the host's own sampler sees the same wish before its first step and ends as it always does
-        return sample()
-    finally:
-        shared.state.textinfo = None
-    begun = time.perf_counter()
-    start = guide.chain.start(p.seeds, settings.start == "permuted")
-    with (
-        _starting_from(p.sampler, host.form, host.exemplar_latent(), start),
-        _guided_by(p.sampler, host.form, guide),
-        count_rows(host.unet) as rows,
-    ):
-        samples = sample()
-    report.rows.generation = sum(rows)
-    report.seconds.generation = time.perf_counter() - begun
-    p.extra_generation_params[REPORT] = report.summary()
-    print(f"RIVAL: {report.summary()}")
-    return samples
+        refuse(p, settings)
+        report = Report(settings.mode, settings.t_align, settings.t_early)
+        host = WebuiHost(p, settings, kind.levels(sampler_form(sampler), p, steps), steps)
+        try:
+            with host.inversion_networks():
+                guide = prepare(host, settings, STORE, report)
+        except Interrupted as stopped:
+            p.extra_generation_params[kind.report] = f"stopped in the inversion at step {stopped}"
+            # the host's own sampler sees the same wish before its first step and ends as it always does
+            return sample(latents)
+        finally:
+            shared.state.textinfo = None
+        begun = time.perf_counter()
+        with _guided_by(sampler, host.form, guide), count_rows(host.unet) as rows:
+            samples = sample(kind.start(host, guide, *latents))
+        report.rows.generation = sum(rows)
+        report.seconds.generation = time.perf_counter() - begun
+        p.extra_generation_params[kind.report] = report.summary()
+        print(f"RIVAL: {report.summary()}")
+        return samples
+
+    def _withdraw(self) -> None:
+        if self.before is None:
+            delattr(self.p.sampler, self.kind.method)
+        else:
+            setattr(self.p.sampler, self.kind.method, self.before)
 
 
 class WebuiHost:
-    """The loaded checkpoint, one batch of `p` and one exemplar (`rival_ext.prepare.Host`)."""
+    """The loaded checkpoint, one batch of `p` and its exemplars (`rival_ext.prepare.Host`)."""
 
-    def __init__(self, p: Any, settings: Settings):
+    def __init__(self, p: Any, settings: Settings, levels: list[float], steps: int | None):
         self.p = p
+        self.settings = settings
+        self.steps = steps
         self.unet = p.sd_model.model.diffusion_model
         self.form: SamplerForm = sampler_form(p.sampler)
         self.schedule = self.form.schedule
-        self._levels = self._read_levels()
-        self._prompt_schedules = self._encode_prompts(settings)
-        self._latent = self._encode(settings.exemplar or p.init_images[0])
+        self._levels = levels
+        self._refuse_no_step()
+        self._networks_are_aside = False
+        self.pictures_of_request = Pictures(p, settings)
+        with self.inversion_networks():
+            self._prompt_schedules = self._encode_prompts(settings)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
-    def exemplar_latent(self) -> Tensor:
-        return self._latent
+    def pictures(self) -> Sequence[Picture]:
+        return self.pictures_of_request.exemplars
+
+    def painting(self) -> Painting | None:
+        return self.pictures_of_request.painting
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         steps_before = sum(level > noise_level * (1 + 1e-4) for level in self._levels)
         rows = len(self._prompt_schedules)
         conditioning = {
             "c_crossattn": [prompt_parser.reconstruct_cond_batch(self._prompt_schedules, steps_before)],
-            "c_concat": [self.p.image_conditioning[:1].expand(rows, -1, -1, -1)],
+            "c_concat": [self._image_conditioning(latent).expand(rows, -1, -1, -1)],
         }
         latent = (latent * self.form.scale(noise_level)).expand(rows, -1, -1, -1)
-        # the last row's prompt is the exemplar's own
-        return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
+        with self.inversion_networks():
+            # the last row's prompt is the exemplar's own
+            return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
+
+    def clean_latent(self, x: Tensor) -> Tensor:
+        """What img2img may add its noise to in place of `x`, which the host has drawn from the VAE's posterior."""
+        pictures = self.pictures_of_request
+        latent = pictures.exemplars[0].latent if pictures.painting is None else pictures.own
+        return x if latent is None or latent.shape[2:] != x.shape[2:] else latent.expand_as(x).to(x)
 
     def progress(self, done: int, total: int) -> None:
         state = shared.state
@@ -150,10 +222,37 @@ class WebuiHost:
         state.textinfo = f"Inverting {done}/{total}"
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        return fingerprint(self.p, self._prompt_schedules)
+        return fingerprint(self.p, self._prompt_schedules, {} if self._networks_are_aside else self._networks)
 
     def memory_budget(self) -> float:
         return shared.opts.rival_memory_mb * 2**20
+
+    @contextmanager
+    def inversion_networks(self) -> Iterator[None]:
+        """The prompt's LoRAs act on the exemplar, or are put aside meanwhile, as the user wishes."""
+        if not self.settings.plain_inversion or self._networks_are_aside:
+            yield
+            return
+        extra_networks.activate(self.p, {})
+        self._networks_are_aside = True
+        try:
+            yield
+        finally:
+            self._networks_are_aside = False
+            extra_networks.activate(self.p, self._networks)
+
+    @property
+    def _networks(self) -> Any:
+        p = self.p
+        return (p.hr_extra_network_data if getattr(p, "is_hr_pass", False) else p.extra_network_data) or {}
+
+    def _image_conditioning(self, latent: Tensor) -> Tensor:
+        """What a checkpoint for inpainting sees beside the latent: for an exemplar, that all of it is to be made."""
+        if self.p.sd_model.model.conditioning_key not in ("hybrid", "concat"):
+            return latent.new_zeros(1, 5, 1, 1)
+        height, width = (side * PIXELS_PER_POSITION for side in latent.shape[2:])
+        unseen = encode(self.p.sd_model, Image.new("RGB", (width, height), GREY)).to(latent)
+        return torch.nn.functional.pad(unseen, (0, 0, 0, 0, 1, 0), value=1.0)
 
     def _encode_prompts(self, settings: Settings) -> list[Any]:
         """The schedule of each prompt that the exemplar is evaluated with, in the order of the guide's halves."""
@@ -162,52 +261,17 @@ class WebuiHost:
         if settings.exact and settings.exemplar_prompt:
             prompts.insert(UNGUIDED, "")
         texts = prompt_parser.SdConditioning(prompts, width=p.width, height=p.height)
-        schedules = prompt_parser.get_learned_conditioning(p.sd_model, texts, p.steps)
+        schedules = prompt_parser.get_learned_conditioning(p.sd_model, texts, self.steps or p.steps)
         if len({entry.cond.shape for schedule in schedules for entry in schedule}) > 1:
             raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
         return schedules
 
-    def _read_levels(self) -> list[float]:
-        levels = self.form.noise_levels(self.p)
-        if len(levels) < 2:
+    def _refuse_no_step(self) -> None:
+        if len(self._levels) < 2:
             raise RivalError(
                 f"denoising strength {self.p.denoising_strength} leaves no step at {self.p.steps} sampling steps; "
                 "raise one of them (RIVAL is meant for denoising strength 1)."
             )
-        return levels
-
-    def _encode(self, exemplar: Image.Image) -> Tensor:
-        """The exemplar as the host would encode it, but with the mean of the VAE's posterior: nothing is drawn."""
-        p, opts = self.p, shared.opts
-        image = images.flatten(exemplar, opts.img2img_background_color)
-        if p.resize_mode != LATENT_UPSCALE:
-            image = images.resize_image(p.resize_mode, image, p.width, p.height)
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
-        pixels = pixels.to(shared.device, dtype=devices.dtype_vae)
-        if opts.sd_vae_encode_method == "Full":
-            p.sd_model.first_stage_model.to(devices.dtype_vae)
-            posterior = p.sd_model.encode_first_stage(pixels * 2 - 1)
-            latent = p.sd_model.get_first_stage_encoding(posterior.mode())
-        else:
-            approximation = sd_samplers_common.approximation_indexes[opts.sd_vae_encode_method]
-            latent = sd_samplers_common.images_tensor_to_samples(pixels, approximation, p.sd_model)
-        if p.resize_mode == LATENT_UPSCALE:
-            latent = torch.nn.functional.interpolate(latent, size=(p.height // 8, p.width // 8), mode="bilinear")
-        return latent.float()
-
-
-@contextmanager
-def _starting_from(sampler: Any, form: SamplerForm, clean: Tensor, start: Tensor) -> Iterator[None]:
-    """The host's sampling starts from `start`, variance-exploding: it is handed the noise that leads there."""
-    host_sample = sampler.sample_img2img
-
-    def sample_img2img(p: Any, x: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        latent = clean.expand_as(start)
-        noise = form.noise_between(p, latent, start).to(noise) * p.initial_noise_multiplier
-        return host_sample(p, latent.to(x), noise, *args, **kwargs)
-
-    with _instance_attribute(sampler, "sample_img2img", sample_img2img):
-        yield
 
 
 @contextmanager
@@ -215,19 +279,31 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
     """The guide stands around every call of the host's guided denoiser."""
     denoiser = sampler.model_wrap_cfg
     host_forward = denoiser.forward
+    checkpoint = shared.sd_model.sd_checkpoint_info
 
     def forward(x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if sd_samplers_common.apply_refiner(denoiser, sigma):
+            # as the host itself does where it switches, only before anything is injected
+            cond, uncond = (denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
+        if shared.sd_model.sd_checkpoint_info is not checkpoint:
+            guide.report.note("injection ended with the switch to the refiner, whose features are others")
+            return host_forward(x, sigma, uncond, cond, *args, **kwargs)
         level = form.noise_level(float(sigma.max()))
         latent = x / form.scale(level)
-        aligned = guide.align_latent(latent, level)
-        if aligned is not latent:
-            # in place: the sampler itself goes on from the aligned latent
-            x.copy_(aligned * form.scale(level))
+        corrected = guide.corrected_latent(latent, level)
+        if corrected is not latent:
+            # in place: the sampler itself goes on from the corrected latent
+            x.copy_(corrected * form.scale(level))
         output = predicted = x
 
         def denoise() -> Tensor:
             nonlocal output, predicted
-            output = host_forward(x, sigma, uncond, cond, *args, **kwargs)
+            with ExitStack() as stack:
+                if guide.canvas:
+                    # what the host blends in, so that its own masks and soft inpainting keep the chain
+                    kept = form.kept(guide.canvas.chain, level).expand_as(x).to(x)
+                    stack.enter_context(_instance_attribute(denoiser, "init_latent", kept))
+                output = host_forward(x, sigma, uncond, cond, *args, **kwargs)
             predicted = form.noise_of(output, x, level)
             return predicted
 
@@ -242,44 +318,12 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
 
 @contextmanager
 def _instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    replaced = vars(target).get(name)
+    was_set, replaced = name in vars(target), vars(target).get(name)
     setattr(target, name, value)
     try:
         yield
     finally:
-        if replaced is None:
-            delattr(target, name)
-        else:
+        if was_set:
             setattr(target, name, replaced)
-
-
-def _refuse(p: Any, settings: Settings) -> None:
-    """Raises RivalError for what cannot be honoured, before anything is sampled."""
-    model = p.sd_model
-    first = p.init_images[0]
-    refusals = {
-        f"sampler {p.sampler_name} is not supported; choose one of {', '.join(SAMPLERS)}.": (
-            p.sampler_name not in SAMPLERS
-        ),
-        "this checkpoint is not a Stable Diffusion 1.x text-to-image one; load one.": (
-            not getattr(model, "is_sd1", False)
-            or model.model.conditioning_key != "crossattn"
-            or model.cond_stage_key == "edit"
-        ),
-        "inpainting is not supported; remove the mask or switch RIVAL off.": p.image_mask is not None,
-        "one input image at a time; send each exemplar in a request of its own.": (
-            any(image is not first and image.tobytes() != first.tobytes() for image in p.init_images)
-        ),
-        f"width and height must be multiples of 8, not {p.width}x{p.height}.": p.width % 8 or p.height % 8,
-        "a variation seed is not supported; set Variation strength to 0.": p.subseed_strength > 0,
-        "resizing the seed is not supported; set Resize seed from width and height to 0.": (
-            p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
-        ),
-        "the refiner is not supported; switch it off.": p.refiner_checkpoint not in (None, "", "None", "none"),
-        "exemplar_prompt must not hold <...> tags; LoRAs of the prompt take part in the inversion already.": (
-            bool(extra_networks.parse_prompt(settings.exemplar_prompt)[1])
-        ),
-    }
-    for sentence, holds in refusals.items():
-        if holds:
-            raise RivalError(sentence)
+        else:
+            delattr(target, name)

@@ -10,8 +10,10 @@ from modules import devices, sd_hijack, sd_vae, shared
 from torch import Tensor
 
 
-def fingerprint(p: Any, prompt_schedules: Any) -> Iterator[Tensor | object]:
+def fingerprint(p: Any, prompt_schedules: Any, networks: Any) -> Iterator[Tensor | object]:
     """Parts of the key; `prompt_schedules` are the host's conditionings that the exemplar is evaluated with.
+
+    networks: what the prompt asks for in its <...> tags and takes part in the inversion.
 
     The conditioning itself stands for the prompt, its embeddings, clip skip and the text encoder's LoRAs.
     """
@@ -20,7 +22,7 @@ def fingerprint(p: Any, prompt_schedules: Any) -> Iterator[Tensor | object]:
     yield sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash(), shared.opts.sd_vae_encode_method
     yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
     yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
-    yield sorted((name, [param.items for param in params]) for name, params in (p.extra_network_data or {}).items())
+    yield sorted((name, [param.items for param in params]) for name, params in networks.items())
     yield list(_loras())
     yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
     yield type(p.sampler.model_wrap).__name__, shared.opts.enable_quantization

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
 from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps, shared
 from torch import Tensor
 
+from rival_ext.chain import Chain
 from rival_ext.noise import NoiseSchedule, scale_to_vp
 
 SAMPLERS = ("DDIM", "Euler", "Euler a", "DPM++ 2M")
@@ -19,8 +21,11 @@ class SamplerForm(Protocol):
 
     schedule: NoiseSchedule
 
-    def noise_levels(self, p: Any) -> list[float]:
-        """Ascending: where the clean latent lies, then those that the sampler will visit in img2img."""
+    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        """Ascending: where the clean latent lies, then those that the sampler will visit in txt2img."""
+
+    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        """The same in img2img, fewer at a lower denoising strength."""
 
     def noise_level(self, clock: float) -> float:
         """Noise level of what the denoiser is told as `sigma`."""
@@ -37,7 +42,13 @@ class SamplerForm(Protocol):
     def output_of(self, noise: Tensor, latent: Tensor, noise_level: float) -> Tensor:
         """The inverse of `noise_of`."""
 
-    def noise_between(self, p: Any, clean: Tensor, start: Tensor) -> Tensor:
+    def kept(self, chain: Chain, noise_level: float) -> Tensor:
+        """What the host has to blend into the kept region for it to follow the chain, in the form it blends in."""
+
+    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
+        """What the host's txt2img has to be given to start at `start`, variance-exploding."""
+
+    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
         """The noise with which the host's img2img, given `clean`, starts at `start`, variance-exploding."""
 
 
@@ -56,8 +67,11 @@ class SigmaForm:
         self.sampler = sampler
         self.schedule = NoiseSchedule(sampler.model_wrap.sigmas)
 
-    def noise_levels(self, p: Any) -> list[float]:
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p)
+    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        return self.sampler.get_sigmas(p, steps or p.steps).double().flip(0).tolist()
+
+    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
         return self.sampler.get_sigmas(p, steps)[steps - t_enc - 1 :].double().flip(0).tolist()
 
     def noise_level(self, clock: float) -> float:
@@ -76,8 +90,15 @@ class SigmaForm:
     def output_of(self, noise: Tensor, latent: Tensor, noise_level: float) -> Tensor:
         return latent - noise * noise_level
 
-    def noise_between(self, p: Any, clean: Tensor, start: Tensor) -> Tensor:
-        return (start - clean) / self.noise_levels(p)[-1]
+    def kept(self, chain: Chain, noise_level: float) -> Tensor:
+        return chain.latent(noise_level) - noise_level * chain.slope(noise_level)
+
+    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
+        highest = self.txt2img_levels(p, steps)[-1]
+        return start / (math.sqrt(1 + highest**2) if shared.opts.sgm_noise_multiplier else highest)
+
+    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
+        return (start - clean) / self.img2img_levels(p, steps)[-1]
 
 
 class TimestepForm:
@@ -87,9 +108,13 @@ class TimestepForm:
         self.sampler = sampler
         self.schedule = NoiseSchedule.of_alphas(shared.sd_model.alphas_cumprod)
 
-    def noise_levels(self, p: Any) -> list[float]:
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p)
-        # img2img is noised at timesteps[t_enc] but starts one below, and ends at the first without calling the model
+    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        # the family ends at the first timestep without calling the model
+        return [self.noise_level(timestep) for timestep in self.sampler.get_timesteps(p, steps or p.steps).tolist()]
+
+    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
+        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
+        # img2img is noised at timesteps[t_enc] but starts one below
         visited = self.sampler.get_timesteps(p, steps)[:t_enc]
         return [self.noise_level(timestep) for timestep in visited.tolist()]
 
@@ -110,7 +135,14 @@ class TimestepForm:
     def output_of(self, noise: Tensor, latent: Tensor, noise_level: float) -> Tensor:
         return noise
 
-    def noise_between(self, p: Any, clean: Tensor, start: Tensor) -> Tensor:
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p)
+    def kept(self, chain: Chain, noise_level: float) -> Tensor:
+        return chain.latent(noise_level) * self.scale(noise_level)
+
+    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
+        return start * self.scale(self.txt2img_levels(p, steps)[-1])
+
+    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
+        start = start * self.scale(self.img2img_levels(p, steps)[-1])
+        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
         alpha = shared.sd_model.alphas_cumprod[self.sampler.get_timesteps(p, steps)[t_enc]]
-        return (start * self.scale(self.noise_levels(p)[-1]) - clean * alpha.sqrt()) / (1 - alpha).sqrt()
+        return (start - clean * alpha.sqrt()) / (1 - alpha).sqrt()

@@ -8,6 +8,7 @@ from typing import Any
 from rival_ext.settings import PASTED, Settings
 
 REPORT = "RIVAL report"
+REPORT_OF_HIRES = "RIVAL hires report"
 PRESENT = "RIVAL mode"
 
 

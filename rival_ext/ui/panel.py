@@ -1,4 +1,4 @@
-"""The panel in the img2img tab."""
+"""The panel in the img2img and the txt2img tab."""
 
 from __future__ import annotations
 
@@ -9,67 +9,87 @@ import gradio as gr
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 
-from rival_ext.settings import FIELDS
+from rival_ext.settings import FIELDS, MODES, SLOTS, Field, similar
 from rival_ext.ui.infotext import paste_targets
 
 FIELD = {field.name: field for field in FIELDS}
 
-HINT = (
-    "Makes variations of the image above with the loaded checkpoint. Set <b>Denoising strength</b> to 1; "
-    "a <b>CFG scale</b> of 5 to 7 works best. Leave the prompt empty, or say in it what the image shows."
-)
+HINTS = {
+    "img2img": "Makes variations of the image above with the loaded checkpoint. Set <b>Denoising strength</b> to 1; "
+    "a <b>CFG scale</b> of 5 to 7 works best. Leave the prompt empty, or say in it what the image shows.",
+    "txt2img": "Draws the prompt in the style of an <b>exemplar</b>, at any size, with the loaded checkpoint. "
+    "Mode <b>text</b> and a <b>CFG scale</b> of 7 work best.",
+}
+PRESET = ("early_steps", "start_mix")
+"""What a mode sets."""
+
+SIMILAR = tuple(similar(0.5))
+"""What the similarity sets."""
 
 
-def panel(prefix: str, release_memory: Callable[[], str]) -> tuple[list[Any], list[PasteField]]:
-    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to; ids begin with `prefix`.
+def panel(tab: str, release_memory: Callable[[], str]) -> tuple[list[Any], list[PasteField]]:
+    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to.
 
-    release_memory: what the button for it does; returns a sentence to show.
+    tab: img2img or txt2img. release_memory: what the button for it does; returns a sentence to show.
     """
+    prefix = f"{tab}_rival"
     controls: dict[str, Any] = {}
+
+    def place(*names: str) -> None:
+        for name in names:
+            controls[name] = _control(prefix, FIELD[name])
+
     with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{prefix}_enabled") as controls["enabled"]:
-        gr.HTML(HINT, elem_id=f"{prefix}_hint")
-        # one mode so far: nothing to choose, but a value that the API's positional form and the infotext carry
-        controls["mode"] = _choice(prefix, "mode", visible=False)
+        gr.HTML(HINTS[tab], elem_id=f"{prefix}_hint")
+        place("mode", "similarity")
         with FormRow():
-            controls["t_align"] = _slider(prefix, "t_align")
-            controls["t_early"] = _slider(prefix, "t_early")
-        controls["exemplar_prompt"] = gr.Textbox(
-            **_common(prefix, "exemplar_prompt"), placeholder=FIELD["exemplar_prompt"].help
-        )
+            place("t_align", "t_early", "start_mix")
+        place("exemplar_prompt")
+        with gr.Accordion("Exemplars", open=tab == "txt2img", elem_id=f"{prefix}_exemplars"):
+            for ending in SLOTS:
+                with FormRow():
+                    place("exemplar" + ending, "exemplar_mask" + ending)
+                place("weight" + ending)
         with gr.Accordion("More", open=False, elem_id=f"{prefix}_more"):
             with FormRow():
-                controls["early_steps"] = _slider(prefix, "early_steps")
-                controls["inversion_iterations"] = _slider(prefix, "inversion_iterations")
+                place("layers", "strength")
             with FormRow():
-                controls["exemplar_tokens"] = _slider(prefix, "exemplar_tokens")
-                controls["exact"] = gr.Checkbox(**_common(prefix, "exact"))
+                place("early_steps", "inversion_iterations")
             with FormRow():
-                controls["alignment"] = _choice(prefix, "alignment")
-                controls["start"] = _choice(prefix, "start")
-            controls["exemplar"] = gr.Image(
-                label="Another exemplar than the img2img image",
-                type="pil",
-                source="upload",
-                height=240,
-                elem_id=f"{prefix}_exemplar",
-            )
+                place("exemplar_tokens", "alignment")
+            with FormRow():
+                place("exact", "plain_inversion")
             release = gr.Button("Release the memory of stored inversions", elem_id=f"{prefix}_release")
             released = gr.HTML(elem_id=f"{prefix}_released")
             release.click(fn=release_memory, inputs=[], outputs=[released], show_progress=False)
-    targets = paste_targets()
-    pasted = [PasteField(controls[name], target) for name, target in targets.items()]
+    # `input`, not `change`: a pasted infotext must not be overwritten
+    controls["mode"].input(fn=_of_mode, inputs=[controls["mode"]], outputs=[controls[name] for name in PRESET])
+    controls["similarity"].input(
+        fn=_of_similarity, inputs=[controls["similarity"]], outputs=[controls[name] for name in SIMILAR]
+    )
+    pasted = [PasteField(controls[name], target) for name, target in paste_targets().items()]
     return [controls[field.name] for field in FIELDS], pasted
 
 
-def _slider(prefix: str, name: str) -> gr.Slider:
-    field = FIELD[name]
-    return gr.Slider(field.minimum, field.maximum, step=field.step, **_common(prefix, name))
+def _of_mode(mode: str) -> list[Any]:
+    return [MODES[mode].get(name, FIELD[name].default) for name in PRESET]
 
 
-def _choice(prefix: str, name: str, visible: bool = True) -> gr.Radio:
-    return gr.Radio(choices=list(FIELD[name].choices), visible=visible, **_common(prefix, name))
+def _of_similarity(similarity: float) -> list[Any]:
+    return list(similar(similarity).values())
 
 
-def _common(prefix: str, name: str) -> dict[str, Any]:
-    field = FIELD[name]
-    return {"label": field.label, "value": field.default, "elem_id": f"{prefix}_{name}", "tooltip": field.help}
+def _control(prefix: str, field: Field) -> Any:
+    common = {"label": field.label, "elem_id": f"{prefix}_{field.name}"}
+    if field.is_picture:
+        return gr.Image(type="pil", source="upload", image_mode="RGBA", height=240, **common)
+    common |= {"value": field.default, "tooltip": field.help}
+    if field.choices:
+        return gr.Radio(choices=list(field.choices), **common)
+    if field.maximum is not None:
+        return gr.Slider(field.minimum, field.maximum, step=field.step, **common)
+    if field.name == "layers":
+        return gr.Dropdown(choices=["all", "fine", "coarse"], allow_custom_value=True, **common)
+    if field.default is False:
+        return gr.Checkbox(**common)
+    return gr.Textbox(placeholder=field.help, **common)

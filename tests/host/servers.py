@@ -84,14 +84,15 @@ class StandInServer:
 
     def img2img(self, **payload):
         payload["init_images"] = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
-        payload["image_mask"] = payload.pop("mask", None)
-        return self._process(payload)
+        mask = payload.pop("mask", None)
+        payload["image_mask"] = mask and Image.open(io.BytesIO(base64.b64decode(mask)))
+        return self._process("Img2Img", payload)
 
     def txt2img(self, **payload):
-        return self._process(payload)
+        return self._process("Txt2Img", payload)
 
-    def _process(self, payload):
-        from tests.host.standin.processing import Processing, process_images
+    def _process(self, kind, payload):
+        from tests.host.standin import processing
         from tests.host.standin.state import opts
 
         given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
@@ -100,7 +101,9 @@ class StandInServer:
         before = dict(vars(opts))
         vars(opts).update(payload.get("override_settings", {}))
         try:
-            pictures, infotexts = process_images(Processing(self.checkpoint, **payload), self.scripts, args)
+            pictures, infotexts = processing.process_images(
+                getattr(processing, kind)(self.checkpoint, **payload), self.scripts, args
+            )
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))
         finally:

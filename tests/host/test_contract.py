@@ -107,14 +107,14 @@ def test_plain_generation_is_bit_identical_to_a_server_that_never_had_the_extens
 def test_left_out_fields_take_the_panels_defaults(server):
     full = {
         **{"mode": "variation", "exemplar": None, "exemplar_prompt": "", "t_align": 600, "t_early": 600},
-        **{"early_steps": 1000, "alignment": "noise", "start": "permuted", "inversion_iterations": 1},
+        **{"early_steps": 1000, "alignment": "noise", "start_mix": 1, "inversion_iterations": 1},
     }
     assert largest_difference(pictures(server, {}), pictures(server, full)) == 0
 
 
 def test_the_panels_positional_form_is_the_same(server):
-    positional = [True, "variation", None, "a pizza", 500, 400, 1000, "noise", "permuted", 2]
-    named = {"exemplar_prompt": "a pizza", "t_align": 500, "t_early": 400, "inversion_iterations": 2}
+    positional = [True, "variation", 0.5, 500, 400, 0.5, None, None, 1, None, None, 1, None, None, 1, "a pizza", "fine"]
+    named = {"exemplar_prompt": "a pizza", "t_align": 500, "t_early": 400, "start_mix": 0.5, "layers": "fine"}
     assert largest_difference(pictures(server, positional), pictures(server, named)) == 0
 
 
@@ -126,10 +126,13 @@ def test_the_panels_positional_form_is_the_same(server):
         {"early_steps": 500},
         {"alignment": "latent"},
         {"alignment": "off"},
-        {"start": "inverted"},
+        {"start_mix": 0.0},
         {"exemplar_prompt": "a pizza"},
         {"inversion_iterations": 3},
         {"exemplar_tokens": 0.5},
+        {"strength": 0.5},
+        {"layers": "coarse"},
+        {"mode": "edit"},
     ],
 )
 def test_every_setting_changes_the_picture_and_is_in_the_infotext(server, settings):
@@ -148,13 +151,13 @@ def test_an_exemplar_of_its_own_replaces_the_input_image(server):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"strength": 0.5}, "strength"),
+        ({"force": 0.5}, "force"),
         ({"t_align": "600"}, "t_align"),
         ({"t_early": 1001}, "t_early"),
         ({"early_steps": True}, "early_steps"),
-        ({"mode": "edit"}, "mode"),
+        ({"mode": "paint"}, "mode"),
         ({"alignment": "both"}, "alignment"),
-        ({"start": None}, "start"),
+        ({"start_mix": None}, "start_mix"),
         ({"exemplar": "no image"}, "exemplar"),
         ({"exemplar_prompt": 5}, "exemplar_prompt"),
         ({"exemplar_prompt": "a pizza <lora:style:1>"}, "exemplar_prompt"),
@@ -311,7 +314,7 @@ def test_guidance_one_is_injected_too(server):
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
 def test_a_lower_denoising_strength_starts_lower_in_the_chain(server, sampler):
-    text = infotext(server, {"start": "inverted"}, denoising_strength=0.6, sampler_name=sampler)
+    text = infotext(server, {"start_mix": 0.0}, denoising_strength=0.6, sampler_name=sampler)
     evaluated = 3 if sampler == "DDIM" else 5
     assert f"{evaluated} of {evaluated} steps injected" in text
 
@@ -320,7 +323,7 @@ def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server):
     """A start at the wrong noise level, or a chain looked up by index, would not."""
     photo = exemplar("pizza-emojione-yellow")
     for sampler in ("DDIM", "Euler", "DPM++ 2M"):
-        settings = {"start": "inverted", "alignment": "off"}
+        settings = {"start_mix": 0.0, "alignment": "off"}
         fields = {"cfg_scale": 1, "prompt": "", "sampler_name": sampler, "steps": 20}
         (picture,) = pictures(server, settings, image=photo, **fields)
         assert np.abs(picture.astype(float) - np.asarray(photo, dtype=float)).mean() < 12

@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from rival_ext.attention import self_attention_layers
+from rival_ext.exemplar import Exemplar
 from rival_ext.guide import Guide
 from rival_ext.inversion import invert
 from rival_ext.report import Report
@@ -29,7 +30,8 @@ def make_live_guide():
             iterations=settings.inversion_iterations,
         )
         report = Report(settings.mode, settings.t_align, settings.t_early)
-        return Guide(chain, settings, host.schedule, self_attention_layers(host.unet), host.predict_noise, report)
+        layers = self_attention_layers(host.unet)
+        return Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report)
 
     return make
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rival_ext.alignment import take_positions
 from rival_ext.attention import self_attention_layers
+from rival_ext.exemplar import Canvas, Exemplar
 from rival_ext.guide import Guide
 from rival_ext.inversion import invert, lower_latent
 from rival_ext.noise import scale_to_vp
@@ -43,13 +43,39 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     )
     start = chain.top
     if meta["mode"] != "edit":
-        start = take_positions(start, theirs["permutation"])
+        start = start.flatten(2)[:, :, theirs["permutation"]].view_as(start)
     assert (start * scales[-1] - theirs["start"][1:]).abs().max() < 1e-4
 
     # no features are recorded: the exemplar is evaluated live at the chain's points, as theirs
     report = Report("variation", 600, 600)
     layers = self_attention_layers(host.unet)
-    guide = Guide(chain, settings, host.schedule, layers, host.predict_noise, report)
+    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report)
     final = host.sample(start, [0], guide, lambda done, total: None)
     assert (final - theirs["final"][1:]).abs().max() < 1e-4
     assert (report.layers, report.features, report.steps.total) == (10, "live", 20)
+
+
+def test_inpainting_agrees_with_the_authors(make_host):
+    """The hole's own positions permuted, the rest overwritten with the chain after each step."""
+    theirs = golden("inpaint-pizza")
+    meta = theirs["meta"]
+    host = make_host(
+        prompt=meta["prompt"], exemplar_prompt=meta["inversion_prompt"], guidance=meta["cfg"],
+        steps=meta["steps"],
+        exact=True,
+    )
+    chain = invert(theirs["latent"], host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
+    # theirs is 1 where the picture is kept
+    canvas = Canvas(chain, 1 - theirs["mask"][None, None])
+    hole = canvas.hole.flatten().nonzero().flatten()
+    start = chain.top.flatten(2).clone()
+    start[:, :, hole] = start[:, :, hole[theirs["permutation"]]]
+    start = start.view_as(chain.top)
+    scale = scale_to_vp(host.noise_levels().tolist()[-1])
+    assert (start * scale - theirs["start"][1:]).abs().max() < 1e-4
+
+    settings = parse_settings({"mode": "inpaint", "t_align": meta["t_align"] + 1, "t_early": meta["t_early"]})
+    layers, report = self_attention_layers(host.unet), Report("inpaint", 600, 600)
+    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report, canvas)
+    final = host.sample(start, [0], guide, lambda done, total: None)
+    assert (final - theirs["final"][1:]).abs().max() < 1e-4

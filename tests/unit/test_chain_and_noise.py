@@ -15,7 +15,7 @@ from rival_ext.cli import SAMPLERS
 from rival_ext.errors import RivalError
 from rival_ext.inversion import TOLERANCE, extrapolated, invert, lower_latent, reconstruct
 from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
-from rival_ext.prepare import prepare
+from rival_ext.prepare import Picture, prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from rival_ext.store import ChainStore, digest
@@ -265,10 +265,10 @@ def test_features_are_those_of_a_steps_last_evaluation():
 def test_a_generation_evaluates_the_exemplar_where_the_budget_kept_no_features(make_host, sample):
     host = make_host(steps=4)
     full = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
-    host.memory_budget = lambda: full.chain.bytes / 2
+    host.memory_budget = lambda: full.exemplars[0].chain.bytes / 2
     half = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
-    assert 0 < len(half.chain.features) < len(full.chain.features) == 4
-    finals = [sample(host, guide.chain.start([1], permuted=True), [1], guide) for guide in (full, half)]
+    assert 0 < len(half.exemplars[0].chain.features) < len(full.exemplars[0].chain.features) == 4
+    finals = [sample(host, guide.start([1], host.latent_size), [1], guide) for guide in (full, half)]
     assert (full.report.features, half.report.features) == ("recorded", "live")
     # four steps leave a residual, so recorded and live differ; another seed's latents differ by 2 and more
     assert 0 < (finals[0] - finals[1]).abs().mean() < 0.1
@@ -276,7 +276,7 @@ def test_a_generation_evaluates_the_exemplar_where_the_budget_kept_no_features(m
 
 def test_an_inversion_that_is_not_finite_is_an_error(make_host):
     host = make_host(steps=2)
-    host.exemplar_latent = lambda: torch.full((1, 4, 16, 16), math.nan)
+    host.pictures = lambda: [Picture(torch.full((1, 4, 16, 16), math.nan))]
     with pytest.raises(RivalError, match="not numbers"):
         prepare(host, parse_settings({}), None, Report("variation", 600, 600))
 
@@ -468,10 +468,10 @@ def test_the_store_shrinks_to_a_smaller_budget_even_if_the_new_chain_cannot_fit(
 def test_a_chain_whose_features_were_limited_by_the_budget_is_still_kept(make_host):
     host = make_host(steps=4)
     settings, report = parse_settings({}), Report("variation", 600, 600)
-    feature_bytes = prepare(host, settings, None, report).chain.bytes - 5 * 4 * 16 * 16 * 4
+    feature_bytes = prepare(host, settings, None, report).exemplars[0].chain.bytes - 5 * 4 * 16 * 16 * 4
     host.memory_budget = lambda: feature_bytes / 2 + 5 * 4 * 16 * 16 * 4
     store = ChainStore()
-    assert len(prepare(host, settings, store, report).chain.features) == 2
+    assert len(prepare(host, settings, store, report).exemplars[0].chain.features) == 2
     prepare(host, settings, store, report)
     assert report.store == "hit"
 
@@ -483,12 +483,12 @@ def test_a_second_preparation_finds_the_chain_of_the_first(make_host):
     def prepared(name="panda-emojione-white", request=None, **fields):
         reports.append(Report("variation", 600, 600))
         host = make_host(name, **{"steps": 2} | (request or {}))
-        return prepare(host, parse_settings(fields), store, reports[-1]).chain
+        return prepare(host, parse_settings(fields), store, reports[-1]).exemplars[0].chain
 
     first = prepared()
     assert (reports[-1].store, reports[-1].rows.inversion, reports[-1].inversion.evaluations) == ("miss", 2, 2)
     # what is decided in the generation alone
-    assert prepared(t_align=1, t_early=1, alignment="off", start="inverted") is first
+    assert prepared(t_align=1, t_early=1, alignment="off", start_mix=0.0) is first
     assert prepared(request={"prompt": "a fox", "guidance": 7.0}) is first
     assert (reports[-1].store, reports[-1].rows.inversion) == ("hit", 0)
     # what the inversion depends on

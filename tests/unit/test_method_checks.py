@@ -7,12 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.alignment import align_statistics, channel_statistics, permute_positions, take_positions
+from rival_ext.alignment import align_statistics, channel_statistics
 from rival_ext.attention import concatenate, inject, record, replace, self_attention_layers
 from rival_ext.chain import Chain
+from rival_ext.exemplar import Exemplar
 from rival_ext.inversion import invert, lower_latent, reconstruct
 from rival_ext.noise import scale_to_vp
 from rival_ext.pictures import psnr
+from rival_ext.start import start_latents
 
 HELD_OUT = ["cat-face-emojione-white", "pizza-emojione-yellow", "taxi-twemoji-green"]
 
@@ -143,6 +145,14 @@ def test_features_of_another_image_change_the_prediction(evaluation, context):
 # the start
 
 
+def start_of(chain, seeds, mix=1.0):
+    return start_latents([Exemplar(chain)], seeds, mix, chain.top.shape[2:])
+
+
+def permute_positions(latent, seed):
+    return start_of(Chain(torch.tensor([0.1, 2.0]).double(), latent.repeat(2, 1, 1, 1)), [seed])
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 7), st.integers(1, 7))
 def test_the_permutation_keeps_each_channels_values(seed, channels, height, width):
     latent = noise(1, channels, height, width)
@@ -157,12 +167,6 @@ def test_the_permutation_is_the_same_for_all_channels(seed):
     permuted = permute_positions(torch.cat([positions, positions + 100, -positions], dim=1), seed)[0]
     assert torch.equal(permuted[1], permuted[0] + 100)
     assert torch.equal(permuted[2], -permuted[0])
-
-
-def test_positions_are_taken_row_by_row():
-    latent = torch.arange(12.0).view(1, 2, 2, 3)
-    taken = take_positions(latent, torch.tensor([5, 0, 1, 2, 4, 3]))
-    assert taken.tolist() == [[[[5, 0, 1], [2, 4, 3]], [[11, 6, 7], [8, 10, 9]]]]
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -193,14 +197,14 @@ def test_all_32_bits_of_the_seed_count():
 
 def test_each_image_of_a_batch_starts_as_its_own_seed_does_alone():
     chain = Chain(torch.tensor([0.1, 2.0]).double(), noise(2, 4, 8, 8))
-    together = chain.start([3, 8, 5], permuted=True)
-    assert torch.equal(together, torch.cat([chain.start([seed], permuted=True) for seed in (3, 8, 5)]))
+    together = start_of(chain, [3, 8, 5])
+    assert torch.equal(together, torch.cat([start_of(chain, [seed]) for seed in (3, 8, 5)]))
     assert torch.equal(together[1:2], permute_positions(chain.latents[1:], 8))
 
 
 def test_an_inverted_start_is_the_chains_top_for_every_seed():
     chain = Chain(torch.tensor([0.1, 2.0]).double(), noise(2, 4, 8, 8))
-    assert torch.equal(chain.start([3, 8], permuted=False), chain.latents[1:].expand(2, -1, -1, -1))
+    assert torch.equal(start_of(chain, [3, 8], mix=0.0), chain.latents[1:].expand(2, -1, -1, -1))
 
 
 # alignment
@@ -222,7 +226,7 @@ def test_channel_statistics_are_the_mean_and_the_unbiased_deviation():
 )
 def test_alignment_makes_mean_and_deviation_equal_to_the_exemplars(rows, seed, scale, offset, exemplar_side):
     exemplar = noise(1, 4, exemplar_side, exemplar_side, seed=seed) * scale + offset
-    aligned = align_statistics(noise(rows, 4, 5, 7, seed=seed + 1) * 3 - 1, exemplar)
+    aligned = align_statistics(noise(rows, 4, 5, 7, seed=seed + 1) * 3 - 1, channel_statistics(exemplar))
     for row in aligned:
         assert row.mean((1, 2)).tolist() == pytest.approx(exemplar[0].mean((1, 2)).tolist(), abs=1e-4)
         # the variance's floor of 1e-5 counts where the exemplar hardly varies
@@ -233,25 +237,25 @@ def test_alignment_makes_mean_and_deviation_equal_to_the_exemplars(rows, seed, s
 def test_alignment_to_its_own_statistics_changes_nothing():
     generation = noise(3, 4, 8, 8)
     for row in generation.split(1):
-        assert (align_statistics(row, row) - row).abs().max() < 1e-5
+        assert (align_statistics(row, channel_statistics(row)) - row).abs().max() < 1e-5
 
 
 def test_alignment_keeps_the_layout():
     generation, exemplar = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1) * 3
-    aligned = align_statistics(generation, exemplar)
+    aligned = align_statistics(generation, channel_statistics(exemplar))
     assert torch.equal(aligned.flatten(2).argsort(), generation.flatten(2).argsort())
 
 
 def test_alignment_pairs_rows_with_the_exemplars_rows():
     generation, exemplars = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1) * torch.tensor([2.0, 5.0]).view(2, 1, 1, 1)
     pairs = zip(generation.split(1), exemplars.split(1), strict=True)
-    one_by_one = torch.cat([align_statistics(row, exemplar) for row, exemplar in pairs])
-    assert (align_statistics(generation, exemplars) - one_by_one).abs().max() < 1e-5
+    one_by_one = torch.cat([align_statistics(row, channel_statistics(exemplar)) for row, exemplar in pairs])
+    assert (align_statistics(generation, channel_statistics(exemplars)) - one_by_one).abs().max() < 1e-5
 
 
 def test_alignment_of_a_constant_channel_is_finite_and_takes_the_exemplars_mean():
     exemplar = noise(1, 4, 8, 8) + 2
-    aligned = align_statistics(torch.full((1, 4, 8, 8), 3.0), exemplar)
+    aligned = align_statistics(torch.full((1, 4, 8, 8), 3.0), channel_statistics(exemplar))
     expected = exemplar.mean((2, 3), keepdim=True).expand_as(aligned)
     assert (aligned - expected).abs().max() < 1e-5
 
@@ -260,9 +264,9 @@ def test_alignment_computes_in_float32_and_returns_the_generations_type():
     # in half precision the sum of squares would overflow
     generation = (noise(1, 4, 32, 32) * 300).half()
     exemplar = (noise(1, 4, 32, 32, seed=1) * 300).half()
-    aligned = align_statistics(generation, exemplar)
+    aligned = align_statistics(generation, channel_statistics(exemplar))
     assert aligned.dtype == torch.float16
-    expected = align_statistics(generation.float(), exemplar.float())
+    expected = align_statistics(generation.float(), channel_statistics(exemplar.float()))
     assert torch.equal(aligned, expected.half())
 
 

@@ -35,7 +35,7 @@ def assert_agreement(pipeline, make_host, make_live_guide, sample):
         prompts = {"prompt": prompt, "exemplar_prompt": exemplar_prompt}
         host = make_host(name, **prompts, guidance=guidance, steps=steps, exact=exact)
         guide = make_live_guide(host, **fields)
-        final = sample(host, guide.chain.start([SEED], permuted=True), [SEED], guide)
+        final = sample(host, guide.start([SEED], host.latent_size), [SEED], guide)
 
         wanted = DEFAULTS | fields
         iterations = wanted.pop("inversion_iterations")
@@ -50,7 +50,7 @@ def assert_agreement(pipeline, make_host, make_live_guide, sample):
             seed=SEED,
             **wanted,
         )
-        assert (variance_preserving(guide.chain) - torch.cat(chain)).abs().max() < AGREEMENT
+        assert (variance_preserving(guide.exemplars[0].chain) - torch.cat(chain)).abs().max() < AGREEMENT
         assert (final - expected).abs().max() < AGREEMENT
         assert guide.report.features == "live"
         return guide.report
@@ -106,14 +106,14 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     recorded = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
 
     def image(guide, seed):
-        return host.decode(sample(host, guide.chain.start([seed], permuted=True), [seed], guide))[0]
+        return host.decode(sample(host, guide.start([seed], host.latent_size), [seed], guide))[0]
 
     from_live = image(live, 1)
     # measured 0.4 and 1.1; another seed lies 41 to 79 away
     assert rms(image(recorded, 1), from_live) < 2
     assert rms(image(recorded, 2), from_live) > 20
     assert (recorded.report.features, live.report.features) == ("recorded", "live")
-    assert (recorded.chain.latents == live.chain.latents).all()
+    assert (recorded.exemplars[0].chain.latents == live.exemplars[0].chain.latents).all()
 
 
 def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, make_live_guide, sample):
@@ -121,7 +121,7 @@ def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, mak
 
     def final(t_align, exemplar_tokens):
         guide = make_live_guide(host, t_align=t_align, exemplar_tokens=exemplar_tokens)
-        return sample(host, guide.chain.start([SEED], permuted=True), [SEED], guide)
+        return sample(host, guide.start([SEED], host.latent_size), [SEED], guide)
 
     assert torch.equal(final(0, 0.5), final(0, 1.0))
     assert (final(1000, 0.5) - final(1000, 1.0)).abs().max() > 1e-3
@@ -131,7 +131,7 @@ def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, mak
 def test_images_of_a_batch_agree_with_each_alone(make_host, make_live_guide, sample, exact):
     host = make_host(NAME, prompt=PROMPT, exemplar_prompt=EXEMPLAR_PROMPT, steps=3, exact=exact)
     guide = make_live_guide(host, t_align=400)
-    together = sample(host, guide.chain.start([1, 2, 3], permuted=True), [1, 2, 3], guide)
+    together = sample(host, guide.start([1, 2, 3], host.latent_size), [1, 2, 3], guide)
     for index, seed in enumerate([1, 2, 3]):
-        alone = sample(host, guide.chain.start([seed], permuted=True), [seed], guide)
+        alone = sample(host, guide.start([seed], host.latent_size), [seed], guide)
         assert (together[index : index + 1] - alone).abs().max() < AGREEMENT

@@ -21,37 +21,48 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, PASTED, Settings, parse_settings
+from rival_ext.settings import FIELDS, MODES, PASTED, Settings, parse_settings, similar
 from rival_ext.ui.infotext import paste_targets, settings_to_infotext
 
 DEFAULTS = {
     "enabled": False,
     "mode": "variation",
-    "exemplar": None,
-    "exemplar_prompt": "",
+    "similarity": 0.5,
     "t_align": 600,
     "t_early": 600,
+    "start_mix": 1.0,
+    **{"exemplar": None, "exemplar_mask": None, "weight": 1.0},
+    **{"exemplar_2": None, "exemplar_mask_2": None, "weight_2": 1.0},
+    **{"exemplar_3": None, "exemplar_mask_3": None, "weight_3": 1.0},
+    "exemplar_prompt": "",
+    "layers": "all",
+    "strength": 1.0,
     "early_steps": 1000,
     "alignment": "noise",
-    "start": "permuted",
     "inversion_iterations": 1,
     "exemplar_tokens": 1.0,
     "exact": False,
+    "plain_inversion": False,
 }
+PICTURES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
+SHARES = ["similarity", "start_mix", "weight", "weight_2", "weight_3", "strength"]
+some_picture = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
 
 VALID = {
     "enabled": st.booleans(),
-    "mode": st.just("variation"),
-    "exemplar": st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2))),
+    "mode": st.sampled_from(["variation", "text", "edit", "inpaint"]),
+    **dict.fromkeys(PICTURES, some_picture),
+    **dict.fromkeys(SHARES, st.floats(0, 1)),
     "exemplar_prompt": st.text(),
+    "layers": st.sampled_from(["all", "fine", "coarse", "8", "8,16", "64"]),
     "t_align": st.integers(0, 1000),
     "t_early": st.integers(0, 1000),
     "early_steps": st.integers(0, 1000),
     "alignment": st.sampled_from(["noise", "latent", "off"]),
-    "start": st.sampled_from(["permuted", "inverted"]),
     "inversion_iterations": st.integers(1, 10),
     "exemplar_tokens": st.floats(0.25, 1),
     "exact": st.booleans(),
+    "plain_inversion": st.booleans(),
 }
 
 WRONG_KINDS = {
@@ -88,22 +99,32 @@ def outside(minimum, maximum):
     return integers | digits | wrong("boolean", "text")
 
 
+def outside_fraction(minimum):
+    return (
+        st.floats(max_value=minimum, exclude_max=True)
+        | st.floats(min_value=1, exclude_min=True)
+        | wrong("boolean", "text").filter(lambda value: not isinstance(value, (float, Decimal, Fraction)))
+        | st.integers().filter(lambda value: not minimum <= value <= 1)
+    )
+
+
 INVALID = {
     "enabled": wrong("whole number", "text") | st.sampled_from([0, 1, "true", "false"]),
     "mode": other_choices("mode"),
-    "exemplar": wrong("boolean", "whole number", "text").filter(lambda value: value is not None),
+    **dict.fromkeys(PICTURES, wrong("boolean", "whole number", "text").filter(lambda value: value is not None)),
+    **dict.fromkeys(SHARES, outside_fraction(0)),
     "exemplar_prompt": wrong("boolean", "whole number"),
+    "layers": st.sampled_from(
+        ["", "ALL", "fine,coarse", "8,", "-8", "8.5", "8;16", "12345", None, 8, True, ["fine", 8], []]
+    ),
     "t_align": outside(0, 1000),
     "t_early": outside(0, 1000),
     "early_steps": outside(0, 1000),
     "alignment": other_choices("alignment"),
-    "start": other_choices("start"),
     "inversion_iterations": outside(1, 10),
-    "exemplar_tokens": st.floats(max_value=0.25, exclude_max=True)
-    | st.floats(min_value=1, exclude_min=True)
-    | wrong("boolean", "text").filter(lambda value: not isinstance(value, (float, Decimal, Fraction)))
-    | st.integers().filter(lambda value: value != 1),
+    "exemplar_tokens": outside_fraction(0.25),
     "exact": wrong("whole number", "text"),
+    "plain_inversion": wrong("whole number", "text"),
 }
 
 NAMES = list(DEFAULTS)
@@ -150,7 +171,8 @@ def test_an_unknown_field_is_refused_with_its_name_and_those_that_exist(values, 
 @given(some_valid_values())
 def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
     settings = parse_settings(values)
-    assert dict(settings) == DEFAULTS | values
+    similarity = similar(values["similarity"]) if "similarity" in values else {}
+    assert dict(settings) == DEFAULTS | MODES[settings.mode] | similarity | values
     assert {name: type(value) for name, value in dict(settings).items()} == {
         name: type(value) for name, value in (DEFAULTS | values).items()
     }
@@ -210,7 +232,9 @@ def test_a_fields_choices_are_those_that_the_settings_accept(field):
 
 def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
-    assert free == ["enabled", "exemplar", "exemplar_prompt", "exact"]
+    assert [name for name in free if name not in PICTURES] == [
+        *("enabled", "exemplar_prompt", "layers", "exact", "plain_inversion")
+    ]
 
 
 # the exemplar in a request
@@ -298,26 +322,31 @@ prompts = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_fr
 def test_settings_come_back_from_the_infotext(values, prompt):
     settings = parse_settings(values | {"enabled": True, "exemplar_prompt": prompt})
     back = pasted(read("Steps: 20, " + written(settings_to_infotext(settings)) + ", Version: v1.10.1"))
-    assert parse_settings(back | {"exemplar": settings.exemplar}) == settings
+    assert parse_settings(back | {name: getattr(settings, name) for name in PICTURES}) == settings
 
 
 def test_pasting_covers_every_field_but_the_image():
-    assert list(paste_targets()) == [name for name in NAMES if name != "exemplar"]
-    assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", "exemplar")]
+    assert list(paste_targets()) == [name for name in NAMES if name not in PICTURES]
+    assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
 
 
 def test_the_infotext_names_every_pasted_field():
     assert settings_to_infotext(parse_settings({"exemplar_prompt": "a fox"})) == {
         "RIVAL mode": "variation",
-        "RIVAL exemplar_prompt": "a fox",
+        "RIVAL similarity": 0.5,
         "RIVAL t_align": 600,
         "RIVAL t_early": 600,
+        "RIVAL start_mix": 1.0,
+        **{"RIVAL weight": 1.0, "RIVAL weight_2": 1.0, "RIVAL weight_3": 1.0},
+        "RIVAL exemplar_prompt": "a fox",
+        "RIVAL layers": "all",
+        "RIVAL strength": 1.0,
         "RIVAL early_steps": 1000,
         "RIVAL alignment": "noise",
-        "RIVAL start": "permuted",
         "RIVAL inversion_iterations": 1,
         "RIVAL exemplar_tokens": 1.0,
         "RIVAL exact": False,
+        "RIVAL plain_inversion": False,
     }
 
 
@@ -338,3 +367,53 @@ def test_the_infotext_needs_neither_the_webui_nor_gradio():
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert {"rival_ext.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
     assert "rival_ext.ui.infotext" in run.stdout.split()
+
+
+# presets
+
+
+@pytest.mark.parametrize(
+    ("mode", "early_steps", "start_mix"),
+    [("variation", 1000, 1), ("text", 960, 1), ("edit", 900, 0), ("inpaint", 1000, 1)],
+)
+def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, start_mix):
+    settings = parse_settings({"mode": mode})
+    assert (settings.early_steps, settings.start_mix) == (early_steps, start_mix)
+    assert (settings.t_align, settings.t_early) == (600, 600)
+    given = {"early_steps": 123, "start_mix": 0.25, "t_align": 4}
+    assert {name: getattr(parse_settings({"mode": mode, **given}), name) for name in given} == given
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_more_similarity_is_never_farther_away_in_any_of_the_three(one, other):
+    low, high = sorted([one, other])
+    assert all(similar(high)[name] <= similar(low)[name] for name in ("t_align", "t_early", "start_mix"))
+
+
+def test_the_middle_of_similarity_is_the_default_and_what_is_given_wins():
+    assert similar(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
+    settings = parse_settings({"similarity": 1, "t_early": 700})
+    assert (settings.t_align, settings.t_early, settings.start_mix) == (200, 700, 0)
+
+
+@pytest.mark.parametrize("written", ["8, 16", [8, 16], ["8", " 16"], "8,16", (8, 16)])
+def test_layers_may_be_listed_in_several_ways(written):
+    settings = parse_settings({"layers": written})
+    assert settings.layers == "8,16"
+    assert settings.token_pixels({8, 16, 32}) == {8, 16}
+
+
+def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
+    sizes = {16, 32, 64}
+    assert [parse_settings({"layers": name}).token_pixels(sizes) for name in ("all", "fine", "coarse")] == [
+        *(sizes, {16}, {32, 64})
+    ]
+    with pytest.raises(RivalError, match="layers names none of this checkpoint's token sizes, 16, 32, 64"):
+        parse_settings({"layers": "8"}).token_pixels(sizes)
+
+
+def test_only_exemplars_with_a_share_and_an_image_count():
+    image = Image.new("RGB", (3, 2))
+    slots = parse_settings({"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}).slots
+    assert slots == [(image, None, 0.5)]
+    assert parse_settings({}).slots == [(None, None, 1.0)]

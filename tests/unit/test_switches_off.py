@@ -14,9 +14,9 @@ from tests.conftest import quiet
 def test_a_guide_with_every_switch_off_changes_no_bit(make_host):
     for sampler in ("ddim", "euler-a", "dpm++2m"):
         host = make_host(prompt="a pizza", sampler=sampler, steps=6)
-        chain = prepare(host, parse_settings({}), None, Report("variation", 600, 600)).chain
+        exemplars = prepare(host, parse_settings({}), None, Report("variation", 600, 600)).exemplars
         report = Report("variation", 600, 600)
-        idle = Guide(chain, parse_settings({"alignment": "off"}), host.schedule, {}, host.predict_noise, report)
+        idle = Guide(exemplars, parse_settings({"alignment": "off"}), host.schedule, {}, host.predict_noise, report)
         start = host.noise(5)
         assert torch.equal(host.sample(start, [5], idle, quiet), host.sample(start, [5], None, quiet))
         assert (report.steps.total, report.steps.injected, report.steps.aligned) == (6, 0, 0)

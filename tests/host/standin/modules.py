@@ -7,7 +7,9 @@ import sys
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import torch
+from PIL import Image
 
 from tests.host.standin import samplers
 from tests.host.standin.state import opts, state
@@ -22,6 +24,8 @@ class Control:
 
     def click(self, **others):
         """Nobody clicks here."""
+
+    input = click
 
     def __enter__(self):
         return self
@@ -70,6 +74,13 @@ def resize_image(mode, image, width, height):
     return image.resize((width, height))
 
 
+def fill(image, mask):
+    """The masked part in the mean colour of the rest, where the host blurs the rest into it."""
+    pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
+    pixels[masked] = pixels[~masked].mean(0)
+    return Image.fromarray(pixels)
+
+
 def install(checkpoint):
     """Puts the stand-in where `import modules` finds it, with this checkpoint loaded."""
     shared = {
@@ -81,8 +92,9 @@ def install(checkpoint):
     }
     members = {
         "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
-        "extra_networks": {"parse_prompt": parse_prompt},
+        "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
         "images": {"flatten": flatten, "resize_image": resize_image},
+        "masking": {"fill": fill},
         "prompt_parser": {
             "SdConditioning": SdConditioning,
             "get_learned_conditioning": get_learned_conditioning,
@@ -91,6 +103,7 @@ def install(checkpoint):
         "sd_hijack": {"current_optimizer": None},
         "sd_samplers_common": {
             "setup_img2img_steps": samplers.setup_img2img_steps,
+            "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
             "images_tensor_to_samples": None,
         },
@@ -115,7 +128,18 @@ def install(checkpoint):
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
-    for name in ("HTML", "Textbox", "Slider", "Radio", "Image", "Accordion", "Checkbox", "Button", "Number"):
+    for name in (
+        "HTML",
+        "Textbox",
+        "Slider",
+        "Radio",
+        "Image",
+        "Accordion",
+        "Checkbox",
+        "Button",
+        "Number",
+        "Dropdown",
+    ):
         setattr(gradio, name, Control)
     sys.modules["gradio"] = gradio
 

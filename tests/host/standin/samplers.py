@@ -16,37 +16,47 @@ class InterruptedException(BaseException):
 
 
 def setup_img2img_steps(p, steps=None):
-    return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
+    steps = steps or p.steps
+    return steps, int(min(p.denoising_strength, 0.999) * steps)
 
 
 class CFGDenoiser(nn.Module):
     """The guided denoiser: rows of all prompts first, then those of the negative prompts, in one call."""
 
-    def __init__(self, model_wrap):
+    def __init__(self, model_wrap, blends_before):
         super().__init__()
         self.model_wrap = model_wrap
+        self.blends_before = blends_before
+        self.init_latent = self.mask = self.nmask = None
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
         if state.interrupted or state.skipped:
             raise InterruptedException
+        if self.mask is not None and self.blends_before:
+            x = self.blend(x)
         conditioning = {
             "c_crossattn": [torch.cat([*(parts[0] for parts in cond.batch), *uncond]).reshape(-1, *uncond.shape[1:])],
             "c_concat": [torch.cat([image_cond, image_cond])],
         }
         guided, unguided = self.model_wrap(torch.cat([x, x]), torch.cat([sigma, sigma]), cond=conditioning).chunk(2)
-        return unguided + cond_scale * (guided - unguided)
+        denoised = unguided + cond_scale * (guided - unguided)
+        return denoised if self.mask is None or self.blends_before else self.blend(denoised)
+
+    def blend(self, latent):
+        return latent * self.nmask + self.init_latent * self.mask
 
 
 class Sampler:
-    """What both families share; `funcname` is the solver."""
+    """What both families share."""
 
-    def __init__(self, solver, model_wrap):
+    def __init__(self, solver, model_wrap, blends_before):
         self.solver = solver
         self.model_wrap = model_wrap
-        self.model_wrap_cfg = CFGDenoiser(model_wrap)
+        self.model_wrap_cfg = CFGDenoiser(model_wrap, blends_before)
 
     def launch_sampling(self, x, p, arguments, levels):
         state.sampling_steps = p.steps
+        self.model_wrap_cfg.mask, self.model_wrap_cfg.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
         last = x
 
         def callback(index, latent):
@@ -78,7 +88,7 @@ class SigmaDenoiser(nn.Module):
 
 class KDiffusionSampler(Sampler):
     def __init__(self, solver, model):
-        super().__init__(solver, SigmaDenoiser(model))
+        super().__init__(solver, SigmaDenoiser(model), blends_before=False)
 
     def get_sigmas(self, p, steps):
         sigmas = self.model_wrap.sigmas
@@ -90,8 +100,16 @@ class KDiffusionSampler(Sampler):
             levels = torch.from_numpy(np.exp(np.interp(clock, np.arange(len(sigmas)), sigmas.log().numpy()))).float()
         return torch.cat([levels, torch.zeros(1)])
 
-    def sample_img2img(self, p, x, noise, conditioning, unconditional_conditioning, image_conditioning=None):
-        steps, t_enc = setup_img2img_steps(p)
+    def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
+        levels = self.get_sigmas(p, steps or p.steps)
+        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
+        return self.launch_sampling(x * levels[0], p, arguments, levels)
+
+    def sample_img2img(
+        self, p, x, noise, conditioning, unconditional_conditioning, steps=None, image_conditioning=None
+    ):
+        steps, t_enc = setup_img2img_steps(p, steps)
+        self.model_wrap_cfg.init_latent = x
         levels = self.get_sigmas(p, steps)[steps - t_enc - 1 :]
         arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
         return self.launch_sampling(x + noise * levels[0], p, arguments, levels)
@@ -140,14 +158,21 @@ class TimestepDenoiser(nn.Module):
 
 class CompVisSampler(Sampler):
     def __init__(self, solver, model):
-        super().__init__(solver, TimestepDenoiser(model))
+        super().__init__(solver, TimestepDenoiser(model), blends_before=True)
         self.alphas = model.alphas_cumprod
 
     def get_timesteps(self, p, steps):
         return torch.arange(0, 1000, 1000 // steps) + 1
 
-    def sample_img2img(self, p, x, noise, conditioning, unconditional_conditioning, image_conditioning=None):
-        steps, t_enc = setup_img2img_steps(p)
+    def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
+        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
+        return self.launch_sampling(x, p, arguments, (self.get_timesteps(p, steps or p.steps), self.alphas))
+
+    def sample_img2img(
+        self, p, x, noise, conditioning, unconditional_conditioning, steps=None, image_conditioning=None
+    ):
+        steps, t_enc = setup_img2img_steps(p, steps)
+        self.model_wrap_cfg.init_latent = x
         timesteps = self.get_timesteps(p, steps)
         noised_at = self.alphas[timesteps[t_enc]]
         arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)

@@ -1,0 +1,76 @@
+"""The generation's start: `x_T^R` with its positions permuted, as inverted, or between (paper section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rival_ext.alignment import align_statistics, channel_statistics
+from rival_ext.exemplar import Canvas, Exemplar
+
+
+def start_latents(
+    exemplars: Sequence[Exemplar],
+    seeds: Sequence[int],
+    mix: float,
+    size: tuple[int, int],
+    canvas: Canvas | None = None,
+) -> Tensor:
+    """`[len(seeds), C, *size]` in variance-exploding form, each drawn from its image's own seed alone.
+
+    mix: from 0, as the first exemplar was inverted, to 1, positions permuted; between them the variance is kept.
+    canvas: only its hole starts from the exemplars, the rest as the canvas was inverted.
+    """
+    layout = exemplars[0].chain.top
+    if layout.shape[2:] != torch.Size(size):
+        # nearest, since an average of noise has less variance
+        layout = interpolate(layout, size=size, mode="nearest")
+    background = layout if canvas is None else canvas.chain.top
+    places = torch.arange(size[0] * size[1]) if canvas is None else _hole(canvas)
+    return torch.cat([_start(exemplars, layout, background, places, mix, seed) for seed in seeds])
+
+
+def draw_positions(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:
+    """`[1, C, number, 1]`: values of `x_T^R` at positions in random order, the same for all channels.
+
+    Of one exemplar with as many seen positions it is a permutation, which keeps each channel's values; else positions
+    are drawn with replacement, of several exemplars by weight. Depends on `seed` alone, on every device.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pools = [exemplar.seen(exemplar.chain.top) for exemplar in exemplars]
+    if len(pools) == 1 and pools[0].shape[2] == number:
+        return pools[0][:, :, torch.randperm(number, generator=generator).to(pools[0].device)]
+    shares = [
+        torch.full((pool.shape[2],), exemplar.weight / pool.shape[2])
+        for exemplar, pool in zip(exemplars, pools, strict=True)
+    ]
+    order = torch.multinomial(torch.cat(shares), number, replacement=True, generator=generator)
+    return torch.cat(pools, dim=2)[:, :, order.to(pools[0].device)]
+
+
+def _start(
+    exemplars: Sequence[Exemplar], layout: Tensor, background: Tensor, places: Tensor, mix: float, seed: int
+) -> Tensor:
+    places = places.to(background.device)
+    inverted = layout.flatten(2)[:, :, places, None]
+    drawn = draw_positions(exemplars, len(places), seed) if mix > 0 else inverted
+    start = background.flatten(2).clone()
+    start[:, :, places] = _between(inverted, drawn, mix)[..., 0]
+    return start.view_as(background)
+
+
+def _between(inverted: Tensor, drawn: Tensor, mix: float) -> Tensor:
+    if mix in (0, 1):
+        return drawn
+    angle = mix * math.pi / 2
+    blend = math.cos(angle) * inverted + math.sin(angle) * drawn
+    # the two are not quite independent, and their means would add up
+    return align_statistics(blend, channel_statistics(drawn))
+
+
+def _hole(canvas: Canvas) -> Tensor:
+    return (canvas.hole.flatten() > 0).nonzero().flatten().cpu()
