@@ -8,8 +8,6 @@ Needs scipy and scikit-image beside what the command line needs.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ import click
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from exactness import inversion_page
+from exemplars import GUIDANCE, ROOT, STEPS, Exemplar, make_host, markdown_table, read_exemplars, vae_reconstruction
 from PIL import Image, ImageDraw, ImageFont
 from scipy.cluster.vq import kmeans2
 from scipy.stats import wasserstein_distance_nd
@@ -27,46 +27,21 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-# the project is run from its checkout and not installed, so Python finds only this file's own folder
-sys.path.insert(0, str(ROOT))
+from rival_ext.alignment import channel_statistics
+from rival_ext.attention import self_attention_layers
+from rival_ext.chain import Chain
+from rival_ext.exemplar import Exemplar as Seen
+from rival_ext.guide import Guide
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, load_pipeline, quieten_libraries
+from rival_ext.noise import scale_to_vp
+from rival_ext.prepare import prepare
+from rival_ext.report import Report
+from rival_ext.settings import Settings
+from rival_ext.store import ChainStore
 
-from rival_ext.alignment import channel_statistics  # noqa: E402
-from rival_ext.attention import self_attention_layers  # noqa: E402
-from rival_ext.chain import Chain  # noqa: E402
-from rival_ext.exemplar import Exemplar as Seen  # noqa: E402
-from rival_ext.guide import Guide  # noqa: E402
-from rival_ext.hosts.diffusers import (  # noqa: E402
-    DEMO_CHECKPOINT,
-    DiffusersHost,
-    Request,
-    Scene,
-    load_pipeline,
-    quieten_libraries,
-)
-from rival_ext.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct  # noqa: E402
-from rival_ext.noise import scale_to_vp  # noqa: E402
-from rival_ext.pictures import psnr  # noqa: E402
-from rival_ext.prepare import prepare  # noqa: E402
-from rival_ext.report import Report  # noqa: E402
-from rival_ext.settings import Settings  # noqa: E402
-from rival_ext.store import ChainStore  # noqa: E402
-
-EXEMPLARS = ROOT / "tests" / "data" / "exemplars"
-STEPS = 20
-GUIDANCE = 5.0
 SEEDS = (1, 2)
 COLOURS = 6
 
-FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
-ITERATIONS = (1, 2, 3)
-INVERTED = (
-    "basketball-twemoji-white",
-    "cat-face-emojione-white",
-    "house-emojione-blue",
-    "pizza-emojione-yellow",
-    "taxi-twemoji-green",
-)
 PICTURED = (
     "pizza-emojione-yellow",
     "house-emojione-blue",
@@ -74,17 +49,6 @@ PICTURED = (
     "cat-face-emojione-white",
     "red-heart-emojione-purple",
 )
-
-
-@dataclass(frozen=True)
-class Exemplar:
-    """A held-out image with what it shows: `caption` in full, `concept` without style and background."""
-
-    name: str
-    caption: str
-    concept: str
-    known: bool
-    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -97,11 +61,17 @@ class Variant:
     captioned: bool = False
     t_align: int = 600
     t_early: int = 600
+    exemplar_tokens: float = 1.0
 
     @property
     def settings(self) -> Settings:
         """Its choices, as far as the user can make them."""
-        return Settings(t_align=self.t_align, t_early=self.t_early, alignment="noise" if self.aligned else "off")
+        return Settings(
+            t_align=self.t_align,
+            t_early=self.t_early,
+            alignment="noise" if self.aligned else "off",
+            exemplar_tokens=self.exemplar_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +108,8 @@ TIMESTEPS = {
     for t_align in (300, 600, 900)
     for t_early in (300, 600, 900)
 }
-COMPARISONS = (PARTS, EXEMPLAR_PROMPTS, TIMESTEPS)
+TOKENS = {f"{fraction:g}": Variant(exemplar_tokens=fraction) for fraction in (1.0, 0.75, 0.5, 0.25)}
+COMPARISONS = (PARTS, EXEMPLAR_PROMPTS, TIMESTEPS, TOKENS)
 
 MEASURES: dict[str, Callable[[Result], float]] = {
     "palette": lambda result: result.palette,
@@ -179,81 +150,10 @@ def main(out: Path) -> None:
     known = [exemplar for exemplar in exemplars.values() if exemplar.known]
     out.mkdir(parents=True, exist_ok=True)
 
-    (out / "inversion.md").write_text(inversion_page(pipeline, [exemplars[name] for name in INVERTED], known))
+    (out / "inversion.md").write_text(inversion_page(pipeline, exemplars, known))
     results = measure_effect(pipeline, known)
     (out / "effect.md").write_text(effect_page(results, len(known)))
     effect_picture(results, known).save(out / "effect.png", optimize=True)
-
-
-def read_exemplars() -> dict[str, Exemplar]:
-    """The held-out images by name."""
-    entries = json.loads((EXEMPLARS / "captions.json").read_text())
-    exemplars = [
-        Exemplar(
-            Path(entry["file"]).stem,
-            entry["caption"],
-            entry["caption_plain"],
-            entry["concept_seen_by_unet"],
-            Image.open(EXEMPLARS / entry["file"]).convert("RGB"),
-        )
-        for entry in entries
-    ]
-    return {exemplar.name: exemplar for exemplar in exemplars}
-
-
-def make_host(
-    pipeline: StableDiffusionPipeline, exemplar: Exemplar, prompt: str = "", exemplar_prompt: str = ""
-) -> DiffusersHost:
-    """The embedded host for one exemplar."""
-    request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", STEPS)
-    return DiffusersHost(pipeline, request, Scene.of(exemplar.image), lambda done, total: None)
-
-
-def reconstruction_psnr(host: DiffusersHost, first_guess: FirstGuess, iterations: int) -> float:
-    """dB of the exemplar inverted and led back, against the VAE's own reconstruction of it."""
-    chain = invert(
-        host.exemplar_latent(),
-        host.noise_levels(),
-        host.predict_noise,
-        {},
-        iterations=iterations,
-        first_guess=first_guess,
-    )
-    back = host.decode(reconstruct(chain, host.predict_noise))[0]
-    return psnr(vae_reconstruction(host), back)
-
-
-def vae_reconstruction(host: DiffusersHost) -> Image.Image:
-    """The exemplar encoded and decoded: what the model could give back at best."""
-    return host.decode(host.exemplar_latent())[0]
-
-
-def inversion_page(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], known: Sequence[Exemplar]) -> str:
-    """docs/inversion.md."""
-    hosts = [make_host(pipeline, exemplar) for exemplar in exemplars]
-    rows = []
-    for title, first_guess in FIRST_GUESSES.items():
-        for iterations in ITERATIONS:
-            decibels = [reconstruction_psnr(host, first_guess, iterations) for host in hosts]
-            rows.append([title, str(iterations), *(f"{value:.1f}" for value in (*decibels, mean(decibels)))])
-    header = ["first guess", "K", *(exemplar.concept for exemplar in exemplars), "mean"]
-    return INVERSION_PAGE.substitute(
-        steps=STEPS,
-        table=markdown_table(header, rows),
-        prompts=exemplar_prompt_table(pipeline, known),
-        known=len(known),
-    )
-
-
-def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> str:
-    """Mean reconstruction with and without a prompt for the exemplar, from the default inversion."""
-    rows = []
-    for title, variant in EXEMPLAR_PROMPTS.items():
-        prompts = [exemplar.caption if variant.captioned else "" for exemplar in exemplars]
-        hosts = [make_host(pipeline, one, exemplar_prompt=text) for one, text in zip(exemplars, prompts, strict=True)]
-        decibels = [reconstruction_psnr(host, extrapolated, 1) for host in hosts]
-        rows.append([title, f"{mean(decibels):.1f}", f"{min(decibels):.1f}"])
-    return markdown_table(["exemplar prompt", "mean", "lowest"], rows)
 
 
 def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> Results:
@@ -302,7 +202,7 @@ def palette_distance(one: Palette, other: Palette) -> float:
 
 def effect_page(results: Results, exemplars: int) -> str:
     """docs/effect.md."""
-    parts, exemplar_prompts, timesteps = (ratio_rows(results, variants) for variants in COMPARISONS)
+    parts, exemplar_prompts, timesteps, tokens = (ratio_rows(results, variants) for variants in COMPARISONS)
     header = ["", *(f"{measure}, {prompt}" for measure in MEASURES for prompt in PROMPTS)]
     return EFFECT_PAGE.substitute(
         steps=STEPS,
@@ -313,6 +213,7 @@ def effect_page(results: Results, exemplars: int) -> str:
         parts=markdown_table(header, [plain_row(results), *parts]),
         exemplar_prompts=markdown_table(["exemplar prompt", *header[1:]], exemplar_prompts),
         timesteps=markdown_table(header, timesteps),
+        tokens=markdown_table(["exemplar_tokens", *header[1:]], tokens),
     )
 
 
@@ -345,12 +246,6 @@ def ratio_cell(values: Sequence[float], plain: Sequence[float]) -> str:
     return f"{mean(values) / mean(plain):.2f} ({closer})"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def effect_picture(results: Results, exemplars: Sequence[Exemplar]) -> Image.Image:
     """docs/effect.png: a row for each pictured exemplar, the photo first, all of the first seed."""
     columns = {"plain": PLAIN, **{part: PARTS[part] for part in PICTURED_PARTS}}
@@ -381,37 +276,6 @@ def labelled_grid(titles: Sequence[str], rows: dict[str, list[Image.Image]]) -> 
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline="lightgray")
     return grid
 
-
-INVERSION_PAGE = Template("""\
-# How exact the inversion is
-
-Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet from a first guess. Two first
-guesses are offered:
-
-- **lower latent**, the authors': the latent of the lower noise level stands for the higher one's.
-- **extrapolated**, the default: a step along the noise prediction, extrapolated from the last two noise levels. It
-  needs no evaluation of its own.
-
-The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps, against the
-VAE's own reconstruction of it; small demo model, empty prompt. Both images have 8 bits a channel, so that rounding
-alone leaves no more than about 56 dB.
-
-$table
-
-With one evaluation a step the extrapolated guess is more exact than the authors' with two, so the default is one. A
-second one makes most images more exact, not all of them, and doubles the time of the inversion.
-
-## A prompt for the exemplar
-
-The same measure with the default inversion, over $known held-out images of things that the model knows:
-
-$prompts
-
-With its caption the exemplar comes back a little more exactly on average.
-[The effect](effect.md#exemplar-prompt) on the images made from it is small.
-
-Figures by `python benchmarks/effect.py`.
-""")
 
 EFFECT_PAGE = Template("""\
 # What each part does
@@ -460,6 +324,16 @@ direction. The default stays empty: it needs no description of the photo.
 $timesteps
 
 Smaller values of either are closer to the exemplar or as close. The default is 600 for both, the authors' choice.
+
+## Fewer exemplar tokens
+
+`exemplar_tokens` is the fraction of the exemplar's tokens that an image sees below `t_align`. Its price in closeness,
+against [the time that it saves](cost.md):
+
+$tokens
+
+Each quarter less takes a little closeness. With a quarter of the tokens the images are still clearly closer than
+without injection. The default is all of them.
 
 Figures and picture by `python benchmarks/effect.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
 placed on plain backgrounds.

@@ -25,11 +25,14 @@ class Exemplar:
     """One exemplar: its chain, its share among several (above 0), the region of it that is seen.
 
     region: `[1, 1, H, W]` at the latent's size, from 0 (unseen) to 1; None is all of it.
+    is_part: attention alone sees the region. The noise and the statistics of a part carry its own shapes over the
+    whole picture, and those of the whole what lies outside: neither aligns anything, nor is a start drawn from it.
     """
 
     chain: Chain
     weight: float = 1.0
     region: Tensor | None = None
+    is_part: bool = False
 
     @cached_property
     def positions(self) -> Tensor:

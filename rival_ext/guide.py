@@ -24,7 +24,7 @@ from rival_ext.inversion import PredictNoise
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import PIXELS_PER_POSITION, Settings
-from rival_ext.start import start_latents
+from rival_ext.start import noise_latents, start_latents
 from rival_ext.transfer import Ahead
 
 UNGUIDED, GUIDED = 0, 1
@@ -39,7 +39,7 @@ class Guide:
     predict_noise: evaluates an exemplar, as in the inversion.
     report: counts what is really done.
     canvas: what is kept of a picture that is inpainted.
-    sources: the exemplars that the start is drawn from, where these are others.
+    sources: the exemplars that the start is drawn from, where these are others than those seen whole.
     """
 
     def __init__(
@@ -60,18 +60,21 @@ class Guide:
         self.predict_noise = predict_noise
         self.report = report
         self.canvas = canvas
-        self.sources = sources or exemplars
+        self.whole = [exemplar for exemplar in exemplars if not exemplar.is_part]
+        self.sources = sources or self.whole
 
     def start(self, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Start latents `[len(seeds), C, *size]`, variance-exploding."""
-        return start_latents(self.sources, seeds, self.settings.start_mix, size, self.canvas)
+        if self.sources:
+            return start_latents(self.sources, seeds, self.settings.start_mix, size, self.canvas)
+        return noise_latents(self.exemplars[0].chain.top, seeds, size, self.canvas)
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's own latent `[N, C, H, W]`, variance-exploding, to go on from; the same object if untouched."""
         if self.settings.alignment == "latent" and self._is_early(noise_level):
             self.report.steps.aligned += 1
-            latents = [exemplar.chain.latent(noise_level) for exemplar in self.exemplars]
-            latent = align_statistics(latent, joint_statistics(self.exemplars, latents))
+            latents = [exemplar.chain.latent(noise_level) for exemplar in self.whole]
+            latent = align_statistics(latent, joint_statistics(self.whole, latents))
         return self.canvas.keep_latent(latent, noise_level) if self.canvas else latent
 
     def guided_noise(self, noise_level: float, denoise: Callable[[], Tensor], halves: Sequence[int] = ()) -> Tensor:
@@ -98,12 +101,15 @@ class Guide:
         aligned = self.settings.alignment == "noise" and self._is_early(noise_level)
         if context is None and not aligned:
             return denoise()
-        features, noises = zip(*(self._exemplar(exemplar, noise_level) for exemplar in self.exemplars), strict=True)
+        found = {exemplar: self._exemplar(exemplar, noise_level) for exemplar in self.exemplars}
+        features = [recorded for recorded, _ in found.values()]
         prediction = self._with_injection(features, context, denoise, halves) if context else denoise()
         if not aligned:
             return prediction
         self.report.steps.aligned += 1
-        return align_statistics(prediction, joint_statistics(self.exemplars, noises))
+        return align_statistics(
+            prediction, joint_statistics(self.whole, [found[exemplar][1] for exemplar in self.whole])
+        )
 
     def _exemplar(self, exemplar: Exemplar, noise_level: float) -> tuple[Features, Tensor]:
         """`h_R` and `eps_R` at this noise level: as recorded in the inversion, or evaluated now."""
@@ -151,4 +157,4 @@ class Guide:
         return prediction
 
     def _is_early(self, noise_level: float) -> bool:
-        return self.schedule.timestep(noise_level) > self.settings.t_early
+        return bool(self.whole) and self.schedule.timestep(noise_level) > self.settings.t_early

@@ -30,13 +30,14 @@ FEWEST_POSITIONS = 4
 class Picture:
     """An exemplar before its inversion.
 
-    latent: `[1, C, H, W]`, mean of the VAE's posterior, in the model's scaling. weight, region: as an `Exemplar`'s.
+    latent: `[1, C, H, W]`, mean of the VAE's posterior, in the model's scaling. The others: as an `Exemplar`'s.
     Raises RivalError for a region with too few positions to have statistics.
     """
 
     latent: Tensor
     weight: float = 1.0
     region: Tensor | None = None
+    is_part: bool = False
 
     def __post_init__(self) -> None:
         if self.region is not None and len(positions_in(self.region)) < FEWEST_POSITIONS:
@@ -98,7 +99,10 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     begun = time.perf_counter()
     chains = _Chains(host, settings, levels, store, report)
     pictures = host.pictures()
-    exemplars = [Exemplar(chains.of(picture.latent, layers), picture.weight, picture.region) for picture in pictures]
+    exemplars = [
+        Exemplar(chains.of(picture.latent, layers), picture.weight, picture.region, picture.is_part)
+        for picture in pictures
+    ]
     canvas, sources = _canvas(host.painting(), pictures, chains, layers)
     report.exemplars = len(exemplars)
     report.seconds.inversion = time.perf_counter() - begun

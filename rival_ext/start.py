@@ -34,6 +34,15 @@ def start_latents(
     return torch.cat([_start(exemplars, layout, background, places, mix, seed) for seed in seeds])
 
 
+def noise_latents(top: Tensor, seeds: Sequence[int], size: tuple[int, int], canvas: Canvas | None = None) -> Tensor:
+    """As `start_latents`, but from fresh noise as strong as `top` `[1, C, H, W]`: nothing to take positions from."""
+    background = torch.zeros(1, top.shape[1], *size) if canvas is None else canvas.chain.top
+    hole = torch.ones(1, 1, *size) if canvas is None else (canvas.hole > 0).float()
+    generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
+    noise = torch.cat([torch.randn(background.shape, generator=generator) for generator in generators])
+    return torch.lerp(background.to(top), noise.to(top) * top.std(), hole.to(top))
+
+
 def draw_positions(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:
     """`[1, C, number, 1]`: values of `x_T^R` at positions in random order, the same for all channels.
 

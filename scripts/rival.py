@@ -27,12 +27,18 @@ class RivalScript(scripts.Script):
         return controls
 
     def process_batch(self, p, *args, **kwargs):
-        if args[0] is not False:
+        if wanted(args):
             host().announce(p, args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        if args[0] is not False:
+        if wanted(args):
             host().arm(p, args)
+
+
+def wanted(args):
+    """Whether the panel's switch, or the API's, is anything but off; what is wrong with it the host says."""
+    switch = args[0].get("enabled", False) if isinstance(args[0], dict) else args[0]
+    return switch is not False
 
 
 def host():

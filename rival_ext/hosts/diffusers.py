@@ -130,7 +130,12 @@ class DiffusersHost:
 
     def pictures(self) -> list[Picture]:
         return [
-            Picture(self._latent_of(shown.image), shown.weight, self._region(shown.mask, shown.image.size))
+            Picture(
+                self._latent_of(shown.image),
+                shown.weight,
+                self._region(shown.mask, shown.image.size),
+                is_part=shown.mask is not None,
+            )
             for shown in self.scene.exemplars
         ]
 

@@ -56,12 +56,12 @@ class Pictures:
     def _exemplar(self, slot: Slot) -> Picture:
         if slot.image is None:
             assert self.own is not None
-            return Picture(self.own, slot.weight, self._own_region(slot))
+            return Picture(self.own, slot.weight, self._own_region(slot), is_part=slot.mask is not None)
         side = math.sqrt(self.p.width * self.p.height)
         flat = images.flatten(slot.image, shared.opts.img2img_background_color)
         image = fit(flat, size_of_area(flat, side, SIZE_UNIT))
         region = _region(fit(grey_mask(slot.mask).resize(flat.size), image.size)) if slot.mask else None
-        return Picture(encode(self.p.sd_model, image), slot.weight, region)
+        return Picture(encode(self.p.sd_model, image), slot.weight, region, is_part=region is not None)
 
     def _own_region(self, slot: Slot) -> Tensor | None:
         """What is seen of the img2img image: the region asked for, and of an inpainted one not what is to vanish."""

@@ -1,35 +1,48 @@
-"""Watches a host's UNet for the contract cases: counts its calls, acts at one of them, finds what was left hooked.
+"""Watches a host's UNet for the contract cases: counts its calls, acts at one of them, finds what is hooked.
 
 Imported by the stand-in's process and by the real WebUI's own Python: torch and the standard library only.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 
 class Probe:
-    """On a UNet and the host's `state`; what is hooked when it is made is the host's own."""
+    """On a UNet and the host's `state`; what is hooked when it is made is the host's own.
+
+    hooked: what was there beside it at the first call since the plan.
+    """
 
     def __init__(self, unet, state):
         self.unet = unet
         self.state = state
         self.calls = 0
         self.at_call = self.action = None
+        self.hooked = []
         unet.register_forward_pre_hook(self._before_call)
         self.baseline = set(self._hooked())
 
     def plan(self, at_call=None, action=None, seed=0):
         """Counts from nought, does `action` (error, memory, interrupt, skip) at that call; pins the generator."""
         self.calls, self.at_call, self.action = 0, at_call, action
+        self.hooked = []
         torch.manual_seed(seed)
 
     def leftovers(self):
         """Names of hooks and replaced methods that were not there at first."""
         return sorted(set(self._hooked()) - self.baseline)
 
+    def imported(self):
+        """Names of the extension's modules that have been imported in this process."""
+        return sorted(name for name in sys.modules if name.partition(".")[0] == "rival_ext")
+
     def _before_call(self, module, args):
         self.calls += 1
+        if self.calls == 1:
+            self.hooked = self.leftovers()
         if self.calls != self.at_call:
             return
         if self.action == "error":

@@ -79,6 +79,12 @@ class StandInServer:
     def leftovers(self):
         return self.probe.leftovers()
 
+    def hooked(self):
+        return self.probe.hooked
+
+    def imported(self):
+        return self.probe.imported()
+
     def schedules(self):
         return ["Automatic", "Karras"]
 
@@ -169,10 +175,19 @@ class RealServer:
         httpx.post(f"{self.url}/probe/plan", params={"at_call": at_call, "action": action}).raise_for_status()
 
     def calls(self):
-        return httpx.get(f"{self.url}/probe/state").json()["calls"]
+        return self._state()["calls"]
 
     def leftovers(self):
-        return httpx.get(f"{self.url}/probe/state").json()["leftovers"]
+        return self._state()["leftovers"]
+
+    def hooked(self):
+        return self._state()["hooked"]
+
+    def imported(self):
+        return self._state()["imported"]
+
+    def _state(self):
+        return httpx.get(f"{self.url}/probe/state").json()
 
     def schedules(self):
         return [schedule["label"] for schedule in httpx.get(f"{self.url}/sdapi/v1/schedulers").json()]

@@ -31,7 +31,7 @@ def key(hosts):
     def make(prompt="a pizza", **changed):
         vars(p).update(changed)
         schedule = [SimpleNamespace(end_at_step=20, cond=checkpoint.get_learned_conditioning([prompt])[0])]
-        return digest(fingerprint(p, [schedule]))
+        return digest(fingerprint(p, [schedule], p.extra_network_data))
 
     return make
 

@@ -60,7 +60,9 @@ def test_inpainting_agrees_with_the_authors(make_host):
     theirs = golden("inpaint-pizza")
     meta = theirs["meta"]
     host = make_host(
-        prompt=meta["prompt"], exemplar_prompt=meta["inversion_prompt"], guidance=meta["cfg"],
+        prompt=meta["prompt"],
+        exemplar_prompt=meta["inversion_prompt"],
+        guidance=meta["cfg"],
         steps=meta["steps"],
         exact=True,
     )

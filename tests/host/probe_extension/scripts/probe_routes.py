@@ -21,7 +21,12 @@ def add_routes(_, app):
 
     @app.get("/probe/state")
     def state():
-        return {"calls": probe.calls, "leftovers": probe.leftovers()}
+        return {
+            "calls": probe.calls,
+            "leftovers": probe.leftovers(),
+            "hooked": probe.hooked,
+            "imported": probe.imported(),
+        }
 
 
 script_callbacks.on_app_started(add_routes)

@@ -1,0 +1,71 @@
+"""What the pages about the small demo model share: its held-out exemplars, the way it is sampled, tables.
+
+Imported before `rival_ext`, which Python finds from here on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+# the project is run from its checkout and not installed, so Python finds only this file's own folder
+sys.path.insert(0, str(ROOT))
+
+from rival_ext.hosts.diffusers import DiffusersHost, Request, Scene  # noqa: E402
+
+FOLDER = ROOT / "tests" / "data" / "exemplars"
+STEPS = 20
+GUIDANCE = 5.0
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A held-out image with what it shows: `caption` in full, `concept` without style and background."""
+
+    name: str
+    caption: str
+    concept: str
+    known: bool
+    image: Image.Image
+
+
+def read_exemplars() -> dict[str, Exemplar]:
+    """The held-out images by name."""
+    entries = json.loads((FOLDER / "captions.json").read_text())
+    exemplars = [
+        Exemplar(
+            Path(entry["file"]).stem,
+            entry["caption"],
+            entry["caption_plain"],
+            entry["concept_seen_by_unet"],
+            Image.open(FOLDER / entry["file"]).convert("RGB"),
+        )
+        for entry in entries
+    ]
+    return {exemplar.name: exemplar for exemplar in exemplars}
+
+
+def make_host(
+    pipeline: StableDiffusionPipeline, exemplar: Exemplar, prompt: str = "", exemplar_prompt: str = ""
+) -> DiffusersHost:
+    """The embedded host for one exemplar."""
+    request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", STEPS)
+    return DiffusersHost(pipeline, request, Scene.of(exemplar.image), lambda done, total: None)
+
+
+def vae_reconstruction(host: DiffusersHost) -> Image.Image:
+    """The exemplar encoded and decoded: what the model could give back at best."""
+    return host.decode(host.exemplar_latent())[0]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,46 @@
+"""Switched off, the extension is a panel and nothing else: none of the method is imported, nothing is hooked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.host.conftest import SKIPPED
+from tests.host.idle import SWITCHED_OFF, observe
+from tests.host.servers import ROOT, RealServer, real_folder
+
+PANEL = {
+    *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
+    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
+}
+"""What the panel, its fields and the settings page need; no file of them imports torch."""
+
+
+@pytest.fixture(scope="module", params=["stand-in", "real"])
+def seen(request, tmp_path_factory):
+    """What was observed on a server whose first requests leave the extension switched off."""
+    if request.param == "stand-in":
+        command = [sys.executable, "-m", "tests.host.idle"]
+        return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+    if real_folder() is None:
+        pytest.skip(SKIPPED)
+    server = RealServer(real_folder(), tmp_path_factory.mktemp("webui"))
+    try:
+        return observe(server)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", SWITCHED_OFF)
+def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, name):
+    assert "rival_ext.ui.panel" in seen[name]["imported"]
+    assert set(seen[name]["imported"]) <= PANEL
+    assert seen[name]["hooked"] == []
+
+
+def test_switched_on_the_core_is_imported_and_hooks_the_layers(seen):
+    assert {"rival_ext.guide", "rival_ext.attention", "rival_ext.hosts.webui"} <= set(seen["switched on"]["imported"])
+    assert any("attn1: _forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])
