@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ Context = Callable[[Tensor, Tensor], Tensor]
 
 SCATTER_SEED = 32
 """One with which a quarter of the tokens of a square picture, 8 to 39 wide or of a usual width, has all its columns."""
+
+
+_suspended = ContextVar("suspended", default=False)
 
 
 def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
@@ -73,6 +77,8 @@ def record(layers: Layers) -> Iterator[Features]:
 
     def recorder(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _suspended.get():
+                return
             features[name] = _bind(layer, args, kwargs)[1].detach()
 
         return hook
@@ -94,17 +100,25 @@ def inject(
     seen: set[str] = set()
     evaluated = dict.fromkeys(layers, 0)
 
-    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(
             layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if _suspended.get():
+                return None
             bound, own, name_of_context = _bind(layer, args, kwargs)
             exemplar = features[name].to(own)
             if len(exemplar) > 1:
                 exemplar = exemplar[list(rows[evaluated[name] : evaluated[name] + len(own)])]
             exemplar = exemplar.expand(len(own), -1, -1)
             evaluated[name] += len(own)
-            bound.arguments[name_of_context] = context(own, exemplar)
+            tokens = next(iter(bound.arguments.values())).shape[1]
+            # what somebody has appended to the layer's own tokens stays beside the exemplar
+            own, appended = own[:, :tokens], own[:, tokens:]
+            seen_tokens = context(own, exemplar)
+            bound.arguments[name_of_context] = (
+                torch.cat([seen_tokens, appended], dim=1) if appended.shape[1] else seen_tokens
+            )
             seen.add(name)
             return bound.args, bound.kwargs
 
@@ -112,6 +126,16 @@ def inject(
 
     with _hooked({name: layer for name, layer in layers.items() if name in features}, injector):
         yield seen
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """While this runs, layers record nothing and see no exemplar: an evaluation of somebody else's in between."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
 
 
 @contextmanager

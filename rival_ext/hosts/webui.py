@@ -21,6 +21,14 @@ from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_fingerprint import fingerprint
+from rival_ext.hosts.webui_neighbours import (
+    instance_attribute,
+    references_apart,
+    reorders_rows,
+    sampler_name,
+    undisturbed,
+    with_neighbours_defaults,
+)
 from rival_ext.hosts.webui_samplers import SAMPLERS, SamplerForm, sampler_form
 from rival_ext.noise import levels_tensor
 from rival_ext.prepare import prepare
@@ -43,7 +51,7 @@ def arm(p: Any, args: Sequence[Any]) -> None:
     """
     disarm(p)
     try:
-        settings = read_arguments(args)
+        settings = with_neighbours_defaults(p, read_arguments(args), args)
     except RivalError as error:
         p.sample = GuidedSample(p, error)
         return
@@ -103,6 +111,7 @@ def _sample_guided(p: Any, settings: Settings, sample: Callable[[], Tensor]) -> 
     with (
         _starting_from(p.sampler, host.form, host.exemplar_latent(), start),
         _guided_by(p.sampler, host.form, guide),
+        references_apart(p),
         count_rows(host.unet) as rows,
     ):
         samples = sample()
@@ -139,8 +148,9 @@ class WebuiHost:
             "c_concat": [self.p.image_conditioning[:1].expand(rows, -1, -1, -1)],
         }
         latent = (latent * self.form.scale(noise_level)).expand(rows, -1, -1, -1)
-        # the last row's prompt is the exemplar's own
-        return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
+        with undisturbed(self.unet):
+            # the last row's prompt is the exemplar's own
+            return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
 
     def progress(self, done: int, total: int) -> None:
         state = shared.state
@@ -206,7 +216,7 @@ def _starting_from(sampler: Any, form: SamplerForm, clean: Tensor, start: Tensor
         noise = form.noise_between(p, latent, start).to(noise) * p.initial_noise_multiplier
         return host_sample(p, latent.to(x), noise, *args, **kwargs)
 
-    with _instance_attribute(sampler, "sample_img2img", sample_img2img):
+    with instance_attribute(sampler, "sample_img2img", sample_img2img):
         yield
 
 
@@ -236,21 +246,8 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
         noise = guide.guided_noise(level, denoise, halves)
         return output if noise is predicted else form.output_of(noise, x, level).to(x)
 
-    with _instance_attribute(denoiser, "forward", forward):
+    with instance_attribute(denoiser, "forward", forward):
         yield
-
-
-@contextmanager
-def _instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    replaced = vars(target).get(name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        if replaced is None:
-            delattr(target, name)
-        else:
-            setattr(target, name, replaced)
 
 
 def _refuse(p: Any, settings: Settings) -> None:
@@ -258,8 +255,11 @@ def _refuse(p: Any, settings: Settings) -> None:
     model = p.sd_model
     first = p.init_images[0]
     refusals = {
-        f"sampler {p.sampler_name} is not supported; choose one of {', '.join(SAMPLERS)}.": (
-            p.sampler_name not in SAMPLERS
+        f"sampler {sampler_name(p)} is not supported; choose one of {', '.join(SAMPLERS)}.": (
+            sampler_name(p) not in SAMPLERS
+        ),
+        "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
+            settings.exact and bool(settings.exemplar_prompt) and reorders_rows(p)
         ),
         "this checkpoint is not a Stable Diffusion 1.x text-to-image one; load one.": (
             not getattr(model, "is_sd1", False)
