@@ -22,6 +22,7 @@ from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_fingerprint import fingerprint
 from rival_ext.hosts.webui_neighbours import (
+    controlnet_leaves_on_error,
     instance_attribute,
     references_apart,
     reorders_rows,
@@ -89,9 +90,10 @@ class GuidedSample:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         disarm(self.p)
-        if isinstance(self.wanted, RivalError):
-            raise self.wanted
-        return _sample_guided(self.p, self.wanted, lambda: self.original(*args, **kwargs))
+        with controlnet_leaves_on_error(self.p):
+            if isinstance(self.wanted, RivalError):
+                raise self.wanted
+            return _sample_guided(self.p, self.wanted, lambda: self.original(*args, **kwargs))
 
 
 def _sample_guided(p: Any, settings: Settings, sample: Callable[[], Tensor]) -> Tensor:

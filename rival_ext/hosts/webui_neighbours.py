@@ -55,6 +55,20 @@ def references_apart(p: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def controlnet_leaves_on_error(p: Any) -> Iterator[None]:
+    """The host skips after an error what takes ControlNet off the UNet; it would go on steering the other tab."""
+    try:
+        yield
+    except Exception:
+        script = _controlnet_script(p)
+        network = getattr(script, "latest_network", None)
+        if network is not None:
+            network.restore()
+            script.latest_network = None
+        raise
+
+
 def controlnet_units(p: Any) -> list[str]:
     """The enabled units of a processing, each by its model's name, or by its preprocessor's where it has no model."""
     script = _controlnet_script(p)
@@ -120,7 +134,7 @@ def _listed_forwards() -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
 
 
 def _controlnet_script(p: Any) -> Any:
-    scripts = getattr(p.scripts, "alwayson_scripts", ())
+    scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
     return next((script for script in scripts if script.title().lower() == "controlnet"), None)
 
 
