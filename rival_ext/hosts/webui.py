@@ -269,7 +269,7 @@ def _refuse(p: Any, settings: Settings) -> None:
             or model.cond_stage_key == "edit"
         ),
         "inpainting is not supported; remove the mask or switch RIVAL off.": p.image_mask is not None,
-        "one input image at a time; send each exemplar in a request of its own.": (
+        "one input image at a time; send each exemplar in a request of its own, or set Batch size to 1 (SD upscale).": (
             any(image is not first and image.tobytes() != first.tobytes() for image in p.init_images)
         ),
         f"width and height must be multiples of 8, not {p.width}x{p.height}.": p.width % 8 or p.height % 8,

@@ -6,6 +6,7 @@ checkpoint is padded to that many: the new blocks hand on what they are given, a
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +67,10 @@ class NeighboursServer(RealServer):
         text, blocks = description.read_text(), "num_res_blocks: "
         # the UNet's, the first of two
         description.write_text(text.replace(f"{blocks}1", f"{blocks}{BLOCKS_A_LEVEL}", 1))
+        # the host puts an overridden option back only if its settings name it
+        settings = json.loads((data / "config.json").read_text())
+        settings |= {"token_merging_ratio": 0, "sd_hypernetwork": "None", "rival_memory_mb": 2048}
+        (data / "config.json").write_text(json.dumps(settings))
         for folder in ("ControlNet", "hypernetworks"):
             (data / "models" / folder).mkdir(parents=True)
         for name in (CONTROLNET, SHUFFLE):
@@ -75,6 +80,13 @@ class NeighboursServer(RealServer):
     def watch(self) -> dict[str, Any]:
         """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
         return httpx.get(f"{self.url}/neighbours/state").json()
+
+    def folder(self, settings: dict[str, Any], folder: Path) -> list[str]:
+        """The infotexts of "Batch from Directory", which the API has not."""
+        response = httpx.post(
+            f"{self.url}/neighbours/folder", json={"rival": settings, "folder": str(folder)}, timeout=600
+        )
+        return response.json()
 
     def forget(self) -> None:
         """Empties the store of inversions and the counts."""

@@ -459,13 +459,6 @@ def test_an_inner_injection_adds_to_the_outer_ones_context(unet):
     assert torch.equal(layer.contexts[-1], own)
 
 
-def test_an_inner_replacement_hides_the_outer_ones_context(unet):
-    layer, first, second = unet.blocks[0].attn1, tokens(1, 2, seed=5), tokens(1, 3, seed=6)
-    with inject({"layer": layer}, {"layer": first}, concatenate), inject({"layer": layer}, {"layer": second}, replace):
-        layer(tokens(1))
-    assert torch.equal(layer.contexts[-1], second)
-
-
 def test_an_inner_record_sees_the_outer_injections_context(unet):
     layer, exemplar = unet.blocks[0].attn1, tokens(1, 2, seed=5)
     with inject({"layer": layer}, {"layer": exemplar}, replace), record({"layer": layer}) as features:

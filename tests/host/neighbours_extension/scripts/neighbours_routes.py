@@ -3,7 +3,9 @@
 import sys
 from collections import Counter
 
-from modules import script_callbacks, shared
+from fastapi import Body
+from modules import img2img, processing, script_callbacks, scripts, shared
+from modules.call_queue import queue_lock
 
 TINY = {
     **{"model_channels": 64, "num_res_blocks": 3, "channel_mult": [1, 2, 2], "num_heads": 2},
@@ -60,6 +62,25 @@ def add_routes(_, app):
     @app.get("/neighbours/state")
     def state():
         return {"counts": dict(COUNTS), "hooked": sorted(hooked(unet))}
+
+    @app.post("/neighbours/folder")
+    def folder(rival: dict = Body(), folder: str = Body()):  # noqa: B008
+        runner = scripts.scripts_img2img
+        p = processing.StableDiffusionProcessingImg2Img(
+            sd_model=shared.sd_model, prompt="a pizza", seed=3, steps=4, width=128, height=128, cfg_scale=5,
+            sampler_name="Euler", denoising_strength=1, do_not_save_samples=True, do_not_save_grid=True,
+        )  # fmt: skip
+        args = [0, *[None] * (max(script.args_to for script in runner.scripts) - 1)]
+        for script in runner.alwayson_scripts:
+            args[script.args_from : script.args_to] = [control.value for control in script.controls or ()]
+            if script.title() == "RIVAL":
+                args[script.args_from] = rival
+        p.scripts, p.script_args = runner, tuple(args)
+        with queue_lock:
+            shared.state.begin()
+            processed = img2img.process_batch(p, folder, "", "", p.script_args)
+            shared.state.end()
+        return processed.infotexts
 
     @app.post("/neighbours/forget")
     def forget():
