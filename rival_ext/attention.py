@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ Context = Callable[[Tensor, Tensor], Tensor]
 
 SCATTER_SEED = 32
 """One with which a quarter of the tokens of a square picture, 8 to 39 wide or of a usual width, has all its columns."""
+
+
+_suspended = ContextVar("suspended", default=False)
 
 
 def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
@@ -95,6 +99,8 @@ def record(layers: Layers) -> Iterator[Features]:
 
     def recorder(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _suspended.get():
+                return
             features[name] = _bind(layer, args, kwargs)[1].detach()
 
         return hook
@@ -123,10 +129,12 @@ def inject(
     evaluated = dict.fromkeys(layers, 0)
     usual: dict[str, Tensor] = {}
 
-    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(
             layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if _suspended.get():
+                return None
             bound, own, name_of_context = _bind(layer, args, kwargs)
             exemplar = features[name].to(own)
             if len(exemplar) > 1:
@@ -135,15 +143,21 @@ def inject(
             evaluated[name] += len(own)
             if strength < 1:
                 usual[name] = layer.forward(*args, **kwargs)
-            bound.arguments[name_of_context] = context(own, exemplar)
+            tokens = next(iter(bound.arguments.values())).shape[1]
+            # what somebody has appended to the layer's own tokens stays beside the exemplar
+            own, appended = own[:, :tokens], own[:, tokens:]
+            seen_tokens = context(own, exemplar)
+            bound.arguments[name_of_context] = (
+                torch.cat([seen_tokens, appended], dim=1) if appended.shape[1] else seen_tokens
+            )
             seen.add(name)
             return bound.args, bound.kwargs
 
         return hook
 
-    def mixer(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return torch.lerp(usual.pop(name), output, strength)
+    def mixer(name: str) -> Callable[..., Tensor | None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return torch.lerp(usual.pop(name), output, strength) if name in usual else None
 
         return hook
 
@@ -154,6 +168,16 @@ def inject(
             for name, layer in injected.items():
                 stack.callback(layer.register_forward_hook(mixer(name)).remove)
         yield seen
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """While this runs, layers record nothing and see no exemplar: an evaluation of somebody else's in between."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Guide:
         """Start latents `[len(seeds), C, *size]`, variance-exploding."""
         if self.sources:
             return start_latents(self.sources, seeds, self.settings.start_mix, size, self.canvas)
-        return noise_latents(self.exemplars[0].chain.top, seeds, size, self.canvas)
+        return noise_latents(self.exemplars[0].chain, seeds, size, self.canvas)
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's own latent `[N, C, H, W]`, variance-exploding, to go on from; the same object if untouched."""
@@ -101,15 +101,14 @@ class Guide:
         aligned = self.settings.alignment == "noise" and self._is_early(noise_level)
         if context is None and not aligned:
             return denoise()
-        found = {exemplar: self._exemplar(exemplar, noise_level) for exemplar in self.exemplars}
-        features = [recorded for recorded, _ in found.values()]
+        features, noises = zip(*(self._exemplar(exemplar, noise_level) for exemplar in self.exemplars), strict=True)
         prediction = self._with_injection(features, context, denoise, halves) if context else denoise()
         if not aligned:
             return prediction
         self.report.steps.aligned += 1
-        return align_statistics(
-            prediction, joint_statistics(self.whole, [found[exemplar][1] for exemplar in self.whole])
-        )
+        paired = zip(self.exemplars, noises, strict=True)
+        of_whole = [noise for exemplar, noise in paired if not exemplar.is_part]
+        return align_statistics(prediction, joint_statistics(self.whole, of_whole))
 
     def _exemplar(self, exemplar: Exemplar, noise_level: float) -> tuple[Features, Tensor]:
         """`h_R` and `eps_R` at this noise level: as recorded in the inversion, or evaluated now."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rival_ext.alignment import align_statistics, channel_statistics
+from rival_ext.chain import Chain
 from rival_ext.exemplar import Canvas, Exemplar
 
 
@@ -34,13 +35,14 @@ def start_latents(
     return torch.cat([_start(exemplars, layout, background, places, mix, seed) for seed in seeds])
 
 
-def noise_latents(top: Tensor, seeds: Sequence[int], size: tuple[int, int], canvas: Canvas | None = None) -> Tensor:
-    """As `start_latents`, but from fresh noise as strong as `top` `[1, C, H, W]`: nothing to take positions from."""
-    background = torch.zeros(1, top.shape[1], *size) if canvas is None else canvas.chain.top
-    hole = torch.ones(1, 1, *size) if canvas is None else (canvas.hole > 0).float()
+def noise_latents(chain: Chain, seeds: Sequence[int], size: tuple[int, int], canvas: Canvas | None = None) -> Tensor:
+    """As `start_latents`, but from fresh noise at the chain's highest level: there is nothing to take positions from."""
+    top = chain.top if canvas is None else canvas.chain.top
+    shape = (1, top.shape[1], *size)
     generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
-    noise = torch.cat([torch.randn(background.shape, generator=generator) for generator in generators])
-    return torch.lerp(background.to(top), noise.to(top) * top.std(), hole.to(top))
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(top)
+    noise = noise * float(chain.noise_levels[-1])
+    return noise if canvas is None else torch.where(canvas.hole > 0, noise, top)
 
 
 def draw_positions(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:

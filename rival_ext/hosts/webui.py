@@ -20,6 +20,13 @@ from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_fingerprint import fingerprint
+from rival_ext.hosts.webui_neighbours import (
+    controlnet_leaves_on_error,
+    instance_attribute,
+    references_apart,
+    undisturbed,
+    with_neighbours_defaults,
+)
 from rival_ext.hosts.webui_pictures import Pictures, encode
 from rival_ext.hosts.webui_refusals import refuse
 from rival_ext.hosts.webui_samplers import SamplerForm, sampler_form
@@ -39,7 +46,7 @@ GREY = (127, 127, 127)
 def announce(p: Any, args: Sequence[Any]) -> None:
     """Writes the settings into the generation parameters before the host saves these; wrong ones it leaves to `arm`."""
     try:
-        settings = read_arguments(args)
+        settings = with_neighbours_defaults(p, read_arguments(args), args)
     except RivalError:
         return
     if settings.enabled:
@@ -55,7 +62,7 @@ def arm(p: Any, args: Sequence[Any]) -> None:
     if getattr(p, "is_hr_pass", False):
         kind = HiresPass
     try:
-        settings = read_arguments(args)
+        settings = with_neighbours_defaults(p, read_arguments(args), args)
     except RivalError as error:
         GuidedSampling(p, error, kind)
         return
@@ -132,9 +139,15 @@ class GuidedSampling:
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self._withdraw()
-        if isinstance(self.wanted, RivalError):
-            raise self.wanted
-        settings, kind = self.wanted, self.kind
+        with controlnet_leaves_on_error(p):
+            if isinstance(self.wanted, RivalError):
+                raise self.wanted
+            return self._sample_guided(self.wanted, p, x, *args, steps=steps, **kwargs)
+
+    def _sample_guided(
+        self, settings: Settings, p: Any, x: Tensor, *args: Any, steps: int | None, **kwargs: Any
+    ) -> Tensor:
+        kind = self.kind
         sampler = p.sampler
         # the latents that the method starts from come first, then the prompts
         latents, prompts = (x, *args[:-2]), args[-2:]
@@ -155,7 +168,7 @@ class GuidedSampling:
         finally:
             shared.state.textinfo = None
         begun = time.perf_counter()
-        with _guided_by(sampler, host.form, guide), count_rows(host.unet) as rows:
+        with _guided_by(sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
             samples = sample(kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
@@ -204,7 +217,7 @@ class WebuiHost:
             "c_concat": [self._image_conditioning(latent).expand(rows, -1, -1, -1)],
         }
         latent = (latent * self.form.scale(noise_level)).expand(rows, -1, -1, -1)
-        with self.inversion_networks():
+        with self.inversion_networks(), undisturbed(self.unet):
             # the last row's prompt is the exemplar's own
             return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
 
@@ -302,7 +315,7 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
                 if guide.canvas:
                     # what the host blends in, so that its own masks and soft inpainting keep the chain
                     kept = form.kept(guide.canvas.chain, level).expand_as(x).to(x)
-                    stack.enter_context(_instance_attribute(denoiser, "init_latent", kept))
+                    stack.enter_context(instance_attribute(denoiser, "init_latent", kept))
                 output = host_forward(x, sigma, uncond, cond, *args, **kwargs)
             predicted = form.noise_of(output, x, level)
             return predicted
@@ -312,18 +325,5 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
         noise = guide.guided_noise(level, denoise, halves)
         return output if noise is predicted else form.output_of(noise, x, level).to(x)
 
-    with _instance_attribute(denoiser, "forward", forward):
+    with instance_attribute(denoiser, "forward", forward):
         yield
-
-
-@contextmanager
-def _instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    was_set, replaced = name in vars(target), vars(target).get(name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        if was_set:
-            setattr(target, name, replaced)
-        else:
-            delattr(target, name)

@@ -17,6 +17,7 @@ from rival_ext.attention import (
     record,
     replace,
     self_attention_layers,
+    suspended,
 )
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.prepare import prepare
@@ -426,24 +427,36 @@ def test_features_take_the_generations_type(unet, context):
     assert output.dtype == torch.float64
 
 
+def test_what_a_neighbour_appended_to_the_own_tokens_stays_beside_the_exemplar(unet):
+    layer, own, appended, exemplar = unet.blocks[0].attn1, tokens(1), tokens(1, 2, seed=5), tokens(1, 3, seed=6)
+    longer = torch.cat([own, appended], dim=1)
+    for context, seen in ((replace, [exemplar]), (concatenate, [own, exemplar])):
+        with inject({"layer": layer}, {"layer": exemplar}, context):
+            layer(own, longer)
+        assert torch.equal(layer.contexts[-1], torch.cat([*seen, appended], dim=1))
+
+
+def test_suspended_layers_neither_record_nor_see_the_exemplar(unet):
+    layer, own = unet.blocks[0].attn1, tokens(1)
+    with inject({"layer": layer}, {"layer": tokens(1, 3, seed=6)}, concatenate) as seen, suspended():
+        layer(own)
+    with record({"layer": layer}) as features, suspended():
+        layer(own)
+    assert torch.equal(layer.contexts[-2], own)
+    assert (seen, features) == (set(), {})
+
+
 def test_an_inner_injection_adds_to_the_outer_ones_context(unet):
     layer, first, second = unet.blocks[0].attn1, tokens(1, 2, seed=5), tokens(1, 3, seed=6)
     own = tokens(1)
     with inject({"layer": layer}, {"layer": first}, concatenate):
         with inject({"layer": layer}, {"layer": second}, concatenate):
             layer(own)
-        assert torch.equal(layer.contexts[-1], torch.cat([own, first, second], dim=1))
+        assert torch.equal(layer.contexts[-1], torch.cat([own, second, first], dim=1))
         layer(own)
         assert torch.equal(layer.contexts[-1], torch.cat([own, first], dim=1))
     layer(own)
     assert torch.equal(layer.contexts[-1], own)
-
-
-def test_an_inner_replacement_hides_the_outer_ones_context(unet):
-    layer, first, second = unet.blocks[0].attn1, tokens(1, 2, seed=5), tokens(1, 3, seed=6)
-    with inject({"layer": layer}, {"layer": first}, concatenate), inject({"layer": layer}, {"layer": second}, replace):
-        layer(tokens(1))
-    assert torch.equal(layer.contexts[-1], second)
 
 
 def test_an_inner_record_sees_the_outer_injections_context(unet):

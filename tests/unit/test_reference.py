@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rival_ext.attention import self_attention_layers
+from rival_ext.exemplar import Exemplar
 from rival_ext.guide import Guide
 from rival_ext.inversion import extrapolated, invert, lower_latent
 from rival_ext.noise import scale_to_vp
@@ -118,7 +119,7 @@ def recorded_against_live(make_host, sample):
             guide = Guide(
                 [Exemplar(of)], settings, host.schedule, layers, host.predict_noise, Report("variation", 600, 600)
             )
-            made = host.decode(sample(host, of.start([1, 2], permuted=True), [1, 2], guide))
+            made = host.decode(sample(host, guide.start([1, 2], host.latent_size), [1, 2], guide))
             assert guide.report.features == features
             return made
 

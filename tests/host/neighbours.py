@@ -1,0 +1,191 @@
+"""A real WebUI with its neighbours: ControlNet and the like as further extensions, and small models for them.
+
+ControlNet and its reference units count on the twelve encoder and twelve decoder blocks of SD 1.5, so the small
+checkpoint is padded to that many: the new blocks hand on what they are given, and its pictures stay what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from tests.host.servers import ROOT, RealServer
+
+FOLDER = Path.home() / "rival-neighbours"
+"""Where the neighbours are looked for, each in a folder of its own, unless the environment says where."""
+
+CONTROLNET, SHUFFLE, HYPERNETWORK = "tiny-control", "tiny-shuffle", "tiny-hypernetwork"
+"""Names of the models that a server with neighbours finds; ControlNet averages a "shuffle" model's residuals."""
+
+UNET = "model.diffusion_model."
+WIDTHS = (64, 128)
+CONTEXT = 96
+BLOCKS_A_LEVEL, LEVELS = 3, 3
+
+Weights = dict[str, np.ndarray]
+
+
+def neighbour(name: str, variable: str) -> Path | None:
+    """The folder of a neighbour that is there, else None."""
+    folder = Path(os.environ.get(variable) or FOLDER / name)
+    return folder if (folder / "scripts").is_dir() else None
+
+
+def controlnet() -> Path | None:
+    return neighbour("sd-webui-controlnet", "RIVAL_CONTROLNET")
+
+
+def dynamic_thresholding() -> Path | None:
+    return neighbour("sd-dynamic-thresholding", "RIVAL_DYNAMIC_THRESHOLDING")
+
+
+def freeu() -> Path | None:
+    return neighbour("sd-webui-freeu", "RIVAL_FREEU")
+
+
+class NeighboursServer(RealServer):
+    """A real server with the neighbours that are there linked beside RIVAL, or in its place."""
+
+    @staticmethod
+    def _fill(data: Path, with_extension: bool) -> None:
+        RealServer._fill(data, with_extension)
+        links = [controlnet(), dynamic_thresholding(), freeu(), ROOT / "tests" / "host" / "neighbours_extension"]
+        for folder in filter(None, links):
+            (data / "extensions" / folder.name).symlink_to(folder)
+        checkpoint = data / "tiny-emoji.safetensors"
+        weights = padded(load_file(checkpoint))
+        save_file(weights, checkpoint)
+        description = data / "tiny-emoji.yaml"
+        text, blocks = description.read_text(), "num_res_blocks: "
+        # the UNet's, the first of two
+        description.write_text(text.replace(f"{blocks}1", f"{blocks}{BLOCKS_A_LEVEL}", 1))
+        # the host puts an overridden option back only if its settings name it
+        settings = json.loads((data / "config.json").read_text())
+        settings |= {"token_merging_ratio": 0, "sd_hypernetwork": "None", "rival_memory_mb": 2048}
+        (data / "config.json").write_text(json.dumps(settings))
+        for folder in ("ControlNet", "hypernetworks"):
+            (data / "models" / folder).mkdir(parents=True)
+        for name in (CONTROLNET, SHUFFLE):
+            save_file(control(weights), data / "models" / "ControlNet" / f"{name}.safetensors")
+        torch.save(hypernetwork(), data / "models" / "hypernetworks" / f"{HYPERNETWORK}.pt")
+
+    def watch(self) -> dict[str, Any]:
+        """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
+        return httpx.get(f"{self.url}/neighbours/state").json()
+
+    def folder(self, settings: dict[str, Any], folder: Path) -> list[str]:
+        """The infotexts of "Batch from Directory", which the API has not."""
+        response = httpx.post(
+            f"{self.url}/neighbours/folder", json={"rival": settings, "folder": str(folder)}, timeout=600
+        )
+        return response.json()
+
+    def forget(self) -> None:
+        """Empties the store of inversions and the counts."""
+        httpx.post(f"{self.url}/neighbours/forget").raise_for_status()
+
+
+def padded(weights: Weights) -> Weights:
+    """The small checkpoint with three blocks a level instead of one, four in the decoder instead of two."""
+    grown = {name: value for name, value in weights.items() if "put_blocks." not in name}
+    trained = {name[len(UNET) :]: value for name, value in weights.items() if "put_blocks." in name}
+
+    def place(kind: str, position: int, source: int, change=lambda name, value: value) -> None:
+        prefix = f"{kind}_blocks.{source}."
+        for name, value in trained.items():
+            if name.startswith(prefix):
+                changed = change(name, value)
+                if changed is not None:
+                    grown[f"{UNET}{kind}_blocks.{position}.{name[len(prefix) :]}"] = changed
+
+    # the encoder: a level is block, (two that add nothing), downsampling
+    place("input", 0, 0)
+    for level, source in enumerate((1, 3, 5)):
+        first = 1 + level * (BLOCKS_A_LEVEL + 1)
+        place("input", first, source)
+        for position in (first + 1, first + 2):
+            place("input", position, source, _adds_nothing)
+            _square(grown, f"{UNET}input_blocks.{position}.0.")
+        if level < LEVELS - 1:
+            place("input", first + BLOCKS_A_LEVEL, source + 1)
+    # the decoder: a level is block, (two that hand on), block with upsampling
+    for level, source in enumerate((0, 2, 4)):
+        first = level * (BLOCKS_A_LEVEL + 1)
+        place("output", first, source)
+        for position in (first + 1, first + 2):
+            place("output", position, source, _adds_nothing)
+            _hands_on(grown, f"{UNET}output_blocks.{position}.0.")
+        place("output", first + 3, source + 1)
+    return grown
+
+
+def _adds_nothing(name: str, value: np.ndarray) -> np.ndarray | None:
+    """A block whose branches end in nought; its shortcut is made anew."""
+    if ".skip_connection." in name:
+        return None
+    return np.zeros_like(value) if ".out_layers.3." in name or ".proj_out." in name else value
+
+
+def _square(weights: Weights, block: str) -> None:
+    """A block copied from one that widens: as wide in front as behind."""
+    width = len(weights[f"{block}in_layers.2.weight"])
+    _resize_front(weights, block, width)
+
+
+def _hands_on(weights: Weights, block: str) -> None:
+    """A decoder's block whose shortcut takes the first half of what it is given and leaves the encoder's."""
+    width = len(weights[f"{block}in_layers.2.weight"])
+    _resize_front(weights, block, 2 * width)
+    weights[f"{block}skip_connection.weight"] = np.eye(width, 2 * width, dtype=np.float16)[:, :, None, None]
+    weights[f"{block}skip_connection.bias"] = np.zeros(width, np.float16)
+
+
+def _resize_front(weights: Weights, block: str, width: int) -> None:
+    weights[f"{block}in_layers.0.weight"] = np.ones(width, np.float16)
+    weights[f"{block}in_layers.0.bias"] = np.zeros(width, np.float16)
+    kernel = weights[f"{block}in_layers.2.weight"]
+    weights[f"{block}in_layers.2.weight"] = np.zeros((len(kernel), width, *kernel.shape[2:]), np.float16)
+
+
+def control(checkpoint: Weights) -> Weights:
+    """A ControlNet for the padded checkpoint: its encoder's weights, small random ones where training starts at 0."""
+    random = np.random.default_rng(1)
+    encoder = ("time_embed", "input_blocks", "middle_block")
+    names = [name[len(UNET) :] for name in checkpoint if name.startswith(UNET)]
+    weights = {name: checkpoint[UNET + name] for name in names if name.startswith(encoder)}
+
+    def convolution(name: str, inside: int, outside: int, size: int, scale: float) -> None:
+        kernel = random.normal(size=(outside, inside, size, size)) * scale / np.sqrt(inside * size * size)
+        weights[f"{name}.weight"] = kernel.astype(np.float16)
+        weights[f"{name}.bias"] = np.zeros(outside, np.float16)
+
+    hint = (3, 16, 16, 32, 32, 96, 96, 256, WIDTHS[0])
+    for layer, (inside, outside) in enumerate(pairwise(hint)):
+        convolution(f"input_hint_block.{2 * layer}", inside, outside, 3, 2.0)
+    widths = [WIDTHS[0]] * 5 + [WIDTHS[1]] * 7
+    for position, width in enumerate(widths):
+        convolution(f"zero_convs.{position}.0", width, width, 1, 0.3)
+    convolution("middle_block_out.0", WIDTHS[1], WIDTHS[1], 1, 0.3)
+    return weights
+
+
+def hypernetwork() -> dict[Any, Any]:
+    """One for the widths of the small checkpoint's layers: two linear layers each for keys and values, as usual."""
+    generator = torch.Generator().manual_seed(2)
+
+    def module(width: int) -> dict[str, torch.Tensor]:
+        shapes = {"0.weight": (2 * width, width), "0.bias": (2 * width,), "1.weight": (width, 2 * width)}
+        shapes["1.bias"] = (width,)
+        return {f"linear.{name}": torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
+
+    layers = {width: (module(width), module(width)) for width in (*WIDTHS, CONTEXT)}
+    description = {"step": 0, "name": HYPERNETWORK, "layer_structure": [1, 2, 1], "activation_func": "linear"}
+    return {**layers, **description, "is_layer_norm": False, "weight_initialization": "Normal", "use_dropout": False}

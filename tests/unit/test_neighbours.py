@@ -1,0 +1,178 @@
+"""What other extensions left on a UNet is put aside for the exemplar, and back afterwards."""
+
+from __future__ import annotations
+
+import sys
+from types import MethodType, ModuleType, SimpleNamespace
+
+import pytest
+from torch import nn
+
+from rival_ext.attention import _suspended
+from rival_ext.hosts.webui_neighbours import (
+    T_EARLY_WITH_CONTROLNET,
+    controlnet_leaves_on_error,
+    controlnet_units,
+    references_apart,
+    sampler_name,
+    undisturbed,
+    with_neighbours_defaults,
+)
+from rival_ext.settings import Settings
+
+
+class Block(nn.Module):
+    def forward(self):
+        return self._forward()
+
+    def _forward(self):
+        return "own"
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self):
+        return "own", self.block()
+
+
+class ControlNet:
+    """As much of ControlNet's script as RIVAL looks at."""
+
+    def __init__(self, *units):
+        self.units, self.args_from, self.args_to = units, 1, 1 + len(units)
+        self.latest_network = None
+
+    def title(self):
+        return "ControlNet"
+
+
+def processing(script=None, **fields):
+    args = (0, *(script.units if script else ()), "another script's")
+    return SimpleNamespace(
+        scripts=SimpleNamespace(alwayson_scripts=[script] if script else []), script_args=args, **fields
+    )
+
+
+def replaced(*_):
+    return "replaced"
+
+
+@pytest.fixture
+def unet():
+    """One with all that ControlNet may replace replaced."""
+    unet = Network()
+    unet._original_forward, unet.forward = unet.forward, MethodType(replaced, unet)
+    block = unet.block
+    block._original_inner_forward_cn_hijack, block._forward = block._forward, MethodType(replaced, block)
+    return unet
+
+
+def loaded(monkeypatch, name, **content):
+    module = ModuleType(name)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_controlnets_forwards_are_put_aside_and_back(unet):
+    before = dict(vars(unet)), dict(vars(unet.block))
+    with pytest.raises(KeyError), undisturbed(unet):
+        assert unet() == ("own", "own")
+        raise KeyError
+    assert (vars(unet), vars(unet.block)) == before
+    assert unet() == "replaced"
+
+
+def test_a_class_changed_after_controlnet_came_counts(unet):
+    class Merged(Block):
+        def _forward(self):
+            return "merged"
+
+    unet.block.__class__ = Merged
+    with undisturbed(unet):
+        assert unet() == ("own", "merged")
+
+
+@pytest.mark.parametrize(
+    ("module", "table"),
+    [("scripts.ipadapter.plugable_ipadapter", "all_hacks"), ("scripts.controlnet_lllite", "all_hack")],
+)
+def test_adapters_are_put_aside(monkeypatch, module, table):
+    unet = Network()
+    loaded(monkeypatch, module, **{table: {unet.block: unet.block.forward}})
+    unet.block.forward = MethodType(replaced, unet.block)
+    with undisturbed(unet):
+        assert unet() == ("own", "own")
+    assert unet() == ("own", "replaced")
+
+
+def test_freeu_is_off_for_the_exemplar(monkeypatch):
+    freeu = SimpleNamespace(enable=True)
+    loaded(monkeypatch, "lib_free_u.global_state", instance=freeu)
+    with undisturbed(Network()):
+        assert not freeu.enable
+    assert freeu.enable
+
+
+def test_an_undisturbed_unet_stays_as_it_is():
+    unet = Network()
+    before = dict(vars(unet))
+    with undisturbed(unet):
+        assert vars(unet) == before
+
+
+def test_a_reference_units_evaluation_is_suspended():
+    script = ControlNet()
+    seen = []
+    script.latest_network = SimpleNamespace(original_forward=lambda: seen.append(_suspended.get()))
+    evaluate = script.latest_network.original_forward
+    with references_apart(processing(script)):
+        script.latest_network.original_forward()
+    assert seen == [True]
+    assert not _suspended.get()
+    assert script.latest_network.original_forward is evaluate
+
+
+def test_units_are_named_from_objects_and_from_requests():
+    enabled = SimpleNamespace(enabled=True, module="canny", model="canny [1]")
+    script = ControlNet(
+        enabled,
+        {"enabled": True, "module": "reference_only", "model": "None"},
+        {"module": "none"},
+        SimpleNamespace(enabled=False),
+    )
+    assert controlnet_units(processing(script)) == ["canny [1]", "reference_only"]
+    assert controlnet_units(processing()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "args", "t_early"),
+    [
+        (Settings(), [{"enabled": True}], T_EARLY_WITH_CONTROLNET),
+        (Settings(), [True, "variation"], T_EARLY_WITH_CONTROLNET),
+        (Settings(), [{"enabled": True, "t_early": 600}], 600),
+        (Settings(t_early=300), [True, "variation"], 300),
+    ],
+)
+def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, args, t_early):
+    p = processing(ControlNet({"enabled": True, "module": "canny", "model": "canny"}))
+    assert with_neighbours_defaults(p, settings, args).t_early == t_early
+    assert with_neighbours_defaults(processing(), settings, args) is settings
+
+
+def test_controlnet_is_taken_off_after_an_error_only():
+    script, restored = ControlNet(), []
+    network = script.latest_network = SimpleNamespace(restore=lambda: restored.append(True))
+    with controlnet_leaves_on_error(processing(script)):
+        pass
+    assert script.latest_network is network
+    with pytest.raises(KeyError), controlnet_leaves_on_error(processing(script)):
+        raise KeyError
+    assert (script.latest_network, restored) == (None, [True])
+
+
+def test_dynamic_thresholdings_copy_of_a_sampler_has_the_samplers_name():
+    assert sampler_name(processing(sampler_name="Euler_dynthres1", orig_sampler_name="Euler")) == "Euler"
+    assert sampler_name(processing(sampler_name="Euler")) == "Euler"
