@@ -36,7 +36,7 @@ def start_latents(
 
 
 def noise_latents(chain: Chain, seeds: Sequence[int], size: tuple[int, int], canvas: Canvas | None = None) -> Tensor:
-    """As `start_latents`, but from fresh noise at the chain's highest level: there is nothing to take positions from."""
+    """As `start_latents`, but from fresh noise at the chain's highest level: nothing gives positions."""
     top = chain.top if canvas is None else canvas.chain.top
     shape = (1, top.shape[1], *size)
     generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
