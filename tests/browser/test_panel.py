@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 from tests.host.servers import RealServer, real_folder
 
@@ -47,9 +48,9 @@ def page(server):
         browser.close()
 
 
-def upload_photo(page):
-    page.locator("#img2img_image input[type=file]").set_input_files(str(ROOT / "demo" / "pizza.png"))
-    page.locator("#img2img_image img").first.wait_for()
+def upload(page, selector, file=ROOT / "demo" / "pizza.png"):
+    page.locator(f"{selector} input[type=file]").set_input_files(str(file))
+    page.locator(f"{selector} img").first.wait_for()
 
 
 def set_number(page, selector, value):
@@ -59,27 +60,33 @@ def set_number(page, selector, value):
 
 
 def set_up(page):
-    upload_photo(page)
-    page.locator("#img2img_prompt textarea").fill("a pizza")
-    numbers = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 5, "denoising_strength": 1, "batch_size": 4}
-    for name, value in numbers.items():
-        set_number(page, f"#img2img_{name}", value)
-    set_number(page, "#img2img_seed", 1)
+    upload(page, "#img2img_image")
+    fill_in(page, "img2img", "a pizza", cfg_scale=5, denoising_strength=1, batch_size=4)
 
 
-def enable(page):
-    page.locator(f"{PANEL}enabled > .label-wrap").click()
-    playwright_api.expect(page.locator(f"{PANEL}enabled .input-accordion-checkbox")).to_be_checked()
+def fill_in(page, tab, prompt, **numbers):
+    page.locator(f"#{tab}_prompt textarea").fill(prompt)
+    for name, value in {"steps": 20, "width": 128, "height": 128, "seed": 1, **numbers}.items():
+        set_number(page, f"#{tab}_{name}", value)
 
 
-def generate(page):
-    page.locator("#img2img_generate").click()
-    page.locator("#img2img_gallery img, #html_log_img2img .error").first.wait_for()
-    page.locator("#img2img_interrupt").wait_for(state="hidden")
+def enable(page, tab="img2img"):
+    page.locator(f"#{tab}_rival_enabled > .label-wrap").click()
+    playwright_api.expect(page.locator(f"#{tab}_rival_enabled .input-accordion-checkbox")).to_be_checked()
 
 
-def expect_report(page, part):
-    playwright_api.expect(page.locator("#html_info_img2img").last).to_contain_text(part)
+def choose(page, tab, mode):
+    page.locator(f"#{tab}_rival_mode label", has_text=mode).click()
+
+
+def generate(page, tab="img2img"):
+    page.locator(f"#{tab}_generate").click()
+    page.locator(f"#{tab}_gallery img, #html_log_{tab} .error").first.wait_for()
+    page.locator(f"#{tab}_interrupt").wait_for(state="hidden")
+
+
+def expect_report(page, part, tab="img2img"):
+    playwright_api.expect(page.locator(f"#html_info_{tab}").last).to_contain_text(part)
 
 
 def screenshot(page, name):
@@ -102,18 +109,25 @@ def test_variations_from_the_panel(page):
 
 def test_a_pasted_infotext_brings_every_control_back(page):
     page.locator("#img2img_prompt textarea").fill(
-        "a pizza\nSteps: 20, Sampler: Euler, RIVAL mode: variation, RIVAL t_align: 450, RIVAL t_early: 350, "
-        "RIVAL early_steps: 960, RIVAL alignment: latent, RIVAL start: inverted, "
+        "a pizza\nSteps: 20, Sampler: Euler, RIVAL mode: edit, RIVAL t_align: 450, RIVAL t_early: 350, "
+        "RIVAL early_steps: 960, RIVAL alignment: latent, RIVAL start_mix: 0.25, RIVAL similarity: 0.75, "
+        'RIVAL layers: "8, 16", RIVAL strength: 0.8, RIVAL weight_2: 0.3, RIVAL plain_inversion: True, '
         'RIVAL exemplar_prompt: "a pizza, hot", RIVAL inversion_iterations: 2'
     )
     page.locator("#img2img_tools #paste, #tab_img2img #paste").first.click()
     expect = playwright_api.expect
     expect(page.locator(f"{PANEL}enabled .input-accordion-checkbox")).to_be_checked()
-    for name, value in {"t_align": 450, "t_early": 350, "early_steps": 960, "inversion_iterations": 2}.items():
+    expect(page.locator(f"{PANEL}mode input:checked")).to_have_value("edit")
+    numbers = {
+        **{"t_align": 450, "t_early": 350, "early_steps": 960, "inversion_iterations": 2},
+        **{"start_mix": 0.25, "similarity": 0.75, "strength": 0.8, "weight_2": 0.3},
+    }
+    for name, value in numbers.items():
         expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
+    expect(page.locator(f"{PANEL}layers input")).to_have_value("8, 16")
+    expect(page.locator(f"{PANEL}plain_inversion input")).to_be_checked()
     expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value("a pizza, hot")
     expect(page.locator(f"{PANEL}alignment input:checked")).to_have_value("latent")
-    expect(page.locator(f"{PANEL}start input:checked")).to_have_value("inverted")
 
 
 def test_an_error_is_a_plain_sentence_on_the_page(page):
@@ -146,3 +160,52 @@ def test_the_button_releases_the_stored_inversions_and_the_next_run_inverts_agai
 
     generate(page)
     expect_report(page, "inverted in 20 evaluations")
+
+
+def test_a_mode_and_the_similarity_set_what_they_stand_for(page):
+    enable(page)
+    expect = playwright_api.expect
+
+    def number(name):
+        return page.locator(f"{PANEL}{name} input[type=number]")
+
+    choose(page, "img2img", "edit")
+    expect(number("start_mix")).to_have_value("0")
+    expect(number("early_steps")).to_have_value("900")
+    set_number(page, f"{PANEL}similarity", 0.75)
+    for name, value in {"t_align": "400", "t_early": "400", "start_mix": "0.5"}.items():
+        expect(number(name)).to_have_value(value)
+    choose(page, "img2img", "text")
+    expect(number("start_mix")).to_have_value("1")
+    expect(number("early_steps")).to_have_value("960")
+
+
+def test_the_prompt_in_an_uploaded_exemplars_style_in_txt2img(page):
+    page.locator("#tabs > .tab-nav > button", has_text="txt2img").first.click()
+    fill_in(page, "txt2img", "a red apple", cfg_scale=7, batch_size=4)
+    enable(page, "txt2img")
+    choose(page, "txt2img", "text")
+    generate(page, "txt2img")
+    sentence = page.locator("#html_log_txt2img .error").first
+    assert "RivalError: RIVAL: exemplar is missing: upload one in the panel" in sentence.inner_text()
+
+    upload(page, "#txt2img_rival_exemplar", ROOT / "demo" / "house.png")
+    generate(page, "txt2img")
+    expect_report(page, "RIVAL mode: text", "txt2img")
+    expect_report(page, "RIVAL report: 10 layers", "txt2img")
+    screenshot(page, "panel-txt2img.png")
+
+
+def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
+    mask = Image.new("L", (128, 128))
+    ImageDraw.Draw(mask).rectangle((40, 40, 100, 100), fill=255)
+    mask.save(tmp_path / "mask.png")
+    page.locator("#mode_img2img > .tab-nav > button", has_text="Inpaint upload").click()
+    upload(page, "#img_inpaint_base")
+    upload(page, "#img_inpaint_mask", tmp_path / "mask.png")
+    fill_in(page, "img2img", "a pizza", cfg_scale=7, denoising_strength=1, batch_size=2)
+    enable(page)
+    choose(page, "img2img", "inpaint")
+    generate(page)
+    expect_report(page, "RIVAL mode: inpaint")
+    expect_report(page, "RIVAL report: 10 layers; 20 of 20 steps injected")
