@@ -75,7 +75,9 @@ class NeighboursServer(RealServer):
             (data / "models" / folder).mkdir(parents=True)
         for name in (CONTROLNET, SHUFFLE):
             save_file(control(weights), data / "models" / "ControlNet" / f"{name}.safetensors")
-        torch.save(hypernetwork(), data / "models" / "hypernetworks" / f"{HYPERNETWORK}.pt")
+        file = data / "models" / "hypernetworks" / f"{HYPERNETWORK}.pt"
+        # the host reads no newer form
+        torch.save(hypernetwork(), file, _use_new_zipfile_serialization=False)
 
     def watch(self) -> dict[str, Any]:
         """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""

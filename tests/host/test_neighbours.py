@@ -95,6 +95,9 @@ def chain(text):
 
 def test_switched_off_controlnets_picture_is_bit_identical_to_one_without_the_extension(servers):
     extended, bare = servers
+    for server in servers:
+        # ControlNet draws from the global generator when it loads a model
+        pictures(server, None, unit())
     before = pictures(bare, None, unit())
     pictures(extended, {}, unit())
     assert largest_difference(pictures(extended, None, unit()), before) == 0
@@ -261,5 +264,4 @@ def test_a_folder_of_pictures_varies_each(server, tmp_path):
     for name in ("pizza-emojione-yellow", "house-emojione-blue"):
         exemplar(name).save(tmp_path / f"{name}.png")
     texts = server.folder({"enabled": True}, tmp_path)
-    assert len(texts) == 2
-    assert all("inverted in 4 evaluations" in text for text in texts)
+    assert len({chain(text) for text in texts}) == 2

@@ -67,8 +67,8 @@ def add_routes(_, app):
     def folder(rival: dict = Body(), folder: str = Body()):  # noqa: B008
         runner = scripts.scripts_img2img
         p = processing.StableDiffusionProcessingImg2Img(
-            sd_model=shared.sd_model, prompt="a pizza", seed=3, steps=4, width=128, height=128, cfg_scale=5,
-            sampler_name="Euler", denoising_strength=1, do_not_save_samples=True, do_not_save_grid=True,
+            sd_model=shared.sd_model, prompt="a pizza", width=128, height=128, cfg_scale=5,
+            denoising_strength=1, do_not_save_samples=True, do_not_save_grid=True,
         )  # fmt: skip
         args = [0, *[None] * (max(script.args_to for script in runner.scripts) - 1)]
         for script in runner.alwayson_scripts:
