@@ -100,7 +100,10 @@ class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=T
         """
         finest = min(available)
         presets = {"all": set(available), "fine": {finest}, "coarse": set(available) - {finest}}
-        wanted = presets.get(self.layers) or {int(size) for size in self.layers.split(",")} & set(available)
+        if self.layers in presets:
+            wanted = presets[self.layers]
+        else:
+            wanted = {int(size) for size in self.layers.split(",")} & set(available)
         if not wanted:
             sizes = ", ".join(map(str, sorted(available)))
             raise RivalError(f"layers names none of this checkpoint's token sizes, {sizes} pixels; choose among them.")

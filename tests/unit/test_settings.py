@@ -410,6 +410,8 @@ def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
     ]
     with pytest.raises(RivalError, match="layers names none of this checkpoint's token sizes, 16, 32, 64"):
         parse_settings({"layers": "8"}).token_pixels(sizes)
+    with pytest.raises(RivalError, match="token sizes, 8 pixels"):
+        parse_settings({"layers": "coarse"}).token_pixels({8})
 
 
 def test_only_exemplars_with_a_share_and_an_image_count():
