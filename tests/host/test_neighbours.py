@@ -143,7 +143,7 @@ def test_after_an_error_controlnet_does_not_steer_the_other_tab(server):
     text = {"prompt": "a pizza", "seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5}
     server.plan()
     before = server.txt2img(**text).pictures
-    assert ask(server, {"mode": "edit"}, unit()).status == 422
+    assert ask(server, {"mode": "paint"}, unit()).status == 422
     server.plan()
     assert largest_difference(server.txt2img(**text).pictures, before) == 0
 

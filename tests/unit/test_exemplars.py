@@ -6,14 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from rival_ext.alignment import blend_statistics, channel_statistics
 from rival_ext.attention import concatenate, inject, record, replace, scattered, self_attention_layers, token_grid
 from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
 from rival_ext.exemplar import Canvas, Exemplar, JointFeatures, joint_statistics
-from rival_ext.prepare import Picture
+from rival_ext.guide import Guide
+from rival_ext.hosts.diffusers import DiffusersHost, Request, Scene, Shown
+from rival_ext.prepare import Picture, prepare
+from rival_ext.report import Report
+from rival_ext.settings import parse_settings
 from rival_ext.start import draw_positions, start_latents
+from rival_ext.store import ChainStore
+from tests.conftest import exemplar, quiet
 
 LEVELS = torch.tensor([0.1, 2.0, 9.0]).double()
 
@@ -218,3 +225,84 @@ def test_strength_leads_from_the_usual_output_to_the_injected_one(pipeline, cont
     assert distances == sorted(distances)
     assert (evaluate(0.5) - full).norm() < (usual - full).norm()
     assert (evaluate() - usual).abs().max() == 0
+
+
+# a part of an exemplar
+
+
+def painted_half(image):
+    """The image with its right half overpainted, and a mask of its left half."""
+    mask = Image.new("L", image.size)
+    mask.paste(255, (0, 0, image.width // 2, image.height))
+    overpainted = Image.composite(image, Image.new("RGB", image.size, "lime"), mask)
+    return overpainted, mask
+
+
+def guide_of(pipeline, shown, **fields):
+    request = Request("a house", "", 5.0, "ddim", 6)
+    host = DiffusersHost(pipeline, request, Scene(shown, (128, 128)), quiet)
+    return host, prepare(host, parse_settings(fields), None, Report("variation", 600, 600))
+
+
+def test_a_part_aligns_nothing_and_gives_no_start(pipeline):
+    image, mask = painted_half(exemplar("house-emojione-blue"))
+    host, guide = guide_of(pipeline, [Shown(image, mask)])
+    start = guide.start([3, 4], (16, 16))
+    assert torch.equal(start[1:], guide.start([4], (16, 16)))
+    assert not columns(start[:1]) & columns(guide.exemplars[0].chain.top)
+    level = float(guide.exemplars[0].chain.noise_levels[-1])
+    assert start.std() == pytest.approx(level, rel=0.05)
+    host.sample(start, [3, 4], guide, quiet)
+    assert (guide.report.steps.injected, guide.report.steps.aligned) == (6, 0)
+
+
+def test_beside_a_part_the_whole_exemplar_gives_start_and_statistics(pipeline):
+    image, mask = painted_half(exemplar("house-emojione-blue"))
+    whole = exemplar("pizza-emojione-yellow")
+    host, guide = guide_of(pipeline, [Shown(image, mask), Shown(whole)])
+    _, alone = guide_of(pipeline, [Shown(whole)])
+    assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
+    host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    assert (guide.report.exemplars, guide.report.steps.injected, guide.report.steps.aligned) == (2, 6, 2)
+
+
+def test_an_exemplar_without_weight_leaves_the_others_picture_as_it_is(pipeline):
+    house, pizza = exemplar("house-emojione-blue"), exemplar("pizza-emojione-yellow")
+    settings = parse_settings({"exemplar": house, "weight": 0, "exemplar_2": pizza})
+    shown = [Shown(slot.image, slot.mask, slot.weight) for slot in settings.slots]
+    host, guide = guide_of(pipeline, shown)
+    _, alone = guide_of(pipeline, [Shown(pizza)])
+    finals = [host.sample(one.start([3], (16, 16)), [3], one, quiet) for one in (guide, alone)]
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize(("layers", "seen"), [("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)])
+def test_only_the_layers_asked_for_see_the_exemplar(pipeline, layers, seen):
+    host, guide = guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], layers=layers)
+    host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    assert guide.report.layers == seen
+
+
+def test_layers_of_no_size_are_refused_before_sampling(pipeline):
+    with pytest.raises(RivalError, match="layers names none"):
+        guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], layers="64")
+
+
+def test_strength_zero_is_generation_without_injection(pipeline):
+    host, guide = guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], strength=0)
+    start = guide.start([3], (16, 16))
+    off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise, Report("v", 600, 600))
+    assert torch.equal(host.sample(start, [3], guide, quiet), host.sample(start, [3], off, quiet))
+    assert guide.report.steps.injected == 0
+
+
+def test_the_chains_of_one_run_share_the_memory_budget(pipeline):
+    shown = [Shown(exemplar(name)) for name in ("house-emojione-blue", "pizza-emojione-yellow")]
+    host, guide = guide_of(pipeline, shown)
+    each = guide.exemplars[0].chain.bytes
+    for budget, kept in ((2 * each, [6, 6]), (1.5 * each, [6, 2]), (each, [6, 0])):
+        host.memory_budget = lambda budget=budget: budget
+        store = ChainStore()
+        chains = [one.chain for one in prepare(host, parse_settings({}), store, Report("v", 600, 600)).exemplars]
+        assert [len(one.features) for one in chains] == kept
+        assert store.bytes <= budget
