@@ -129,7 +129,6 @@ def test_an_exemplar_of_its_own_replaces_the_input_image(server):
         ({"exemplar_tokens": 0.2}, "exemplar_tokens"),
         ({"exact": 1}, "exact"),
         ({"enabled": "yes"}, "enabled"),
-        ({"enabled": False, "t_align": -1}, "t_align"),
     ],
 )
 def test_a_wrong_field_is_an_error_that_names_it_and_nothing_is_sampled(server, settings, named):
