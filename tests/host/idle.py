@@ -9,10 +9,10 @@ import json
 import sys
 
 from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from tests.host.asking import STEPS, request
 from tests.host.servers import StandInServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
-from tests.host.test_contract import STEPS, request
 
 SWITCHED_OFF = {"left out": None, "the panel's": [False]}
 SWITCHED_ON = {"switched on": [True]}

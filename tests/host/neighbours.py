@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import ROOT, RealServer
+from tests.host.servers import ROOT, RealServer, checkpoint_in
 
 FOLDER = Path.home() / "rival-neighbours"
 """Where the neighbours are looked for, each in a folder of its own, unless the environment says where."""
@@ -60,10 +60,10 @@ class NeighboursServer(RealServer):
         links = [controlnet(), dynamic_thresholding(), freeu(), ROOT / "tests" / "host" / "neighbours_extension"]
         for folder in filter(None, links):
             (data / "extensions" / folder.name).symlink_to(folder)
-        checkpoint = data / "tiny-emoji.safetensors"
+        checkpoint = checkpoint_in(data)
         weights = padded(load_file(checkpoint))
         save_file(weights, checkpoint)
-        description = data / "tiny-emoji.yaml"
+        description = checkpoint.with_suffix(".yaml")
         text, blocks = description.read_text(), "num_res_blocks: "
         # the UNet's, the first of two
         description.write_text(text.replace(f"{blocks}1", f"{blocks}{BLOCKS_A_LEVEL}", 1))

@@ -17,14 +17,17 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
 STARTUP_SECONDS = 240
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
+REFINER = "tiny-emoji.ckpt"
+"""Name of its second checkpoint: of the first one's name, and so of its description, which is of the same shape."""
 
 
 @dataclass
@@ -131,7 +134,7 @@ class RealServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "log.txt"
         options = [
-            *("--data-dir", str(data), "--ckpt", str(data / "tiny-emoji.safetensors"), "--no-download-sd-model"),
+            *("--data-dir", str(data), "--ckpt", str(checkpoint_in(data)), "--no-download-sd-model"),
             *("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full", "--api"),
             *("--server-name", "127.0.0.1", "--port", str(self.port)),
         ]
@@ -154,11 +157,15 @@ class RealServer:
         (data / "extensions" / "rival-probe").symlink_to(ROOT / "tests" / "host" / "probe_extension")
         if with_extension:
             (data / "extensions" / "sd-webui-rival").symlink_to(ROOT)
-        shutil.copy(ROOT / "demo" / "tiny-emoji.safetensors", data)
+        checkpoint = checkpoint_in(data)
+        checkpoint.parent.mkdir(parents=True)
+        shutil.copy(ROOT / "demo" / "tiny-emoji.safetensors", checkpoint)
+        # the host reads no newer form
+        torch.save(_refiner(checkpoint), checkpoint.with_name(REFINER), _use_new_zipfile_serialization=False)
         description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
         description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
-        (data / "tiny-emoji.yaml").write_text(description)
-        (data / "models" / "Lora").mkdir(parents=True)
+        checkpoint.with_suffix(".yaml").write_text(description)
+        (data / "models" / "Lora").mkdir()
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
         (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False}))
 
@@ -226,6 +233,19 @@ def real_folder() -> Path | None:
 def python_of(folder: Path) -> Path:
     """The WebUI's own interpreter."""
     return folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def checkpoint_in(data: Path) -> Path:
+    """A real server's own copy of the small checkpoint."""
+    return data / "models" / "Stable-diffusion" / "tiny-emoji.safetensors"
+
+
+def _refiner(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The small checkpoint with other features: every weight of its UNet a tenth larger."""
+    weights = {name: torch.from_numpy(value) for name, value in load_file(checkpoint).items()}
+    return {
+        name: value * 1.1 if name.startswith("model.diffusion_model.") else value for name, value in weights.items()
+    }
 
 
 def _lora() -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.conftest import exemplar
+from tests.host.asking import STEPS, largest_difference, request
 from tests.host.conftest import SKIPPED
 from tests.host.neighbours import (
     CONTROLNET,
@@ -18,7 +19,6 @@ from tests.host.neighbours import (
     freeu,
 )
 from tests.host.servers import base64_of, real_folder
-from tests.host.test_contract import STEPS, largest_difference, request
 
 REFERENCES = ["reference_only", "reference_adain", "reference_adain+attn"]
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
-from tests.host.standin import samplers
+from tests.host.standin import modules, samplers
 from tests.host.standin.state import state
+
+ORIGINAL, LATENT_NOISE, LATENT_NOTHING = 1, 2, 3
+"""`inpainting_fill`; the first, 0, fills from around."""
 
 
 class BatchNoise:
@@ -85,23 +88,51 @@ class Img2Img(Processing):
     resize_mode: int = 0
     initial_noise_multiplier: float = 1.0
     image_mask: Any = None
+    mask_blur: int = 4
     inpainting_fill: int = 0
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = 0
+    inpainting_mask_invert: int = 0
     paste_to: Any = None
     mask: Any = None
     nmask: Any = None
+    mask_for_overlay: Any = None
 
     def init(self):
         self.sampler = samplers.create_sampler(self.sampler_name, self.sd_model)
-        image = self.init_images[0].convert("RGB").resize((self.width, self.height))
+        image = self.original = self.init_images[0].convert("RGB")
         if self.image_mask is not None:
-            self.mask_for_overlay = self.image_mask.convert("L").resize(image.size)
-            small = self.mask_for_overlay.resize((self.width // 8, self.height // 8))
-            self.nmask = torch.from_numpy(np.around(np.asarray(small, dtype=np.float32) / 255)).repeat(4, 1, 1)
-            self.mask = 1 - self.nmask
+            image = self._mask(image)
+        image = image.resize((self.width, self.height))
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
         pixels = pixels.repeat(self.batch_size, 1, 1, 1)
         self.init_latent = self.sd_model.get_first_stage_encoding(self.sd_model.encode_first_stage(pixels))
-        self.image = image
+        if self.mask is not None and self.inpainting_fill in (LATENT_NOISE, LATENT_NOTHING):
+            noise = BatchNoise(self.init_latent.shape[1:], range(self.seed, self.seed + self.batch_size)).next()
+            content = noise * self.nmask if self.inpainting_fill == LATENT_NOISE else 0
+            self.init_latent = self.init_latent * self.mask + content
+
+    def _mask(self, image):
+        """The masks of the picture and of the latent; the image at the size of what is made, its hole filled."""
+        mask = self.image_mask.convert("L")
+        if self.inpainting_mask_invert:
+            mask = ImageOps.invert(mask)
+        mask = mask.filter(ImageFilter.GaussianBlur(self.mask_blur))
+        size = (self.width, self.height)
+        if self.inpaint_full_res:
+            self.mask_for_overlay = mask
+            # the host's has the aspect of what is made
+            box = _padded(mask.getbbox(), self.inpaint_full_res_padding, mask.size)
+            self.paste_to = (*box[:2], box[2] - box[0], box[3] - box[1])
+            mask, image = mask.crop(box).resize(size), image.crop(box).resize(size)
+        else:
+            mask, image = mask.resize(size), image.resize(size)
+            self.original = image
+            self.mask_for_overlay = mask.point(lambda value: min(2 * value, 255))
+        small = mask.resize((self.width // 8, self.height // 8))
+        self.nmask = torch.from_numpy(np.around(np.asarray(small, dtype=np.float32) / 255)).repeat(4, 1, 1)
+        self.mask = 1 - self.nmask
+        return image if self.inpainting_fill == ORIGINAL else modules.fill(image, mask)
 
     def sample(self, conditioning, unconditional_conditioning):
         noise = self.rng.next() * self.initial_noise_multiplier
@@ -114,7 +145,14 @@ class Img2Img(Processing):
 
     def overlay(self, picture):
         """The kept region's own pixels."""
-        return picture if self.mask is None else Image.composite(picture, self.image, self.mask_for_overlay)
+        if self.mask is None:
+            return picture
+        if self.paste_to is not None:
+            left, top, width, height = self.paste_to
+            pasted = self.original.copy()
+            pasted.paste(picture.resize((width, height)), (left, top))
+            picture = pasted
+        return Image.composite(picture, self.original, self.mask_for_overlay)
 
 
 @torch.no_grad()
@@ -141,6 +179,11 @@ def process_images(p, scripts, script_args):
         pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures
         infotexts += [_infotext(p, seed) for seed in p.seeds]
     return pictures, infotexts
+
+
+def _padded(box, padding, size):
+    left, top, right, bottom = box
+    return max(left - padding, 0), max(top - padding, 0), min(right + padding, size[0]), min(bottom + padding, size[1])
 
 
 def _call(scripts, callback, p, script_args):

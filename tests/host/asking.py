@@ -1,0 +1,47 @@
+"""What the contract cases ask a server, and how they compare what it answers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.conftest import exemplar
+from tests.host.servers import base64_of
+
+STEPS = 8
+
+
+def request(settings=None, *, image=None, **fields):
+    """An img2img request; `settings` is the extension's object, None leaves it out."""
+    payload = {
+        "init_images": [base64_of(image or exemplar("pizza-emojione-yellow"))],
+        "prompt": "a pizza",
+        **{"seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5, "denoising_strength": 1},
+        "sampler_name": "Euler",
+        **fields,
+    }
+    if settings is not None:
+        args = settings if isinstance(settings, list) else [{"enabled": True, **settings}]
+        payload["alwayson_scripts"] = {"RIVAL": {"args": args}}
+    return payload
+
+
+def pictures(server, settings=None, **fields):
+    """The pictures of a request that must succeed, from a pinned global generator."""
+    server.plan()
+    answer = server.img2img(**request(settings, **fields))
+    assert answer.status == 200, answer.sentence
+    assert server.leftovers() == []
+    return answer.pictures
+
+
+def infotext(server, settings, **fields):
+    """The infotext of the first picture of a request that must succeed."""
+    answer = server.img2img(**request(settings, **fields))
+    assert answer.status == 200, answer.sentence
+    return answer.infotexts[0]
+
+
+def largest_difference(some, others):
+    """Between the pixels of two lists of pictures, in 255ths."""
+    assert len(some) == len(others)
+    return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
