@@ -133,6 +133,10 @@ class GuidedSampling:
         self.p = p
         self.wanted = wanted
         self.kind = kind
+        armed = vars(p.sampler).get(kind.method)
+        if isinstance(armed, GuidedSampling):
+            # the sampling that it waited for never came
+            armed._withdraw()
         self.before = vars(p.sampler).get(kind.method)
         self.original = getattr(p.sampler, kind.method)
         setattr(p.sampler, kind.method, self)
