@@ -15,6 +15,8 @@ from rival_ext.hosts.diffusers import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
 from rival_ext.settings import PASTED
 
 PHOTO = DEMO / "pizza.png"
+QUICK = ("-n", 1, "--steps", 4)
+
 REPORT = {
     "mode": str,
     "t_align": int,
@@ -213,3 +215,54 @@ def test_the_builtin_configuration_is_that_of_sd15():
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(SD15_CONFIG / "vae"))
         text = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_CONFIG / "text_encoder"))
     assert (count(unet), count(vae), count(text)) == (859_520_964, 83_653_863, 123_060_480)
+
+
+# modes
+
+
+def test_text_draws_the_prompt_at_another_size_than_the_exemplars(run, tmp_path):
+    out = tmp_path / "out"
+    code, error = run(PHOTO, "--mode", "text", "--prompt", "a red apple", "--size", "192x128", *QUICK, "--out", out)
+    assert code == 0, error
+    report = report_of(out)
+    assert (report["mode"], report["steps"]) == ("text", {"total": 4, "injected": 4, "aligned": 1})
+    assert Image.open(out / "000.png").size == (192, 128)
+
+
+def test_edit_starts_in_the_exemplars_layout_whatever_the_seed(run, tmp_path):
+    edit = (PHOTO, "--mode", "edit", "--exemplar-prompt", "a pizza", "--prompt", "a pizza, blue background")
+    for seed in (1, 2):
+        assert run(*edit, *QUICK, "--seed", seed, "--out", tmp_path / str(seed))[0] == 0
+    assert (pixels(tmp_path / "1" / "000.png") == pixels(tmp_path / "2" / "000.png")).all()
+
+
+@pytest.mark.parametrize("others", [(), ("--exemplar", DEMO / "house.png")])
+def test_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (32, 32, 96, 96))
+    mask.save(tmp_path / "mask.png")
+    out = tmp_path / "out"
+    code, error = run(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png", *others, *QUICK, "--out", out)
+    assert code == 0, error
+    kept = np.asarray(mask) == 0
+    difference = np.abs(pixels(out / "000.png") - pixels(PHOTO)).max(axis=2)
+    assert difference[kept].max() == 0
+    assert difference[~kept].mean() > 3
+
+
+def test_two_exemplars_and_a_region_of_one(run, tmp_path):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    second = ("--exemplar-2", DEMO / "house.png", "--exemplar-mask-2", tmp_path / "mask.png", "--weight-2", 0.5)
+    code, error = run(PHOTO, *second, *QUICK, "--out", tmp_path / "out")
+    assert code == 0, error
+    report = report_of(tmp_path / "out")
+    assert (report["exemplars"], report["inversion"]["evaluations"]) == (2, 8)
+
+
+def test_a_mask_without_white_is_refused(run, tmp_path):
+    Image.new("L", (16, 16), 100).save(tmp_path / "mask.png")
+    code, error = run(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out")
+    assert code == 2
+    assert "has no white" in error
