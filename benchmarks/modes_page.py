@@ -1,0 +1,2 @@
+from string import Template
+PAGE = Template("")
