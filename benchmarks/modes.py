@@ -245,8 +245,9 @@ def region_mode(bench: Bench) -> Section:
         outside = Image.new("RGB", size, colour)
         painted = Image.composite(exemplar.image, outside, region)
         inside = Image.fromarray(np.asarray(bench.studio.seen(painted))[np.asarray(region) > 0][None])
+        paint = bench.studio.seen(outside)
         plain = bench.studio.plain(Scene.of(painted), exemplar.concept)
-        table.add("plain", bench.palette(plain, inside), bench.palette(plain, outside), 0.0)
+        table.add("plain", bench.palette(plain, inside), bench.palette(plain, paint), 0.0)
         pictures = []
         for title, mask in {"seen whole": None, "region only": region}.items():
             original, recoloured = (
@@ -254,7 +255,7 @@ def region_mode(bench: Bench) -> Section:
                 for image in (exemplar.image, painted)
             )
             moved = mean(bench.palette([one], other) for one, other in zip(original, recoloured, strict=True))
-            table.add(title, bench.palette(recoloured, inside), bench.palette(recoloured, outside), moved)
+            table.add(title, bench.palette(recoloured, inside), bench.palette(recoloured, paint), moved)
             pictures += [original[0], recoloured[0]]
         shown = Image.composite(painted, Image.new("RGB", size, "white"), region)
         rows[exemplar.concept] = [exemplar.image, painted, shown, plain[0], *pictures]

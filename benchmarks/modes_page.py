@@ -1,2 +1,126 @@
+"""The words of docs/modes.md; `modes.py` has the figures."""
+
+from __future__ import annotations
+
 from string import Template
-PAGE = Template("")
+
+PAGE = Template("""\
+# What each mode is for, and whether it does it
+
+Measured on the small demo model with real exemplars that it was not trained on, two seeds each, $steps DDIM steps, at
+the mode's own guidance scale (variation 5, the others 7). "Plain" is the same model with the same prompt and seeds
+without RIVAL. In the pictures a row has one seed throughout.
+
+- **palette distance**: how far the average pixel must move in Lab units to turn one picture's six colours into the
+  other's ([effect.md](effect.md)). Smaller is closer.
+- **layout correlation**: whether edges lie in the same places, on a grid of 16 by 16, whatever the colours: 1 is the
+  same, 0 unrelated.
+- **texture distance**: how different the strengths of all edges are, wherever they lie, in grey levels a pixel.
+- **probability, first place**: what the [classifier](../benchmarks/concepts.md) thinks of a concept.
+
+The exemplar is taken as the VAE gives it back. A figure is a mean over all cases; with so few images small differences
+mean little.
+
+## text: a new thing in the exemplar's colours
+
+Say in the prompt what to draw; the photo says how it looks.
+
+![Four exemplars, four prompts, plain and with RIVAL](modes-text.png)
+
+$text
+
+"variation, own concept" draws the exemplar's own concept: about as close as the palette can come. The palette goes
+more than half of the way from plain to there, and what the prompt names still appears nearly every time; where it does
+not, it is the fish that has lost its shape. Mode `text` leaves the first steps alone (`early_steps` 960): against mode
+`variation` with the same prompt that is a little more of the prompt for a little less of the palette.
+
+## edit: another prompt, the same layout
+
+Describe the photo in the exemplar prompt, and the photo as you want it in the prompt.
+
+![Four exemplars with another background, from edit to variation](modes-edit.png)
+
+$edit
+
+Backgrounds in grey levels of 255. The asked background appears in all of them, and the thing lies as it does in the
+photo. `start_mix` leads from there to a variation:
+
+$mixes
+
+At 0 every seed gives the same picture: nothing of the start is random.
+
+## inpaint: filling a hole
+
+Paint white what is to be made anew: the rest stays as it is. Without another exemplar the hole is filled from the
+picture itself.
+
+![Four photos, their right halves filled by plain inpainting and by RIVAL](modes-inpaint.png)
+
+The right half is filled. Its palette's distance:
+
+$inpaint
+
+Plain inpainting starts from noise in the hole and puts the photo with new noise around it at every step. What is kept
+comes out exactly: its latents are the photo's, and the pixels are put back. Without a prompt RIVAL goes on with the
+photo's ground and colours; another exemplar's come where one is given.
+
+## A region of the exemplar
+
+Paint white what shall be seen of the exemplar.
+
+![Exemplars painted over outside of a circle, seen whole and through the circle](modes-region.png)
+
+The exemplar is painted over around the middle, in a strong colour. Distances of the pictures' palettes from the
+region's and from that colour, and how far a picture moves if the photo is painted over:
+
+$region
+
+Seen whole, the colour floods the picture. With the region it leaves next to no trace. A region is seen by attention
+alone, so it brings less than a whole exemplar does: the start is noise and no statistics are aligned.
+
+## Several exemplars
+
+A weight is an exemplar's share: in the start, in the statistics and in what attention sees.
+
+![From all of one exemplar to all of another](modes-several.png)
+
+$several
+
+## similarity
+
+One slider from inspired by the exemplar to almost the same, in place of `t_align`, `t_early` and `start_mix`.
+
+![Five exemplars at five similarities](modes-similarity.png)
+
+$similarity
+
+Up to 0.5 it is the colours that come closer, and the layout is left to the seed; above it `start_mix` falls and brings
+the layout.
+
+## layers and strength
+
+![Four exemplars with each choice of layers and strength](modes-layers.png)
+
+Named by the size of a token in pixels; `fine` is the smallest. The first row has no injection: what start and alignment
+do alone. With a prompt for another thing:
+
+$layers_prompt
+
+Without a prompt:
+
+$layers_empty
+
+- `fine` (8) carries nearly all of what `all` does: palette, texture, and the little of layout and content that comes
+  through attention. It also costs the prompt as much.
+- `coarse` (16, 32) carries a share of the palette and no texture, and leaves the prompt's thing alone: about as much as
+  strength 0.25. All of it comes from 16. 32 alone does nothing here: the picture has only
+  sixteen tokens of that size.
+- No choice carries content without style, or the reverse. The names say how large a token is and no more. Attention
+  brings little content on this model: without a prompt the exemplar's concept is seldom recognised, whichever layers see it. The
+  concept has to be in the prompt.
+- `strength` leads evenly from none to all with a prompt, and costs the prompt's thing little up to 0.5. Without a
+  prompt the first quarter already goes half of the way.
+
+Figures and pictures by `python benchmarks/modes.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
+and for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, placed on plain backgrounds.
+""")

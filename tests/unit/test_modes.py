@@ -178,3 +178,26 @@ def test_similarity_leads_towards_the_exemplar(studio):
     kept = layouts(studio, made, HOUSE)
     assert colours[0] > colours[1] > colours[2]
     assert kept[2] > kept[0] + 0.15
+
+
+# how much, and through which layers
+
+
+@pytest.fixture(scope="module")
+def star_distance(studio):
+    """(fields of the settings) -> a star's distance from the red heart's colours."""
+    name = "red-heart-emojione-purple"
+    return lambda **fields: colour_distance(studio.rival(scene(name), "a star", **fields)[0], exemplar(name))
+
+
+def test_more_strength_brings_more_of_the_exemplars_colours(star_distance):
+    distances = [star_distance(strength=strength) for strength in (0.0, 0.5, 1.0)]
+    assert distances[0] > 1.15 * distances[1] > 1.15**2 * distances[2]
+
+
+def test_the_fine_layers_carry_more_of_it_than_the_coarse_ones(star_distance):
+    everything, fine, coarse, nothing = (
+        star_distance(**fields) for fields in ({}, {"layers": "fine"}, {"layers": "coarse"}, {"strength": 0.0})
+    )
+    assert everything <= 1.1 * fine
+    assert 1.25 * fine < coarse < nothing
