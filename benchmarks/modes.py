@@ -43,7 +43,7 @@ NEW_CONCEPTS = ("a star", "a dog face", "a cactus", "a fish")
 EDITS = {HOUSE: "green", BUS: "yellow", PIZZA: "blue", HEART: "green"}
 MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FILLED_FROM = {HOUSE: PIZZA, PIZZA: BUS, HEART: TAXI, BUS: HOUSE}
-OUTSIDES = {HOUSE: "magenta", PIZZA: "teal", BUS: "darkgreen", TAXI: "navy"}
+OUTSIDES = {HOUSE: "magenta", PIZZA: "teal", BUS: "darkgreen", HEART: "navy"}
 PAIRS = {(PIZZA, HOUSE): "", (TAXI, HEART): "a star", (BUS, PIZZA): "a dog face"}
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -196,7 +196,12 @@ def edit_mode(bench: Bench) -> Section:
             table.add(title, *measures(images))
         for mix, images in edits.items():
             mixes.add(f"{mix:g}", *measures(images))
-        rows[f"{asked} behind"] = [exemplar.image, plain[0], *(images[0] for images in edits.values()), variation[0]]
+        rows[f"{exemplar.concept},\non {asked}"] = [
+            exemplar.image,
+            plain[0],
+            *(images[0] for images in edits.values()),
+            variation[0],
+        ]
     titles = ["photo", "plain", "edit", *(f"start_mix {mix:g}" for mix in MIXES[1:]), "variation"]
     return Section({"edit": table, "mixes": mixes}, labelled_grid(titles, rows))
 

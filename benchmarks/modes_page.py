@@ -29,10 +29,10 @@ Say in the prompt what to draw; the photo says how it looks.
 
 $text
 
-"variation, own concept" draws the exemplar's own concept: about as close as the palette can come. The palette goes
-more than half of the way from plain to there, and what the prompt names still appears nearly every time; where it does
-not, it is the fish that has lost its shape. Mode `text` leaves the first steps alone (`early_steps` 960): against mode
-`variation` with the same prompt that is a little more of the prompt for a little less of the palette.
+The colours and the ground are the photo's, about half as far from it as plain generation, and what the prompt names
+appears nearly every time; where it does not, it is mostly the fish that has lost its shape. Mode `text` leaves the
+first steps alone (`early_steps` 960): against mode `variation` with the same prompt that is a little more of the prompt
+for a little less of the palette.
 
 ## edit: another prompt, the same layout
 
@@ -42,12 +42,12 @@ Describe the photo in the exemplar prompt, and the photo as you want it in the p
 
 $edit
 
-Backgrounds in grey levels of 255. The asked background appears in all of them, and the thing lies as it does in the
-photo. `start_mix` leads from there to a variation:
+Backgrounds in grey levels of 255: the asked one appears, as without RIVAL, and the thing lies as it does in the photo.
+`start_mix` leads from there to a variation in even steps:
 
 $mixes
 
-At 0 every seed gives the same picture: nothing of the start is random.
+At 0 a sampler without randomness gives every seed the same picture: only the start is drawn by seed.
 
 ## inpaint: filling a hole
 
@@ -60,9 +60,10 @@ The right half is filled. Its palette's distance:
 
 $inpaint
 
-Plain inpainting starts from noise in the hole and puts the photo with new noise around it at every step. What is kept
-comes out exactly: its latents are the photo's, and the pixels are put back. Without a prompt RIVAL goes on with the
-photo's ground and colours; another exemplar's come where one is given.
+Plain inpainting starts from noise in the hole and keeps the photo, with new noise at every step, around it. With
+RIVAL the kept latents are the photo's to the end, and its pixels are put back as they were. From the picture itself the
+ground and the thing's colours go on across the edge, with a prompt and without, and once the whole heart came back.
+Another exemplar's colours come too, but less: around the hole the model sees the kept picture, which asks for its own.
 
 ## A region of the exemplar
 
@@ -75,8 +76,10 @@ region's and from that colour, and how far a picture moves if the photo is paint
 
 $region
 
-Seen whole, the colour floods the picture. With the region it leaves next to no trace. A region is seen by attention
-alone, so it brings less than a whole exemplar does: the start is noise and no statistics are aligned.
+Seen whole, the paint floods the picture. With the region the pictures are as far from the paint as plain ones are. A
+trace is left: the region's own features were computed beside the paint. A region is seen by attention alone, so it
+brings much less than a whole exemplar does, and may leave a background to chance: the start is noise and no statistics
+are aligned.
 
 ## Several exemplars
 
@@ -85,6 +88,9 @@ A weight is an exemplar's share: in the start, in the statistics and in what att
 ![From all of one exemplar to all of another](modes-several.png)
 
 $several
+
+The palette leads from one to the other. Between them a picture may come out spotted, as the second row's
+at 0.75 : 0.25.
 
 ## similarity
 
@@ -115,9 +121,9 @@ $layers_empty
 - `coarse` (16, 32) carries a share of the palette and no texture, and leaves the prompt's thing alone: about as much as
   strength 0.25. All of it comes from 16. 32 alone does nothing here: the picture has only
   sixteen tokens of that size.
-- No choice carries content without style, or the reverse. The names say how large a token is and no more. Attention
-  brings little content on this model: without a prompt the exemplar's concept is seldom recognised, whichever layers see it. The
-  concept has to be in the prompt.
+- No choice carries content without style, or the reverse: the names say how large a token is and no more. Attention
+  brings little content on this model. Without a prompt the exemplar's concept is seldom recognised, whichever layers
+  see it: the concept has to be in the prompt.
 - `strength` leads evenly from none to all with a prompt, and costs the prompt's thing little up to 0.5. Without a
   prompt the first quarter already goes half of the way.
 
