@@ -78,8 +78,8 @@ $region
 
 Seen whole, the paint floods the picture. With the region the pictures are as far from the paint as plain ones are. A
 trace is left: the region's own features were computed beside the paint. A region is seen by attention alone, so it
-brings much less than a whole exemplar does, and may leave a background to chance: the start is noise and no statistics
-are aligned.
+brings much less than a whole exemplar does and may leave a background to chance: the start is noise and no statistics
+are aligned. An exemplar as flat as the heart can turn it into confetti.
 
 ## Several exemplars
 
