@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from rival_ext.alignment import align_statistics, channel_statistics
 from rival_ext.chain import Chain
-from rival_ext.exemplar import Canvas, Exemplar
+from rival_ext.exemplar import Canvas, Exemplar, joint_statistics
 
 
 def start_latents(
@@ -45,22 +45,34 @@ def noise_latents(chain: Chain, seeds: Sequence[int], size: tuple[int, int], can
     return noise if canvas is None else torch.where(canvas.hole > 0, noise, top)
 
 
-def draw_positions(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:
-    """`[1, C, number, 1]`: values of `x_T^R` at positions in random order, the same for all channels.
+def permute_positions(exemplar: Exemplar, seed: int) -> Tensor:
+    """`[1, C, n, 1]`: the seen values of `x_T^R` in random order, the same for all channels, each of them once.
 
-    Of one exemplar with as many seen positions it is a permutation, which keeps each channel's values; else positions
-    are drawn with replacement, of several exemplars by weight. Depends on `seed` alone, on every device.
+    Depends on `seed` alone, on every device.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    values = exemplar.seen(exemplar.chain.top)
+    order = torch.randperm(values.shape[2], generator=torch.Generator("cpu").manual_seed(seed))
+    return values[:, :, order.to(values.device)]
+
+
+def draw_positions(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:
+    """`[1, C, number, 1]`: as `permute_positions`, but drawn with replacement, of several exemplars by weight."""
     pools = [exemplar.seen(exemplar.chain.top) for exemplar in exemplars]
-    if len(pools) == 1 and pools[0].shape[2] == number:
-        return pools[0][:, :, torch.randperm(number, generator=generator).to(pools[0].device)]
     shares = [
         torch.full((pool.shape[2],), exemplar.weight / pool.shape[2])
         for exemplar, pool in zip(exemplars, pools, strict=True)
     ]
+    generator = torch.Generator("cpu").manual_seed(seed)
     order = torch.multinomial(torch.cat(shares), number, replacement=True, generator=generator)
     return torch.cat(pools, dim=2)[:, :, order.to(pools[0].device)]
+
+
+def _drawn(exemplars: Sequence[Exemplar], number: int, seed: int) -> Tensor:
+    if len(exemplars) == 1 and len(exemplars[0].positions) == number:
+        return permute_positions(exemplars[0], seed)
+    # a draw with replacement misses the statistics that the alignment will pull to, and pictures come out spotted
+    joint = joint_statistics(exemplars, [exemplar.chain.top for exemplar in exemplars])
+    return align_statistics(draw_positions(exemplars, number, seed), joint)
 
 
 def _start(
@@ -68,7 +80,7 @@ def _start(
 ) -> Tensor:
     places = places.to(background.device)
     inverted = layout.flatten(2)[:, :, places, None]
-    drawn = draw_positions(exemplars, len(places), seed) if mix > 0 else inverted
+    drawn = _drawn(exemplars, len(places), seed) if mix > 0 else inverted
     start = background.flatten(2).clone()
     start[:, :, places] = _between(inverted, drawn, mix)[..., 0]
     return start.view_as(background)

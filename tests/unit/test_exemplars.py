@@ -40,6 +40,11 @@ def half(height=8, width=8):
     return region
 
 
+def assert_statistics(latent, expected):
+    for one, other in zip(channel_statistics(latent), expected, strict=True):
+        assert (one - other).abs().max() < 1e-4
+
+
 def columns(latent):
     """The values at each position, as a set."""
     return {tuple(values) for values in latent.flatten(2)[0].T.tolist()}
@@ -72,20 +77,27 @@ def test_the_mix_leads_evenly_from_the_layout_to_its_loss():
 
 
 @pytest.mark.parametrize("size", [(8, 12), (5, 9), (16, 4)])
-def test_another_size_takes_its_positions_from_the_exemplar(size):
+def test_another_size_starts_with_the_exemplars_statistics(size):
     exemplar = Exemplar(chain(8, 8))
     start = start_latents([exemplar], [3, 4], 1.0, size)
     assert start.shape == (2, 4, *size)
-    assert columns(start[:1]) <= columns(exemplar.chain.top)
     assert not torch.equal(start[0], start[1])
-    kept_layout = start_latents([exemplar], [3], 0.0, size)
-    assert columns(kept_layout) <= columns(exemplar.chain.top)
+    for row in start.split(1):
+        assert_statistics(row, channel_statistics(exemplar.chain.top))
+    assert columns(draw_positions([exemplar], 99, 3)) <= columns(exemplar.chain.top)
+    assert columns(start_latents([exemplar], [3], 0.0, size)) <= columns(exemplar.chain.top)
 
 
-def test_a_region_alone_gives_the_starts_positions():
+def test_several_exemplars_start_with_their_joint_statistics():
+    exemplars = [Exemplar(chain(16, 16, seed), weight) for seed, weight in ((1, 0.75), (2, 0.25))]
+    start = start_latents(exemplars, [3], 1.0, (16, 16))
+    assert_statistics(start, joint_statistics(exemplars, [one.chain.top for one in exemplars]))
+
+
+def test_a_region_alone_gives_the_positions():
     exemplar = Exemplar(chain(), region=half())
-    start = start_latents([exemplar], [1], 1.0, (8, 8))
-    assert columns(start) <= columns(exemplar.chain.top[..., :4])
+    assert columns(draw_positions([exemplar], 64, 1)) <= columns(exemplar.chain.top[..., :4])
+    assert_statistics(start_latents([exemplar], [1], 1.0, (8, 8)), joint_statistics([exemplar], [exemplar.chain.top]))
 
 
 @pytest.mark.parametrize(("weights", "share"), [((1, 1), 0.5), ((0.25, 0.75), 0.25)])
@@ -110,7 +122,7 @@ def test_a_hole_may_be_filled_from_another_exemplar_of_another_size():
     canvas, other = Canvas(chain(), half()), Exemplar(chain(6, 10, seed=1))
     start = start_latents([other], [5], 1.0, (8, 8), canvas)
     assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
-    assert columns(start[..., :4]) <= columns(other.chain.top)
+    assert_statistics(start[..., :4], channel_statistics(other.chain.top))
 
 
 # what is kept
