@@ -426,10 +426,19 @@ def test_an_inversion_without_loras_is_the_one_of_a_prompt_without(server, memor
 
 def test_live_features_without_loras_are_the_recorded_ones(server):
     only_on_the_real_host(server, "LoRA")
-    fields = {"prompt": f"a pizza <lora:{LORA}:0.5>", "settings": {"plain_inversion": True}, "steps": 20}
-    (recorded,) = pictures(server, **fields)
-    (live,) = pictures(server, **fields, override_settings={"rival_memory_mb": 0})
-    assert np.sqrt(np.mean((live.astype(float) - recorded) ** 2)) < 1
+    # an inversion that is solved well records what is seen live, where a few large steps do not
+    settings = {"plain_inversion": True, "inversion_iterations": 10}
+    fields = {"prompt": f"a pizza <lora:{LORA}:0.05>", "steps": 20}
+    nothing = {"override_settings": {"rival_memory_mb": 0}}
+    (recorded,) = pictures(server, settings, **fields)
+    (live,) = pictures(server, settings, **fields, **nothing)
+    (with_lora,) = pictures(server, {**settings, "plain_inversion": False}, **fields, **nothing)
+
+    def distance(one, other):
+        return np.sqrt(np.mean((one.astype(float) - other) ** 2))
+
+    assert distance(live, recorded) < 1
+    assert distance(live, recorded) < 0.5 * distance(live, with_lora)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -510,7 +519,7 @@ def inpainting_server(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_checkpoint_for_inpainting(inpainting_server, sampler):
+def test_a_checkpoint_for_inpainting_on_a_real_webui(inpainting_server, sampler):
     guided, plain = paint_both(inpainting_server, sampler_name=sampler)
     holds(guided, plain, kept(0))
     filled = from_text(inpainting_server, uploaded(), sampler_name=sampler)
