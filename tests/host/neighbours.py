@@ -19,9 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from tests.host.servers import ROOT, RealServer, checkpoint_in
 
-FOLDER = Path.home() / "rival-neighbours"
-"""Where the neighbours are looked for, each in a folder of its own, unless the environment says where."""
-
 CONTROLNET, SHUFFLE, HYPERNETWORK = "tiny-control", "tiny-shuffle", "tiny-hypernetwork"
 """Names of the models that a server with neighbours finds; ControlNet averages a "shuffle" model's residuals."""
 
@@ -33,22 +30,22 @@ BLOCKS_A_LEVEL, LEVELS = 3, 3
 Weights = dict[str, np.ndarray]
 
 
-def neighbour(name: str, variable: str) -> Path | None:
-    """The folder of a neighbour that is there, else None."""
-    folder = Path(os.environ.get(variable) or FOLDER / name)
-    return folder if (folder / "scripts").is_dir() else None
+def neighbour(variable: str) -> Path | None:
+    """The folder that the environment names, if a neighbour is there, else None."""
+    folder = Path(os.environ.get(variable, ""))
+    return folder if variable in os.environ and (folder / "scripts").is_dir() else None
 
 
 def controlnet() -> Path | None:
-    return neighbour("sd-webui-controlnet", "RIVAL_CONTROLNET")
+    return neighbour("RIVAL_CONTROLNET")
 
 
 def dynamic_thresholding() -> Path | None:
-    return neighbour("sd-dynamic-thresholding", "RIVAL_DYNAMIC_THRESHOLDING")
+    return neighbour("RIVAL_DYNAMIC_THRESHOLDING")
 
 
 def freeu() -> Path | None:
-    return neighbour("sd-webui-freeu", "RIVAL_FREEU")
+    return neighbour("RIVAL_FREEU")
 
 
 class NeighboursServer(RealServer):
