@@ -89,8 +89,7 @@ A weight is an exemplar's share: in the start, in the statistics and in what att
 
 $several
 
-The palette leads from one to the other. Between them a picture may come out spotted, as the second row's
-at 0.75 : 0.25.
+The palette leads evenly from one to the other.
 
 ## similarity
 

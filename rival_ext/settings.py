@@ -221,8 +221,8 @@ FIELDS = (
         "layers",
         "Layers",
         "all, fine, coarse, or sizes of a token in pixels such as 8, 16",
-        "Which self-attention layers see the exemplar: all, fine (the smallest tokens), coarse (the others), or a list "
-        "of token sizes in pixels such as 8, 16",
+        "Which self-attention layers see the exemplar: fine (the smallest tokens) do nearly all, coarse (the others) "
+        "bring some of the colours and leave the prompt's thing alone; or token sizes in pixels such as 8, 16",
     ),
     _fraction("strength", "Strength", "How much of the attention the exemplar may take; below 1 costs time"),
     _whole_number("early_steps", "early_steps", "Above this timestep attention is untouched; 1000 is off", 0, 1000),
