@@ -29,6 +29,9 @@ def refuse(p: Any, settings: Settings) -> None:
         "mode inpaint needs a mask: paint one in an inpaint tab, or send one.": (
             settings.mode == "inpaint" and getattr(p, "mask", None) is None
         ),
+        "the mask is empty; paint over what is to be filled.": (
+            getattr(p, "mask", None) is not None and not p.nmask.any()
+        ),
         "one input image at a time; send each exemplar in a request of its own, or set Batch size to 1 (SD upscale).": (
             any(image is not images[0] and image.tobytes() != images[0].tobytes() for image in images)
         ),

@@ -265,6 +265,15 @@ def test_inpaint_without_a_mask_is_a_plain_sentence_before_sampling(server, kind
 # exemplars, regions, weights
 
 
+def test_an_empty_mask_is_a_plain_sentence_before_sampling(server):
+    server.plan()
+    blank = base64_of(Image.new("L", (SIDE, SIDE)))
+    answer = server.img2img(**request({"mode": "inpaint"}, mask=blank, inpaint_full_res=False))
+    assert answer.status == 422
+    assert "the mask is empty" in answer.sentence
+    assert server.calls() == 0
+
+
 def halves(left, right):
     """A picture of two others, side by side, and the mask of its left."""
     both = exemplar(left).resize((SIDE, SIDE))
