@@ -24,6 +24,11 @@ from safetensors.numpy import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
 STARTUP_SECONDS = 240
+OPTIONS = {
+    **{"show_progress_type": "Approx cheap", "samples_save": False},
+    # the host gives an option that a request overrides its value back only if its settings name it
+    **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
+}
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
 REFINER = "tiny-emoji.ckpt"
@@ -167,7 +172,7 @@ class RealServer:
         checkpoint.with_suffix(".yaml").write_text(description)
         (data / "models" / "Lora").mkdir()
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
-        (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False}))
+        (data / "config.json").write_text(json.dumps(OPTIONS))
 
     def _wait(self):
         """An HTTP request before the log says that it has started could kill the start."""
