@@ -92,6 +92,11 @@ class Canvas:
     chain: Chain
     hole: Tensor
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """Indices of the latent's positions that are generated, in part or whole, row-major."""
+        return (self.hole.flatten() > 0).nonzero().flatten().cpu()
+
     def keep_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """`latent` `[N, C, H, W]`, variance-exploding, with the chain's in the kept region."""
         return torch.where(self.hole > 0, latent, self.chain.latent(noise_level).to(latent))

@@ -31,7 +31,7 @@ def start_latents(
         # nearest, since an average of noise has less variance
         layout = interpolate(layout, size=size, mode="nearest")
     background = layout if canvas is None else canvas.chain.top
-    places = torch.arange(size[0] * size[1]) if canvas is None else _hole(canvas)
+    places = torch.arange(size[0] * size[1]) if canvas is None else canvas.positions
     return torch.cat([_start(exemplars, layout, background, places, mix, seed) for seed in seeds])
 
 
@@ -93,7 +93,3 @@ def _between(inverted: Tensor, drawn: Tensor, mix: float) -> Tensor:
     blend = math.cos(angle) * inverted + math.sin(angle) * drawn
     # the two are not quite independent, and their means would add up
     return align_statistics(blend, channel_statistics(drawn))
-
-
-def _hole(canvas: Canvas) -> Tensor:
-    return (canvas.hole.flatten() > 0).nonzero().flatten().cpu()

@@ -1,6 +1,6 @@
 """AUTOMATIC1111's WebUI 1.10: its samplers, prompts and progress, as the core wants them.
 
-Everything is hooked for the length of one `p.sample` and on instances only: the sampler's start and denoiser, the
+Everything is hooked for the length of one sampling and on instances only: the sampler's own method and denoiser, the
 UNet's layers. The host's own sampling runs in between, so previews, prompts, schedules and masks stay its own.
 """
 
@@ -46,7 +46,7 @@ GREY = (127, 127, 127)
 def announce(p: Any, args: Sequence[Any]) -> None:
     """Writes the settings into the generation parameters before the host saves these; wrong ones it leaves to `arm`."""
     try:
-        settings = with_neighbours_defaults(p, read_arguments(args), args)
+        settings = read_arguments(p, args)
     except RivalError:
         return
     if settings.enabled:
@@ -62,7 +62,7 @@ def arm(p: Any, args: Sequence[Any]) -> None:
     if getattr(p, "is_hr_pass", False):
         kind = HiresPass
     try:
-        settings = with_neighbours_defaults(p, read_arguments(args), args)
+        settings = read_arguments(p, args)
     except RivalError as error:
         GuidedSampling(p, error, kind)
         return
@@ -70,11 +70,13 @@ def arm(p: Any, args: Sequence[Any]) -> None:
         GuidedSampling(p, settings, kind)
 
 
-def read_arguments(args: Sequence[Any]) -> Settings:
+def read_arguments(p: Any, args: Sequence[Any]) -> Settings:
     """The settings of a request: one object with the fields' names, or the panel's values in its own order."""
     if args and isinstance(args[0], Mapping):
-        return parse_settings(args[0])
-    return parse_settings(dict(zip((field.name for field in FIELDS), args, strict=False)))
+        values = args[0]
+    else:
+        values = dict(zip((field.name for field in FIELDS), args, strict=False))
+    return with_neighbours_defaults(p, parse_settings(values), args)
 
 
 class FromImage:
@@ -130,19 +132,18 @@ class GuidedSampling:
     """Stands in for the sampler's own method once; `wanted` is what to do, or the error to raise instead."""
 
     def __init__(self, p: Any, wanted: Settings | RivalError, kind: type[FromImage] | type[FromNoise]):
-        self.p = p
         self.wanted = wanted
         self.kind = kind
+        self.placed = ExitStack()
         armed = vars(p.sampler).get(kind.method)
         if isinstance(armed, GuidedSampling):
             # the sampling that it waited for never came
-            armed._withdraw()
-        self.before = vars(p.sampler).get(kind.method)
+            armed.placed.close()
         self.original = getattr(p.sampler, kind.method)
-        setattr(p.sampler, kind.method, self)
+        self.placed.enter_context(instance_attribute(p.sampler, kind.method, self))
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
-        self._withdraw()
+        self.placed.close()
         with controlnet_leaves_on_error(p):
             if isinstance(self.wanted, RivalError):
                 raise self.wanted
@@ -180,12 +181,6 @@ class GuidedSampling:
         print(f"RIVAL: {report.summary()}")
         return samples
 
-    def _withdraw(self) -> None:
-        if self.before is None:
-            delattr(self.p.sampler, self.kind.method)
-        else:
-            setattr(self.p.sampler, self.kind.method, self.before)
-
 
 class WebuiHost:
     """The loaded checkpoint, one batch of `p` and its exemplars (`rival_ext.prepare.Host`)."""
@@ -200,6 +195,7 @@ class WebuiHost:
         self._levels = levels
         self._refuse_no_step()
         self._networks_are_aside = False
+        self._unseen: dict[tuple[int, int], Tensor] = {}
         self.pictures_of_request = Pictures(p, settings)
         with self.inversion_networks():
             self._prompt_schedules = self._encode_prompts(settings)
@@ -267,9 +263,12 @@ class WebuiHost:
         """What a checkpoint for inpainting sees beside the latent: for an exemplar, that all of it is to be made."""
         if self.p.sd_model.model.conditioning_key not in ("hybrid", "concat"):
             return latent.new_zeros(1, 5, 1, 1)
-        height, width = (side * PIXELS_PER_POSITION for side in latent.shape[2:])
-        unseen = encode(self.p.sd_model, Image.new("RGB", (width, height), GREY)).to(latent)
-        return torch.nn.functional.pad(unseen, (0, 0, 0, 0, 1, 0), value=1.0)
+        size = (latent.shape[3] * PIXELS_PER_POSITION, latent.shape[2] * PIXELS_PER_POSITION)
+        if size not in self._unseen:
+            # encoded once, not at every evaluation
+            grey = encode(self.p.sd_model, Image.new("RGB", size, GREY)).to(latent)
+            self._unseen[size] = torch.nn.functional.pad(grey, (0, 0, 0, 0, 1, 0), value=1.0)
+        return self._unseen[size]
 
     def _encode_prompts(self, settings: Settings) -> list[Any]:
         """The schedule of each prompt that the exemplar is evaluated with, in the order of the guide's halves."""

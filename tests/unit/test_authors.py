@@ -17,18 +17,22 @@ from tests.conftest import golden
 MODES = ["variation-panda", "variation-pizza", "text-panda-apple", "edit-house"]
 
 
-@pytest.mark.parametrize("name", MODES)
-def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
-    theirs = golden(name)
-    meta = theirs["meta"]
+def host_of(make_host, meta):
     # exact: their exemplar branch takes the empty prompt in the unguided half
-    host = make_host(
+    return make_host(
         prompt=meta["prompt"],
         exemplar_prompt=meta["inversion_prompt"],
         guidance=meta["cfg"],
         steps=meta["steps"],
         exact=True,
     )
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
+    theirs = golden(name)
+    meta = theirs["meta"]
+    host = host_of(make_host, meta)
     assert host.scheduler.timesteps.tolist() == meta["timesteps"]
     levels = host.noise_levels()
 
@@ -59,13 +63,7 @@ def test_inpainting_agrees_with_the_authors(make_host):
     """The hole's own positions permuted, the rest overwritten with the chain after each step."""
     theirs = golden("inpaint-pizza")
     meta = theirs["meta"]
-    host = make_host(
-        prompt=meta["prompt"],
-        exemplar_prompt=meta["inversion_prompt"],
-        guidance=meta["cfg"],
-        steps=meta["steps"],
-        exact=True,
-    )
+    host = host_of(make_host, meta)
     chain = invert(theirs["latent"], host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
     # theirs is 1 where the picture is kept
     canvas = Canvas(chain, 1 - theirs["mask"][None, None])
