@@ -19,7 +19,7 @@ from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.unit import reference
 
-AGREEMENT = 1e-4
+AGREEMENT = 3e-4
 """Largest difference of latents of size 3; measured 2e-6 to 2e-5."""
 
 SEED = 7
