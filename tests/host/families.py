@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import OPTIONS, ROOT, RealServer, checkpoint_in
+from tests.host.servers import ROOT, RealServer, checkpoint_in
 
 TRAINED, SD2, SDXL = "tiny-emoji", "tiny-sd2v", "tiny-sdxl"
 """What the families are made of: the repository's own checkpoint, and two of the given ones."""
@@ -31,8 +31,12 @@ UNCLIP = """\
       params:
         arch: ViT-S-32-alt
 """
-OVERRIDDEN = {"sd_noise_schedule": "Default", "fp8_storage": "Disable", "sdxl_crop_top": 0, "sdxl_crop_left": 0}
-"""Options that the cases override: the host gives one back only if its settings name it."""
+SETTINGS = {
+    # the host gives an option that a request overrides its value back only if its settings name it
+    **{"sd_noise_schedule": "Default", "fp8_storage": "Disable", "sdxl_crop_top": 0, "sdxl_crop_left": 0},
+    # all stay loaded, so that switching is quick and an inversion outlives it
+    "sd_checkpoints_limit": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class FamiliesServer(RealServer):
     @staticmethod
     def _fill(data: Path, with_extension: bool) -> None:
         RealServer._fill(data, with_extension)
-        (data / "config.json").write_text(json.dumps(OPTIONS | OVERRIDDEN))
+        RealServer._add_options(data, SETTINGS)
         for family in (*FAMILIES, REFUSED):
             if family is not SD1:
                 _place(family, checkpoint_in(data).parent)
@@ -148,10 +152,6 @@ class FamiliesServer(RealServer):
     def layers(self) -> int:
         """How many self-attention layers the UNet has that is loaded now."""
         return self._state()["layers"]
-
-    def errors(self) -> str:
-        """The log's last lines."""
-        return self.log.read_text(errors="replace")[-3000:]
 
 
 def _place(family: Family, folder: Path) -> None:
