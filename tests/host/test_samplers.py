@@ -143,18 +143,19 @@ def off(picture):
         ("Euler", {"img2img_fix_steps": True}),
         ("Euler", {"enable_quantization": True}),
         ("DPM++ SDE", {"no_dpmpp_sde_batch_determinism": True}),
-        ("UniPC", {"uni_pc_order": 2, "uni_pc_skip_type": "quad"}),
+        ("UniPC", {"uni_pc_order": 2, "uni_pc_skip_type": "time_quadratic"}),
         ("UniPC", {"uni_pc_skip_type": "logSNR"}),
     ],
 )
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
 def test_a_samplers_options_are_followed(server, sampler, options, kind):
     settings = {"exemplar": base64_of(exemplar(PHOTO))}
-    answer = answered(server, settings, kind, sampler_name=sampler, override_settings=options)
+    fields = {"sampler_name": sampler, "denoising_strength": 0.8}
+    answer = answered(server, settings, kind, override_settings=options, **fields)
     assert calls(answer.infotexts[0]) >= 4
     assert "recorded features" in answer.infotexts[0]
     if (kind, *options) not in WITHOUT_EFFECT:
-        usual = answered(server, settings, kind, sampler_name=sampler)
+        usual = answered(server, settings, kind, **fields)
         assert largest_difference(answer.pictures, usual.pictures) > 0
 
 
