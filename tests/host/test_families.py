@@ -14,7 +14,6 @@ from tests.host.conftest import SKIPPED
 from tests.host.families import (
     FAMILIES,
     REFUSED,
-    SD1,
     SD1_EDITING,
     SD1_INPAINTING,
     SD2_V,
@@ -111,57 +110,64 @@ def hole():
 def test_every_layer_sees_the_exemplar_in_every_step(server, family, sampler, scheduler):
     fields = {"sampler_name": sampler, "scheduler": scheduler}
     plain, first = answered(server, family, **fields), varied(server, family, **fields)
-    assert "inverted in" in first.infotexts[0]
     assert difference(first, plain) > 20
     again = varied(server, family, **fields)
     assert "stored inversion" in again.infotexts[0]
     assert difference(again, first) == 0
 
 
-@pytest.mark.parametrize("sampler", ["Euler", "Euler a"])
 @each_family
-def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family, sampler):
+def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family):
     """As far as the host keeps that promise."""
+    fields = {"sampler_name": "Euler a", "steps": 4}
     batch, alone, plain_batch, plain_alone = (
-        answered(server, family, settings, sampler_name=sampler, **fields).pictures[-1]
+        answered(server, family, settings, **fields, **one).pictures[-1:]
         for settings in ({}, None)
-        for fields in ({"batch_size": 2}, {"seed": 4})
+        for one in ({"batch_size": 2}, {"seed": 4})
     )
-    assert largest_difference([batch], [alone]) <= 2 + 2 * largest_difference([plain_batch], [plain_alone])
+    assert largest_difference(batch, alone) <= 2 + 2 * largest_difference(plain_batch, plain_alone)
 
 
-@pytest.mark.parametrize("sampler", ["LCM", "Euler a"])
+@pytest.mark.parametrize(("sampler", "number"), [("Euler a", 1), ("LCM", 1), ("LCM", 4), ("Euler a", 8)])
 @each_family
-def test_guidance_one_with_few_steps(server, family, sampler):
+def test_guidance_one_with_few_steps(server, family, sampler, number):
     """As distilled models are sampled."""
-    for number in (1, 4, 8):
-        fields = {"cfg_scale": 1, "steps": number, "sampler_name": sampler}
-        answer = varied(server, family, **fields)
-        assert steps(server, answer.infotexts[0]) == number
-        assert difference(answer, answered(server, family, **fields)) > 5
+    fields = {"cfg_scale": 1, "steps": number, "sampler_name": sampler}
+    answer = varied(server, family, **fields)
+    assert steps(server, answer.infotexts[0]) == number
+    assert difference(answer, answered(server, family, **fields)) > 5
 
 
-@pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS[:3])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @each_family
-def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, family, sampler, scheduler):
+def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, family, sampler):
     """It would not with a prediction misread (noise, velocity), a wrong noise level, or another size told to SDXL."""
     if family.edits:
         pytest.skip("instruct-pix2pix sees the image in the generation and none in the inversion")
     settings = {"start_mix": 0.0, "alignment": "off", "inversion_iterations": 4}
-    fields = {"cfg_scale": 1, "prompt": "", "steps": 20, "sampler_name": sampler, "scheduler": scheduler}
     decoded = answered(server, family, denoising_strength=0).pictures[0].astype(float)
-    back = varied(server, family, settings, **fields).pictures[0]
-    assert np.abs(back - decoded).mean() < 5
+    back = varied(server, family, settings, cfg_scale=1, prompt="", steps=12, sampler_name=sampler).pictures[0]
+    assert np.abs(back - decoded).mean() < 4
 
 
-@each_family
-def test_exact_guidance_and_prompts_of_two_parts(server, family):
+@pytest.mark.parametrize("family", [SD2_V, SDXL_INPAINTING], ids=lambda family: family.name)
+def test_exact_guidance_and_a_prompt_of_two_parts(server, family):
     settings = {"exemplar_prompt": "a pizza", "exact": True, "t_align": 300}
     fields = {"prompt": "a pizza AND a house :0.5"}
     batch = varied(server, family, settings, batch_size=2, **fields)
     alone = varied(server, family, settings, seed=4, **fields)
     plain = [answered(server, family, **fields, **one).pictures[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
     assert largest_difference(batch.pictures[1:], alone.pictures) <= 2 + 2 * largest_difference(*plain)
+
+
+@pytest.mark.parametrize("family", [SD2_V, SDXL_BASE], ids=lambda family: family.name)
+def test_both_passes_of_hires_fix_see_the_exemplar(server, family):
+    settings = {"exemplar": base64_of(exemplar(PHOTO))}
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    text = answered(server, family, settings, "txt2img", **hires).infotexts[0]
+    first, second = text.split("RIVAL hires report")
+    assert steps(server, first) == 6
+    assert steps(server, second) >= 3
 
 
 def test_switching_the_checkpoint_never_reuses_another_ones_inversion(server):
@@ -199,7 +205,6 @@ def test_an_exemplar_of_another_aspect(server, family, kind):
         for width, height in ((SIDE, 2 * SIDE), (2 * SIDE, SIDE))
     )
     assert standing.pictures[0].shape == (2 * SIDE, SIDE, 3)
-    assert "inverted in" in standing.infotexts[0]
     assert "stored inversion" in lying.infotexts[0]
     assert difference(lying, answered(server, family, None, kind, width=2 * SIDE, height=SIDE)) > 20
 
@@ -258,15 +263,14 @@ def test_another_family_is_refused_before_sampling(server):
 # half precision
 
 
-@pytest.mark.parametrize("family", [SD1, SD1_INPAINTING], ids=lambda family: family.name)
-def test_weights_in_eight_bits(server, family):
+def test_weights_in_eight_bits(server):
     """On a processor the host then computes in bfloat16; its OpenCLIP encoders cannot (SD 2, SDXL)."""
-    usual = varied(server, family)
+    family = SD1_INPAINTING
+    plain, usual = answered(server, family), varied(server, family)
     eight_bits = {"fp8_storage": "Enable"}
     first = varied(server, family, options=eight_bits)
     assert "inverted in" in first.infotexts[0]
     assert difference(first, answered(server, family, options=eight_bits)) > 20
-    again = varied(server, family, options=eight_bits)
-    assert "stored inversion" in again.infotexts[0]
-    assert difference(again, first) == 0
-    assert difference(varied(server, family), usual) == 0
+    # the host rounds the noise levels of a checkpoint that it has had in eight bits
+    off = difference(answered(server, family), plain)
+    assert difference(varied(server, family), usual) <= 2 + 2 * off
