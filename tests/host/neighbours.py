@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
@@ -78,18 +77,16 @@ class NeighboursServer(RealServer):
 
     def watch(self) -> dict[str, Any]:
         """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
-        return httpx.get(f"{self.url}/neighbours/state").json()
+        return self.client.get("/neighbours/state").json()
 
     def folder(self, settings: dict[str, Any], folder: Path) -> list[str]:
         """The infotexts of "Batch from Directory", which the API has not."""
-        response = httpx.post(
-            f"{self.url}/neighbours/folder", json={"rival": settings, "folder": str(folder)}, timeout=600
-        )
+        response = self.client.post("/neighbours/folder", json={"rival": settings, "folder": str(folder)})
         return response.json()
 
     def forget(self) -> None:
         """Empties the store of inversions and the counts."""
-        httpx.post(f"{self.url}/neighbours/forget").raise_for_status()
+        self.client.post("/neighbours/forget").raise_for_status()
 
 
 def padded(weights: Weights) -> Weights:

@@ -66,7 +66,7 @@ class StandInServer:
         self.scripts, self.defaults = [], []
         if with_extension:
             self._load_script()
-        self.probe = Probe(checkpoint.model.diffusion_model, state)
+        self.probe = Probe(lambda: checkpoint.model.diffusion_model, state)
 
     def _load_script(self):
         import importlib.util
@@ -138,6 +138,8 @@ class RealServer:
         self._add_options(data, options or {})
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        # one for all requests: making one takes longer than a short request
+        self.client = httpx.Client(base_url=self.url, timeout=600)
         self.log = data / "log.txt"
         options = [
             *("--data-dir", str(data), "--ckpt", str(checkpoint_in(data)), "--no-download-sd-model"),
@@ -191,7 +193,7 @@ class RealServer:
             time.sleep(0.5)
 
     def plan(self, at_call=0, action=""):
-        httpx.post(f"{self.url}/probe/plan", params={"at_call": at_call, "action": action}).raise_for_status()
+        self.client.post("/probe/plan", params={"at_call": at_call, "action": action}).raise_for_status()
 
     def calls(self):
         return self._state()["calls"]
@@ -206,17 +208,17 @@ class RealServer:
         return self._state()["imported"]
 
     def _state(self):
-        return httpx.get(f"{self.url}/probe/state").json()
+        return self.client.get("/probe/state").json()
 
     def set(self, **options):
         """Changes options as the settings page does, for good."""
-        httpx.post(f"{self.url}/sdapi/v1/options", json=options, timeout=60).raise_for_status()
+        self.client.post("/sdapi/v1/options", json=options).raise_for_status()
 
     def samplers(self):
-        return [sampler["name"] for sampler in httpx.get(f"{self.url}/sdapi/v1/samplers").json()]
+        return [sampler["name"] for sampler in self.client.get("/sdapi/v1/samplers").json()]
 
     def schedules(self):
-        return [schedule["label"] for schedule in httpx.get(f"{self.url}/sdapi/v1/schedulers").json()]
+        return [schedule["label"] for schedule in self.client.get("/sdapi/v1/schedulers").json()]
 
     def img2img(self, **payload):
         return self._request("img2img", payload)
@@ -225,7 +227,7 @@ class RealServer:
         return self._request("txt2img", payload)
 
     def _request(self, kind: str, payload: dict[str, Any]) -> Answer:
-        response = httpx.post(f"{self.url}/sdapi/v1/{kind}", json=payload, timeout=600)
+        response = self.client.post(f"/sdapi/v1/{kind}", json=payload)
         body = response.json()
         if response.status_code != 200:
             return Answer(response.status_code, sentence=body.get("detail") or body.get("errors") or str(body))
@@ -236,6 +238,7 @@ class RealServer:
         return Answer(200, arrays[-len(infotexts) :], infotexts)
 
     def stop(self):
+        self.client.close()
         self.process.terminate()
         try:
             self.process.wait(timeout=20)
