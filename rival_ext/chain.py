@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rival_ext.attention import Features
+from rival_ext.noise import SAME_LEVEL
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Chain:
         tensors = [self.latents, *(h for node in self.features.values() for h in node.values())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def below(self, noise_level: float) -> Chain:
+        """The chain without its features up to a noise level, which becomes its highest node; all of it if higher."""
+        noise_level = min(noise_level, float(self.noise_levels[-1]))
+        lower = self.noise_levels < noise_level * (1 - SAME_LEVEL)
+        levels = torch.cat([self.noise_levels[lower], self.noise_levels.new_tensor([noise_level])])
+        return Chain(levels, torch.cat([self.latents[lower.to(self.latents.device)], self.latent(noise_level)]))
+
     def latent(self, noise_level: float) -> Tensor:
         """The exemplar `[1, C, H, W]` at any noise level: between two nodes the chain is linear in sigma."""
         upper = self._segment(noise_level)
@@ -55,7 +63,7 @@ class Chain:
 
     def is_node(self, noise_level: float) -> bool:
         """Whether the inversion evaluated the exemplar at this noise level."""
-        return math.isclose(noise_level, float(self.noise_levels[self._segment(noise_level)]), rel_tol=1e-4)
+        return math.isclose(noise_level, float(self.noise_levels[self._segment(noise_level)]), rel_tol=SAME_LEVEL)
 
     def _slope(self, upper: int) -> Tensor:
         rise = self.latents[upper : upper + 1] - self.latents[upper - 1 : upper]
@@ -63,5 +71,5 @@ class Chain:
 
     def _segment(self, noise_level: float) -> int:
         """Index of the node that ends the segment which holds the noise level; the outer ones reach on."""
-        index = int(torch.searchsorted(self.noise_levels, noise_level * (1 - 1e-4)))
+        index = int(torch.searchsorted(self.noise_levels, noise_level * (1 - SAME_LEVEL)))
         return min(max(index, 1), len(self.noise_levels) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -40,6 +40,10 @@ class Exemplar:
         if self.region is None:
             return torch.arange(self.chain.top[0, 0].numel())
         return positions_in(self.region)
+
+    def below(self, noise_level: float) -> Exemplar:
+        """The same exemplar with its chain up to a noise level only."""
+        return replace(self, chain=self.chain.below(noise_level))
 
     def seen(self, latent: Tensor) -> Tensor:
         """The seen positions `[1, C, n, 1]` of a latent of the exemplar's own shape."""
@@ -96,6 +100,10 @@ class Canvas:
     def positions(self) -> Tensor:
         """Indices of the latent's positions that are generated, in part or whole, row-major."""
         return (self.hole.flatten() > 0).nonzero().flatten().cpu()
+
+    def below(self, noise_level: float) -> Canvas:
+        """The same canvas with its chain up to a noise level only."""
+        return replace(self, chain=self.chain.below(noise_level))
 
     def keep_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """`latent` `[N, C, H, W]`, variance-exploding, with the chain's in the kept region."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -63,11 +64,13 @@ class Guide:
         self.whole = [exemplar for exemplar in exemplars if not exemplar.is_part]
         self.sources = sources or self.whole
 
-    def start(self, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Start latents `[len(seeds), C, *size]`, variance-exploding."""
-        if self.sources:
-            return start_latents(self.sources, seeds, self.settings.start_mix, size, self.canvas)
-        return noise_latents(self.exemplars[0].chain, seeds, size, self.canvas)
+    def start(self, seeds: Sequence[int], size: tuple[int, int], noise_level: float = math.inf) -> Tensor:
+        """Start latents `[len(seeds), C, *size]`, variance-exploding, at a level of the chains, or at their top."""
+        canvas = self.canvas and self.canvas.below(noise_level)
+        sources = [source.below(noise_level) for source in self.sources]
+        if sources:
+            return start_latents(sources, seeds, self.settings.start_mix, size, canvas)
+        return noise_latents(self.exemplars[0].chain.below(noise_level), seeds, size, canvas)
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's own latent `[N, C, H, W]`, variance-exploding, to go on from; the same object if untouched."""
@@ -116,12 +119,13 @@ class Guide:
         recorded = chain.features_at(noise_level)
         if recorded is not None:
             return recorded, chain.slope(noise_level)
-        self.report.features = "live"
-        self.report.note(
-            "the memory budget has no room for all recorded features"
-            if chain.is_node(noise_level)
-            else "the sampler visits noise levels between the inversion's"
-        )
+        if self.report.features == "recorded":
+            self.report.features = "live"
+            self.report.note(
+                "the memory budget has no room for all recorded features"
+                if chain.is_node(noise_level)
+                else "the sampler visits noise levels between the inversion's"
+            )
         with record(self.layers) as features:
             exemplar_noise = self.predict_noise(chain.latent(noise_level), noise_level)
         return features, exemplar_noise

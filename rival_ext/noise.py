@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SAME_LEVEL = 1e-4
+"""Noise levels that differ by less, relatively, are one: samplers count in 32 bits and come to one by several ways."""
+
 
 class NoiseSchedule:
     """The checkpoint's training schedule, between timesteps `t` in [0, T) and noise levels `sigma >= 0`.

@@ -66,6 +66,9 @@ class Host(Protocol):
     def noise_levels(self) -> Tensor:
         """float64 `[N + 1]`, ascending: where the clean latent lies, then those the sampler will visit."""
 
+    def is_predictable(self) -> bool:
+        """Whether the sampler visits just these; features recorded for one that finds its own would serve nothing."""
+
     def pictures(self) -> Sequence[Picture]:
         """The exemplars, one or more."""
 
@@ -94,16 +97,19 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     # a schedule of very many steps may visit a level twice; the chain is looked up by level, never by index
     levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels, layers)
-    report.features = "recorded"
+    report.features, recorded = "recorded", layers
+    if not host.is_predictable():
+        report.features, recorded = "live", {}
+        report.note("the sampler finds its own noise levels")
     report.store = "off" if store is None else "hit"
     begun = time.perf_counter()
     chains = _Chains(host, settings, levels, store, report)
     pictures = host.pictures()
     exemplars = [
-        Exemplar(chains.of(picture.latent, layers), picture.weight, picture.region, picture.is_part)
+        Exemplar(chains.of(picture.latent, recorded), picture.weight, picture.region, picture.is_part)
         for picture in pictures
     ]
-    canvas, sources = _canvas(host.painting(), pictures, chains, layers)
+    canvas, sources = _canvas(host.painting(), pictures, chains, recorded)
     report.exemplars = len(exemplars)
     report.seconds.inversion = time.perf_counter() - begun
     guide = Guide(exemplars, settings, host.schedule, layers, host.predict_noise, report, canvas, sources)

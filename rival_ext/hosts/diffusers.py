@@ -128,6 +128,9 @@ class DiffusersHost:
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
+    def is_predictable(self) -> bool:
+        return True
+
     def pictures(self) -> list[Picture]:
         return [
             Picture(

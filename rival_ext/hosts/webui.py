@@ -11,36 +11,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-from modules import extra_networks, prompt_parser, sd_samplers_common, shared
-from PIL import Image
+from modules import extra_networks, sd_samplers_common, shared
 from torch import Tensor
 
 from rival_ext.attention import count_rows
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
+from rival_ext.hosts.webui_conditioning import ExemplarConditioning
 from rival_ext.hosts.webui_fingerprint import fingerprint
 from rival_ext.hosts.webui_neighbours import (
-    controlnet_leaves_on_error,
+    controlnet_leaves,
     instance_attribute,
     references_apart,
     undisturbed,
     with_neighbours_defaults,
 )
-from rival_ext.hosts.webui_pictures import Pictures, encode
+from rival_ext.hosts.webui_pictures import Pictures
 from rival_ext.hosts.webui_refusals import refuse
-from rival_ext.hosts.webui_samplers import SamplerForm, sampler_form
-from rival_ext.noise import levels_tensor
+from rival_ext.hosts.webui_rehearsal import Rehearsal, rehearse
+from rival_ext.hosts.webui_samplers import SamplerForm, levels_of, sampler_form
+from rival_ext.noise import SAME_LEVEL, levels_tensor
 from rival_ext.prepare import Painting, Picture, prepare
 from rival_ext.report import Report
-from rival_ext.settings import FIELDS, PIXELS_PER_POSITION, Settings, parse_settings
+from rival_ext.settings import FIELDS, Settings, parse_settings
 from rival_ext.store import ChainStore
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 
 STORE = ChainStore()
 """The chains of this server."""
-
-GREY = (127, 127, 127)
 
 
 def announce(p: Any, args: Sequence[Any]) -> None:
@@ -86,17 +84,12 @@ class FromImage:
     report = REPORT
 
     @staticmethod
-    def levels(form: SamplerForm, p: Any, steps: int | None) -> list[float]:
-        """Ascending: where the clean latent lies, then the noise levels that will be visited."""
-        return form.img2img_levels(p, steps)
-
-    @staticmethod
     def start(host: WebuiHost, guide: Guide, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The method's own latents, so that the sampling starts where the guide says."""
-        p, form = host.p, host.form
-        start = guide.start(p.seeds, (x.shape[2], x.shape[3])).to(x)
+        of_image, of_noise = host.gains
         clean = host.clean_latent(x)
-        return clean, form.noise_between(p, host.steps, clean, start).to(noise) * p.initial_noise_multiplier
+        noise = ((host.start(guide, x) - of_image * clean) / of_noise).to(noise)
+        return clean, noise * host.p.initial_noise_multiplier
 
 
 class FromNoise:
@@ -106,15 +99,10 @@ class FromNoise:
     report = REPORT
 
     @staticmethod
-    def levels(form: SamplerForm, p: Any, steps: int | None) -> list[float]:
-        """As of `FromImage`."""
-        return form.txt2img_levels(p, steps)
-
-    @staticmethod
     def start(host: WebuiHost, guide: Guide, x: Tensor) -> tuple[Tensor]:
         """As of `FromImage`."""
-        start = guide.start(host.p.seeds, (x.shape[2], x.shape[3]))
-        return (host.form.noise_to(host.p, host.steps, start).to(x),)
+        (of_noise,) = host.gains
+        return (host.start(guide, x) / of_noise,)
 
 
 class HiresPass(FromImage):
@@ -144,7 +132,7 @@ class GuidedSampling:
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self.placed.close()
-        with controlnet_leaves_on_error(p):
+        with controlnet_leaves(p):
             if isinstance(self.wanted, RivalError):
                 raise self.wanted
             return self._sample_guided(self.wanted, p, x, *args, steps=steps, **kwargs)
@@ -157,12 +145,12 @@ class GuidedSampling:
         # the latents that the method starts from come first, then the prompts
         latents, prompts = (x, *args[:-2]), args[-2:]
 
-        def sample(latents: tuple[Tensor, ...]) -> Tensor:
+        def sample(latents: Sequence[Tensor]) -> Tensor:
             return self.original(p, *latents, *prompts, steps=steps, **kwargs)
 
         refuse(p, settings)
         report = Report(settings.mode, settings.t_align, settings.t_early)
-        host = WebuiHost(p, settings, kind.levels(sampler_form(sampler), p, steps), steps)
+        host = WebuiHost(p, settings, rehearse(p, sample, latents), steps or p.steps)
         try:
             with host.inversion_networks():
                 guide = prepare(host, settings, STORE, report)
@@ -185,23 +173,26 @@ class GuidedSampling:
 class WebuiHost:
     """The loaded checkpoint, one batch of `p` and its exemplars (`rival_ext.prepare.Host`)."""
 
-    def __init__(self, p: Any, settings: Settings, levels: list[float], steps: int | None):
+    def __init__(self, p: Any, settings: Settings, rehearsal: Rehearsal, steps: int):
         self.p = p
         self.settings = settings
-        self.steps = steps
         self.unet = p.sd_model.model.diffusion_model
-        self.form: SamplerForm = sampler_form(p.sampler)
+        self.gains = rehearsal.gains
+        self.form = sampler_form(p.sampler, p, rehearsal)
         self.schedule = self.form.schedule
-        self._levels = levels
+        self._levels = levels_of(self.form)
         self._refuse_no_step()
         self._networks_are_aside = False
-        self._unseen: dict[tuple[int, int], Tensor] = {}
         self.pictures_of_request = Pictures(p, settings)
+        self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps))
         with self.inversion_networks():
-            self._prompt_schedules = self._encode_prompts(settings)
+            self._prompt_schedules = self.conditioning.schedules(self.pictures_of_request.exemplars[0].latent.shape)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
+
+    def is_predictable(self) -> bool:
+        return self.form.is_predictable
 
     def pictures(self) -> Sequence[Picture]:
         return self.pictures_of_request.exemplars
@@ -210,16 +201,18 @@ class WebuiHost:
         return self.pictures_of_request.painting
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
-        steps_before = sum(level > noise_level * (1 + 1e-4) for level in self._levels)
-        rows = len(self._prompt_schedules)
-        conditioning = {
-            "c_crossattn": [prompt_parser.reconstruct_cond_batch(self._prompt_schedules, steps_before)],
-            "c_concat": [self._image_conditioning(latent).expand(rows, -1, -1, -1)],
-        }
-        latent = (latent * self.form.scale(noise_level)).expand(rows, -1, -1, -1)
+        visits = self.form.visits
+        reached = (call for call, visited in enumerate(visits) if visited <= noise_level * (1 + SAME_LEVEL))
         with self.inversion_networks(), undisturbed(self.unet):
+            conditioning = self.conditioning.at(latent, next(reached, len(visits)))
+            latent = (latent * self.form.scale(noise_level)).expand(self.conditioning.rows, -1, -1, -1)
             # the last row's prompt is the exemplar's own
             return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
+
+    def start(self, guide: Guide, x: Tensor) -> Tensor:
+        """Where the sampler's function shall start, in the sampler's form; `x` has its shape."""
+        level = self.form.start_level
+        return (guide.start(self.p.seeds, (x.shape[2], x.shape[3]), level) * self.form.scale(level)).to(x)
 
     def clean_latent(self, x: Tensor) -> Tensor:
         """What img2img may add its noise to in place of `x`, which the host has drawn from the VAE's posterior."""
@@ -258,29 +251,6 @@ class WebuiHost:
     def _networks(self) -> Any:
         p = self.p
         return (p.hr_extra_network_data if getattr(p, "is_hr_pass", False) else p.extra_network_data) or {}
-
-    def _image_conditioning(self, latent: Tensor) -> Tensor:
-        """What a checkpoint for inpainting sees beside the latent: for an exemplar, that all of it is to be made."""
-        if self.p.sd_model.model.conditioning_key not in ("hybrid", "concat"):
-            return latent.new_zeros(1, 5, 1, 1)
-        size = (latent.shape[3] * PIXELS_PER_POSITION, latent.shape[2] * PIXELS_PER_POSITION)
-        if size not in self._unseen:
-            # encoded once, not at every evaluation
-            grey = encode(self.p.sd_model, Image.new("RGB", size, GREY)).to(latent)
-            self._unseen[size] = torch.nn.functional.pad(grey, (0, 0, 0, 0, 1, 0), value=1.0)
-        return self._unseen[size]
-
-    def _encode_prompts(self, settings: Settings) -> list[Any]:
-        """The schedule of each prompt that the exemplar is evaluated with, in the order of the guide's halves."""
-        p = self.p
-        prompts = [settings.exemplar_prompt]
-        if settings.exact and settings.exemplar_prompt:
-            prompts.insert(UNGUIDED, "")
-        texts = prompt_parser.SdConditioning(prompts, width=p.width, height=p.height)
-        schedules = prompt_parser.get_learned_conditioning(p.sd_model, texts, self.steps or p.steps)
-        if len({entry.cond.shape for schedule in schedules for entry in schedule}) > 1:
-            raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
-        return schedules
 
     def _refuse_no_step(self) -> None:
         if len(self._levels) < 2:
@@ -323,10 +293,17 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
             predicted = form.noise_of(output, x, level)
             return predicted
 
-        # the host evaluates the prompts' rows first, one for each part of an AND, then those of the negative prompts
-        halves = [GUIDED for parts in cond.batch for _ in parts] + [UNGUIDED] * len(x)
+        # the host evaluates the prompts' rows first, one for each part of an AND, then those of the negative prompts,
+        # which instruct-pix2pix evaluates twice: with the image and without
+        halves = [GUIDED for parts in cond.batch for _ in parts] + [UNGUIDED] * 2 * len(x)
         noise = guide.guided_noise(level, denoise, halves)
-        return output if noise is predicted else form.output_of(noise, x, level).to(x)
+        if noise is predicted:
+            return output
+        corrected_output = form.output_of(noise, x, level).to(x)
+        if denoiser.need_last_noise_uncond:
+            # DDIM CFG++ takes its direction from here
+            denoiser.last_noise_uncond = denoiser.last_noise_uncond + corrected_output - output
+        return corrected_output
 
     with instance_attribute(denoiser, "forward", forward):
         yield

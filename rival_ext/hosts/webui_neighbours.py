@@ -26,6 +26,10 @@ TABLES_OF_FORWARDS = {"scripts.ipadapter.plugable_ipadapter": "all_hacks", "scri
 """ControlNet's modules that keep a table of layers they replaced the forward of -> its name; layer -> forward."""
 
 
+PROMPT_CACHES = {"cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"}
+"""The host's (key, encoded prompts) in a processing, each shared with the next one."""
+
+
 @contextmanager
 def undisturbed(unet: nn.Module) -> Iterator[None]:
     """Puts aside, while it runs, whatever would steer the exemplar: ControlNet's units of all kinds, and FreeU."""
@@ -56,17 +60,25 @@ def references_apart(p: Any) -> Iterator[None]:
 
 
 @contextmanager
-def controlnet_leaves_on_error(p: Any) -> Iterator[None]:
-    """The host skips after an error what takes ControlNet off the UNet; it would go on steering the other tab."""
+def controlnet_leaves(p: Any) -> Iterator[None]:
+    """Nothing of ControlNet's stays behind where its own end is not reached: it would go on steering the other tab.
+
+    The host skips after an error what takes it off the UNet. The marks that it puts on the host's stored prompts it
+    takes off at the first evaluation, which an error or an interrupt may come before.
+    """
+    script = _controlnet_script(p)
+    network = getattr(script, "latest_network", None)
     try:
         yield
     except Exception:
-        script = _controlnet_script(p)
-        network = getattr(script, "latest_network", None)
         if network is not None:
             network.restore()
             script.latest_network = None
         raise
+    finally:
+        if network is not None:
+            for name in PROMPT_CACHES & vars(p).keys():
+                getattr(p, name)[:] = None, None
 
 
 def controlnet_units(p: Any) -> list[str]:
@@ -93,11 +105,6 @@ def reorders_rows(p: Any) -> bool:
     """Whether ControlNet hands the layers other rows than the host does: reference units, aligned style in a batch."""
     network = getattr(_controlnet_script(p), "latest_network", None)
     return bool(getattr(network, "attn_module_list", ()))
-
-
-def sampler_name(p: Any) -> str:
-    """The sampler that the user chose; Dynamic Thresholding puts a copy under another name in its place."""
-    return getattr(p, "orig_sampler_name", None) or p.sampler_name
 
 
 @contextmanager

@@ -7,24 +7,27 @@ from typing import Any
 from modules import extra_networks, shared
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts.webui_neighbours import reorders_rows, sampler_name
-from rival_ext.hosts.webui_samplers import SAMPLERS
+from rival_ext.hosts.webui_neighbours import reorders_rows
 from rival_ext.settings import Settings
+
+FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
+"""The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
+
+UNCLIP = "crossattn-adm"
 
 
 def refuse(p: Any, settings: Settings) -> None:
     """Raises RivalError for the first thing in a batch of `p` that cannot be honoured."""
-    sampler = sampler_name(p)
-    if getattr(p, "is_hr_pass", False):
-        sampler = p.hr_sampler_name or sampler
     images = getattr(p, "init_images", None) or []
     model = shared.sd_model
     refusals = {
-        f"sampler {sampler} is not supported; choose one of {', '.join(SAMPLERS)}.": sampler not in SAMPLERS,
-        "this checkpoint is not a Stable Diffusion 1.x one for text or inpainting; load one.": (
-            not getattr(model, "is_sd1", False)
-            or model.model.conditioning_key not in ("crossattn", "hybrid")
-            or model.cond_stage_key == "edit"
+        "this checkpoint is none of Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
+            not any(getattr(model, family, False) for family in FAMILIES)
+            or model.model.conditioning_key == UNCLIP
+            or hasattr(model, "depth_model")
+        ),
+        "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
+            getattr(model, "cond_stage_key", None) == "edit" and not images
         ),
         "mode inpaint needs a mask: paint one in an inpaint tab, or send one.": (
             settings.mode == "inpaint" and getattr(p, "mask", None) is None

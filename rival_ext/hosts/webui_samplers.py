@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
-from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps, shared
+from modules import sd_samplers_kdiffusion, sd_samplers_timesteps, shared
 from torch import Tensor
 
 from rival_ext.chain import Chain
-from rival_ext.noise import NoiseSchedule, scale_to_vp
+from rival_ext.errors import RivalError
+from rival_ext.hosts.webui_rehearsal import Rehearsal
+from rival_ext.noise import SAME_LEVEL, NoiseSchedule, scale_to_vp
 
-SAMPLERS = ("DDIM", "Euler", "Euler a", "DPM++ 2M")
-"""Those that RIVAL works with."""
+ADAPTIVE = "sample_dpm_adaptive"
+"""The one function whose levels depend on what it samples."""
+
+UNIPC = "unipc"
 
 
 class SamplerForm(Protocol):
-    """A family's translation; a latent here is in the family's own form, `scale(level)` times the exploding one."""
+    """A family's translation; a latent here is in the family's own form, `scale(level)` times the exploding one.
+
+    schedule: the checkpoint's.
+    visits: the noise levels at which the denoiser will be called, call by call.
+    clean_level, start_level: where the clean latent lies, and the latent that the sampler starts from.
+    is_predictable: whether it visits just these levels; an adaptive sampler finds its own.
+    """
 
     schedule: NoiseSchedule
-
-    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        """Ascending: where the clean latent lies, then those that the sampler will visit in txt2img."""
-
-    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        """The same in img2img, fewer at a lower denoising strength."""
+    visits: list[float]
+    clean_level: float
+    start_level: float
+    is_predictable: bool
 
     def noise_level(self, clock: float) -> float:
         """Noise level of what the denoiser is told as `sigma`."""
@@ -45,34 +52,42 @@ class SamplerForm(Protocol):
     def kept(self, chain: Chain, noise_level: float) -> Tensor:
         """What the host has to blend into the kept region for it to follow the chain, in the form it blends in."""
 
-    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
-        """What the host's txt2img has to be given to start at `start`, variance-exploding."""
 
-    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
-        """The noise with which the host's img2img, given `clean`, starts at `start`, variance-exploding."""
-
-
-def sampler_form(sampler: Any) -> SamplerForm:
-    """The translation for a sampler that the host has created."""
+def sampler_form(sampler: Any, p: Any, rehearsal: Rehearsal) -> SamplerForm:
+    """The translation for a sampler that the host has created; raises RivalError for one of neither family."""
     if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
-        return TimestepForm(sampler)
-    assert isinstance(sampler, sd_samplers_kdiffusion.KDiffusionSampler)
-    return SigmaForm(sampler)
+        return TimestepForm(sampler, rehearsal)
+    if isinstance(sampler, sd_samplers_kdiffusion.KDiffusionSampler):
+        return SigmaForm(sampler, p, rehearsal)
+    raise RivalError(f"sampler {p.sampler_name} is of a kind that RIVAL does not know; choose one of the WebUI's own.")
+
+
+def levels_of(form: SamplerForm) -> list[float]:
+    """Ascending and each once: where the clean latent lies, then those that are visited above it."""
+    levels = [form.clean_level]
+    for level in sorted(form.visits):
+        if level > levels[-1] * (1 + SAME_LEVEL):
+            levels.append(level)
+    return levels
 
 
 class SigmaForm:
     """k-diffusion: counts in sigma, holds variance-exploding latents, its denoiser returns the clean latent."""
 
-    def __init__(self, sampler: Any):
+    def __init__(self, sampler: Any, p: Any, rehearsal: Rehearsal):
         self.sampler = sampler
-        self.schedule = NoiseSchedule(sampler.model_wrap.sigmas)
-
-    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        return self.sampler.get_sigmas(p, steps or p.steps).double().flip(0).tolist()
-
-    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
-        return self.sampler.get_sigmas(p, steps)[steps - t_enc - 1 :].double().flip(0).tolist()
+        self.schedule = NoiseSchedule.of_alphas(shared.sd_model.alphas_cumprod)
+        self.visits = rehearsal.clocks
+        self.is_predictable = sampler.funcname != ADAPTIVE
+        arguments = rehearsal.arguments
+        if "sigmas" in arguments:
+            self.start_level, self.clean_level = (float(arguments["sigmas"][end]) for end in (0, -1))
+        else:
+            self.start_level, self.clean_level = (float(arguments[name]) for name in ("sigma_max", "sigma_min"))
+        if not self.is_predictable:
+            schedule = sampler.get_sigmas(p, p.steps).double().tolist()
+            self.visits = [level for level in schedule if self.clean_level < level < self.start_level]
+            self.visits.insert(0, self.start_level)
 
     def noise_level(self, clock: float) -> float:
         return clock
@@ -93,30 +108,21 @@ class SigmaForm:
     def kept(self, chain: Chain, noise_level: float) -> Tensor:
         return chain.latent(noise_level) - noise_level * chain.slope(noise_level)
 
-    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
-        highest = self.txt2img_levels(p, steps)[-1]
-        return start / (math.sqrt(1 + highest**2) if shared.opts.sgm_noise_multiplier else highest)
-
-    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
-        return (start - clean) / self.img2img_levels(p, steps)[-1]
-
 
 class TimestepForm:
     """The DDIM family: counts in timesteps, holds variance-preserving latents, its denoiser returns the noise."""
 
-    def __init__(self, sampler: Any):
+    is_predictable = True
+
+    def __init__(self, sampler: Any, rehearsal: Rehearsal):
         self.sampler = sampler
         self.schedule = NoiseSchedule.of_alphas(shared.sd_model.alphas_cumprod)
-
-    def txt2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        # the family ends at the first timestep without calling the model
-        return [self.noise_level(timestep) for timestep in self.sampler.get_timesteps(p, steps or p.steps).tolist()]
-
-    def img2img_levels(self, p: Any, steps: int | None) -> list[float]:
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
-        # img2img is noised at timesteps[t_enc] but starts one below
-        visited = self.sampler.get_timesteps(p, steps)[:t_enc]
-        return [self.noise_level(timestep) for timestep in visited.tolist()]
+        self.visits = [self.noise_level(clock) for clock in rehearsal.clocks]
+        # UniPC ends at its own last timestep, the others at the schedule's
+        last = 0.0 if sampler.func.__name__ == UNIPC else min(map(float, rehearsal.arguments["timesteps"]), default=0.0)
+        self.clean_level = self.noise_level(last)
+        # img2img is noised one timestep above the first that is visited
+        self.start_level = self.visits[0] if self.visits else self.clean_level
 
     def noise_level(self, clock: float) -> float:
         return self.schedule.noise_level(clock)
@@ -137,12 +143,3 @@ class TimestepForm:
 
     def kept(self, chain: Chain, noise_level: float) -> Tensor:
         return chain.latent(noise_level) * self.scale(noise_level)
-
-    def noise_to(self, p: Any, steps: int | None, start: Tensor) -> Tensor:
-        return start * self.scale(self.txt2img_levels(p, steps)[-1])
-
-    def noise_between(self, p: Any, steps: int | None, clean: Tensor, start: Tensor) -> Tensor:
-        start = start * self.scale(self.img2img_levels(p, steps)[-1])
-        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
-        alpha = shared.sd_model.alphas_cumprod[self.sampler.get_timesteps(p, steps)[t_enc]]
-        return (start - clean * alpha.sqrt()) / (1 - alpha).sqrt()

@@ -34,6 +34,23 @@ def test_enabled_gives_another_picture_and_the_report_says_what_was_done(server,
     assert f"+ {2 * evaluated} UNet rows" in text
 
 
+@pytest.mark.parametrize("sampler", ["Heun", "DPM2"])
+def test_a_samplers_midpoints_are_levels_of_the_inversion(server, sampler):
+    text = infotext(server, {}, sampler_name=sampler)
+    calls = int(re.search(r"10 layers; (\d+) of \1 steps injected", text)[1])
+    assert calls > STEPS
+    assert "recorded features" in text
+    assert f"+ {2 * calls} UNet rows" in text
+
+
+def test_an_adaptive_sampler_sees_the_exemplar_live(server):
+    text = infotext(server, {}, sampler_name="DPM adaptive")
+    calls = int(re.search(r"10 layers; (\d+) of \1 steps injected", text)[1])
+    assert "live features" in text
+    assert f"+ {3 * calls} UNet rows" in text
+    assert "the sampler finds its own noise levels" in text
+
+
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
 def test_every_schedule_of_the_host_is_recorded_and_injected_in_all_its_steps(server, sampler):
     for schedule in server.schedules():
@@ -143,7 +160,6 @@ def test_a_wrong_field_is_an_error_that_names_it_and_nothing_is_sampled(server, 
     ("fields", "named"),
     [
         ({"settings": {"early_steps": 0}, "sampler_name": "DDIM"}, "early_steps"),
-        ({"sampler_name": "Heun"}, "Heun"),
         ({"width": 132}, "multiples of 8"),
         ({"subseed_strength": 0.3}, "Variation strength"),
         ({"denoising_strength": 0.05, "sampler_name": "DDIM"}, "denoising strength"),
@@ -233,7 +249,7 @@ def test_whatever_changes_a_prediction_inverts_anew(server, fields):
 # batches, sizes, guidance
 
 
-@pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M"])
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M", "DPM2"])
 def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
     """As far as the host keeps that promise: its own plain images differ between batch sizes by rounding."""
     batch = pictures(server, {}, batch_size=3, sampler_name=sampler)

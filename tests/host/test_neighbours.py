@@ -58,9 +58,9 @@ def reference(module="reference_only"):
     return unit(module, "None")
 
 
-def ask(server, settings=None, *units, scripts=None, **fields):
+def ask(server, settings=None, *units, scripts=None, at_call=0, action="", **fields):
     """The answer to a request with these units on, and other extensions' arguments in `scripts`."""
-    server.plan()
+    server.plan(at_call, action)
     payload = request(settings, **fields)
     always_on = payload.setdefault("alwayson_scripts", {})
     if units:
@@ -139,11 +139,14 @@ def test_nothing_is_left_hooked_that_controlnet_does_not_leave_itself(server, un
     assert server.watch()["hooked"] == left
 
 
-def test_after_an_error_controlnet_does_not_steer_the_other_tab(server):
+@pytest.mark.parametrize("end", ["refused", "stopped in the inversion"])
+def test_nothing_of_controlnets_steers_the_other_tab_afterwards(server, end):
     text = {"prompt": "a pizza", "seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5}
-    server.plan()
     before = server.txt2img(**text).pictures
-    assert ask(server, {"mode": "paint"}, unit()).status == 422
+    if end == "refused":
+        assert ask(server, {"mode": "paint"}, unit()).status == 422
+    else:
+        assert end in ask(server, {}, unit(), at_call=2, action="interrupt").infotexts[0]
     server.plan()
     assert largest_difference(server.txt2img(**text).pictures, before) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import MethodType, ModuleType, SimpleNamespace
 
 import pytest
@@ -11,10 +12,9 @@ from torch import nn
 from rival_ext.attention import _suspended
 from rival_ext.hosts.webui_neighbours import (
     T_EARLY_WITH_CONTROLNET,
-    controlnet_leaves_on_error,
+    controlnet_leaves,
     controlnet_units,
     references_apart,
-    sampler_name,
     undisturbed,
     with_neighbours_defaults,
 )
@@ -170,14 +170,26 @@ def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, arg
 def test_controlnet_is_taken_off_after_an_error_only():
     script, restored = ControlNet(), []
     network = script.latest_network = SimpleNamespace(restore=lambda: restored.append(True))
-    with controlnet_leaves_on_error(processing(script)):
+    with controlnet_leaves(processing(script)):
         pass
     assert script.latest_network is network
-    with pytest.raises(KeyError), controlnet_leaves_on_error(processing(script)):
+    with pytest.raises(KeyError), controlnet_leaves(processing(script)):
         raise KeyError
     assert (script.latest_network, restored) == (None, [True])
 
 
-def test_dynamic_thresholdings_copy_of_a_sampler_has_the_samplers_name():
-    assert sampler_name(processing(sampler_name="Euler_dynthres1", orig_sampler_name="Euler")) == "Euler"
-    assert sampler_name(processing(sampler_name="Euler")) == "Euler"
+@pytest.mark.parametrize("fault", [None, KeyError])
+def test_prompts_that_controlnet_marked_are_not_kept_for_the_next_run(fault):
+    script, caches = ControlNet(), {"cached_c": ["key", "marked"], "cached_hr_uc": ["key", "marked"]}
+    script.latest_network = SimpleNamespace(restore=lambda: None)
+    with suppress(KeyError), controlnet_leaves(processing(script, **caches)):
+        if fault:
+            raise fault
+    assert list(caches.values()) == [[None, None]] * 2
+
+
+def test_prompts_are_kept_where_controlnet_is_off():
+    kept = ["key", "encoded"]
+    with controlnet_leaves(processing(None, cached_c=kept)):
+        pass
+    assert kept == ["key", "encoded"]

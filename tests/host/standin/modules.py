@@ -102,7 +102,6 @@ def install(checkpoint):
         },
         "sd_hijack": {"current_optimizer": None},
         "sd_samplers_common": {
-            "setup_img2img_steps": samplers.setup_img2img_steps,
             "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
             "images_tensor_to_samples": None,

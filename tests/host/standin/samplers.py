@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
@@ -28,6 +29,7 @@ class CFGDenoiser(nn.Module):
         self.model_wrap = model_wrap
         self.blends_before = blends_before
         self.init_latent = self.mask = self.nmask = None
+        self.need_last_noise_uncond = False
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
         if state.interrupted or state.skipped:
@@ -46,27 +48,62 @@ class CFGDenoiser(nn.Module):
         return latent * self.nmask + self.init_latent * self.mask
 
 
+class Randomness:
+    """The host's samplers draw from one generator for all, set anew for each sampling."""
+
+    rng = None
+
+
+class Config:
+    """What the host knows of a sampler by its name."""
+
+    def __init__(self, second_order):
+        self.second_order = second_order
+
+    def total_steps(self, steps):
+        return steps * 2 if self.second_order else steps
+
+
 class Sampler:
     """What both families share."""
 
     def __init__(self, solver, model_wrap, blends_before):
-        self.solver = solver
+        self.func, self.funcname = solver, f"sample_{solver.__name__}"
+        self.config = Config(solver in (heun, dpm_2))
         self.model_wrap = model_wrap
         self.model_wrap_cfg = CFGDenoiser(model_wrap, blends_before)
 
-    def launch_sampling(self, x, p, arguments, levels):
-        state.sampling_steps = p.steps
+    def initialize(self, p):
         self.model_wrap_cfg.mask, self.model_wrap_cfg.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
-        last = x
+        Randomness.rng = p.rng
 
-        def callback(index, latent):
-            nonlocal last
-            state.sampling_step, last = index, latent
-
+    def launch(self, p, x, conditioning, unconditional_conditioning, image_conditioning, **schedule):
+        self.initialize(p)
+        state.sampling_steps = p.steps
+        self.last_latent = x
+        extra_args = {
+            **{"uncond": unconditional_conditioning, "cond": conditioning, "cond_scale": p.cfg_scale},
+            **{"s_min_uncond": 0, "image_cond": image_conditioning},
+        }
         try:
-            return self.solver(self.model_wrap_cfg, x, levels, arguments, callback, p.rng)
+            return self.func(
+                self.model_wrap_cfg,
+                x,
+                extra_args=extra_args,
+                disable=False,
+                callback=self.callback_state,
+                **self.known(schedule),
+            )
         except InterruptedException:
-            return last
+            return self.last_latent
+
+    def known(self, schedule):
+        """Of the schedule's forms those that the function takes, which its signature says."""
+        parameters = inspect.signature(self.func).parameters
+        return {name: value for name, value in schedule.items() if name in parameters}
+
+    def callback_state(self, seen):
+        state.sampling_step, self.last_latent = seen["i"], seen["x"]
 
 
 class SigmaDenoiser(nn.Module):
@@ -92,7 +129,7 @@ class KDiffusionSampler(Sampler):
 
     def get_sigmas(self, p, steps):
         sigmas = self.model_wrap.sigmas
-        if p.scheduler == "Karras" or (p.scheduler == "Automatic" and self.solver is dpmpp_2m):
+        if p.scheduler == "Karras" or (p.scheduler == "Automatic" and self.funcname == "sample_dpmpp_2m"):
             rho, low, high = 7, float(sigmas[0]) ** (1 / 7), float(sigmas[-1]) ** (1 / 7)
             levels = (high + torch.linspace(0, 1, steps) * (low - high)) ** rho
         else:
@@ -100,50 +137,92 @@ class KDiffusionSampler(Sampler):
             levels = torch.from_numpy(np.exp(np.interp(clock, np.arange(len(sigmas)), sigmas.log().numpy()))).float()
         return torch.cat([levels, torch.zeros(1)])
 
+    def schedule(self, sigmas):
+        # the adaptive one must not go down to nought
+        return {"sigmas": sigmas, "sigma_max": sigmas[0], "sigma_min": sigmas[-2]}
+
     def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
-        levels = self.get_sigmas(p, steps or p.steps)
-        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
-        return self.launch_sampling(x * levels[0], p, arguments, levels)
+        sigmas = self.get_sigmas(p, steps or p.steps)
+        conditioning = (conditioning, unconditional_conditioning, image_conditioning)
+        return self.launch(p, x * sigmas[0], *conditioning, **self.schedule(sigmas))
 
     def sample_img2img(
         self, p, x, noise, conditioning, unconditional_conditioning, steps=None, image_conditioning=None
     ):
         steps, t_enc = setup_img2img_steps(p, steps)
         self.model_wrap_cfg.init_latent = x
-        levels = self.get_sigmas(p, steps)[steps - t_enc - 1 :]
-        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
-        return self.launch_sampling(x + noise * levels[0], p, arguments, levels)
+        sigmas = self.get_sigmas(p, steps)[steps - t_enc - 1 :]
+        conditioning = (conditioning, unconditional_conditioning, image_conditioning)
+        return self.launch(p, x + noise * sigmas[0], *conditioning, **self.schedule(sigmas))
 
 
-def euler(denoiser, x, levels, arguments, callback, rng):
-    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-        denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
-        x = x + (x - denoised) / sigma * (lower - sigma)
-        callback(index, x)
+def evaluate(model, x, sigma, extra_args):
+    """The denoised latent and the slope there."""
+    denoised = model(x, sigma * x.new_ones(len(x)), **extra_args)
+    return denoised, (x - denoised) / sigma
+
+
+def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+        x = x + evaluate(model, x, sigma, extra_args)[1] * (lower - sigma)
+        callback({"x": x, "i": index})
     return x
 
 
-def euler_ancestral(denoiser, x, levels, arguments, callback, rng):
-    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-        denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
+def heun(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+        _, slope = evaluate(model, x, sigma, extra_args)
+        if lower > 0:
+            _, below = evaluate(model, x + slope * (lower - sigma), lower, extra_args)
+            slope = (slope + below) / 2
+        x = x + slope * (lower - sigma)
+        callback({"x": x, "i": index})
+    return x
+
+
+def dpm_2(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+        _, slope = evaluate(model, x, sigma, extra_args)
+        if lower > 0:
+            middle = (sigma * lower).sqrt()
+            _, slope = evaluate(model, x + slope * (middle - sigma), middle, extra_args)
+        x = x + slope * (lower - sigma)
+        callback({"x": x, "i": index})
+    return x
+
+
+def dpm_adaptive(model, x, sigma_min, sigma_max, extra_args=None, callback=None, disable=None):
+    """Its steps depend on what it samples."""
+    sigma, index = sigma_max, 0
+    while sigma > sigma_min:
+        denoised, slope = evaluate(model, x, sigma, extra_args)
+        lower = torch.maximum(sigma * (0.5 + 0.1 * denoised.std().clamp(max=1)), sigma_min)
+        x, sigma, index = x + slope * (lower - sigma), lower, index + 1
+        callback({"x": x, "i": index})
+    return x
+
+
+def euler_ancestral(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for index, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+        _, slope = evaluate(model, x, sigma, extra_args)
         fresh = torch.minimum(lower, lower * (sigma**2 - lower**2).sqrt() / sigma)
         down = (lower**2 - fresh**2).sqrt()
-        x = x + (x - denoised) / sigma * (down - sigma) + rng.next() * fresh
-        callback(index, x)
+        x = x + slope * (down - sigma) + Randomness.rng.next() * fresh
+        callback({"x": x, "i": index})
     return x
 
 
-def dpmpp_2m(denoiser, x, levels, arguments, callback, rng):
+def dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
     previous = None
-    for index, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-        denoised = denoiser(x, sigma * x.new_ones(len(x)), *arguments)
+    for index, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+        denoised, _ = evaluate(model, x, sigma, extra_args)
         correction = denoised
         if previous is not None and lower > 0:
-            ratio = (levels[index - 1] / sigma).log() / (sigma / lower).log()
+            ratio = (sigmas[index - 1] / sigma).log() / (sigma / lower).log()
             correction = denoised + (denoised - previous) / (2 * ratio)
         x = lower / sigma * x + (1 - lower / sigma) * correction
         previous = denoised
-        callback(index, x)
+        callback({"x": x, "i": index})
     return x
 
 
@@ -165,8 +244,8 @@ class CompVisSampler(Sampler):
         return torch.arange(0, 1000, 1000 // steps) + 1
 
     def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
-        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
-        return self.launch_sampling(x, p, arguments, (self.get_timesteps(p, steps or p.steps), self.alphas))
+        conditioning = (conditioning, unconditional_conditioning, image_conditioning)
+        return self.launch(p, x, *conditioning, timesteps=self.get_timesteps(p, steps or p.steps))
 
     def sample_img2img(
         self, p, x, noise, conditioning, unconditional_conditioning, steps=None, image_conditioning=None
@@ -175,19 +254,20 @@ class CompVisSampler(Sampler):
         self.model_wrap_cfg.init_latent = x
         timesteps = self.get_timesteps(p, steps)
         noised_at = self.alphas[timesteps[t_enc]]
-        arguments = (unconditional_conditioning, conditioning, p.cfg_scale, 0, image_conditioning)
         x = x * noised_at.sqrt() + noise * (1 - noised_at).sqrt()
-        return self.launch_sampling(x, p, arguments, (timesteps[:t_enc], self.alphas))
+        conditioning = (conditioning, unconditional_conditioning, image_conditioning)
+        return self.launch(p, x, *conditioning, timesteps=timesteps[:t_enc])
 
 
-def ddim(denoiser, x, levels, arguments, callback, rng):
-    timesteps, alphas = levels
+def ddim(model, x, timesteps, extra_args=None, callback=None, disable=None):
+    alphas = model.model_wrap.model.alphas_cumprod
     for index in range(len(timesteps) - 1, 0, -1):
         a, lower = alphas[timesteps[index]], alphas[timesteps[index - 1]]
-        noise = denoiser(x, float(timesteps[index]) * x.new_ones(len(x)), *arguments)
-        rng.next()
+        noise = model(x, float(timesteps[index]) * x.new_ones(len(x)), **extra_args)
+        # drawn even where eta leaves nothing of it
+        Randomness.rng.next()
         x = lower.sqrt() * (x - (1 - a).sqrt() * noise) / a.sqrt() + (1 - lower).sqrt() * noise
-        callback(len(timesteps) - index, x)
+        callback({"x": x, "i": len(timesteps) - index})
     return x
 
 
@@ -195,8 +275,10 @@ SAMPLERS = {
     "DDIM": (CompVisSampler, ddim),
     "Euler": (KDiffusionSampler, euler),
     "Euler a": (KDiffusionSampler, euler_ancestral),
+    "Heun": (KDiffusionSampler, heun),
+    "DPM2": (KDiffusionSampler, dpm_2),
     "DPM++ 2M": (KDiffusionSampler, dpmpp_2m),
-    "Heun": (KDiffusionSampler, euler),
+    "DPM adaptive": (KDiffusionSampler, dpm_adaptive),
 }
 
 

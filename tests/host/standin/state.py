@@ -24,5 +24,5 @@ opts = SimpleNamespace(
     sd_vae_encode_method="Full",
     upcast_attn=False,
     enable_quantization=False,
-    sgm_noise_multiplier=False,
+    data={},
 )

@@ -1,0 +1,76 @@
+"""A sampling tried without the model: which noise levels a sampler visits, and where it starts.
+
+The host's own method runs with its own schedule, options and sampler function; only the denoiser answers nought
+without an evaluation, and no random number is drawn. So whatever the sampler does between its levels (midpoints,
+ancestral steps, churn, restarts) is read from the sampler itself and not computed here a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rival_ext.hosts.webui_neighbours import instance_attribute
+
+
+@dataclass
+class Rehearsal:
+    """What was seen.
+
+    clocks: what the denoiser is told as `sigma`, call by call. arguments: what the sampler's function is given by name.
+    gains: of the latents that the host's method is given, each one's share in the latent where the function starts.
+    """
+
+    clocks: list[float] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    gains: list[float] = field(default_factory=list)
+
+
+class NoRandomness:
+    """In place of the host's generators, which must not move."""
+
+    def next(self) -> Tensor:
+        return torch.zeros(1)
+
+
+def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequence[Tensor]) -> Rehearsal:
+    """Tries `sample`, which calls the method of `p.sampler` that starts from `latents`."""
+    sampler, denoiser = p.sampler, p.sampler.model_wrap_cfg
+    seen = Rehearsal()
+
+    def denoise(x: Tensor, clock: Tensor, *_: Any, **__: Any) -> Tensor:
+        seen.clocks.append(float(clock.max()))
+        # what DDIM CFG++ takes from its denoiser beside the answer
+        denoiser.last_noise_uncond = torch.zeros_like(x)
+        return torch.zeros_like(x)
+
+    function = sampler.func
+
+    # the host looks up by name which arguments the function takes
+    @wraps(function)
+    def run_silently(model: Any, x: Tensor, **arguments: Any) -> Tensor:
+        seen.arguments = arguments
+        seen.gains = x.flatten()[: len(latents)].tolist()
+        return function(model, x, **{**arguments, "disable": True, "callback": lambda _: None})
+
+    with ExitStack() as stack:
+        stack.enter_context(instance_attribute(denoiser, "forward", denoise))
+        stack.enter_context(instance_attribute(sampler, "func", run_silently))
+        stack.enter_context(instance_attribute(p, "rng", NoRandomness()))
+        # some noise samplers draw their seed from the global generator
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        sample([_marked(latent, index) for index, latent in enumerate(latents)])
+    return seen
+
+
+def _marked(latent: Tensor, index: int) -> Tensor:
+    """Nought but for a one at `index`: where the function starts, that place holds this latent's share."""
+    mark = torch.zeros(latent.numel(), dtype=latent.dtype, device=latent.device)
+    mark[index] = 1
+    return mark.view(latent.shape)
