@@ -75,26 +75,21 @@ class Ledger:
                     file.write(json.dumps(record) + "\n")
 
 
-def names(_: click.Context, __: click.Parameter, text: str) -> list[str]:
-    """The parts of a list with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs", help="Folder to write; default: docs.")
 @click.option("--json", "kept", type=click.Path(path_type=Path), help="Where results are kept, a line for each.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Servers side by side.")
-@click.option("--families", callback=names, default="", help="Only these, separated by commas.")
-@click.option("--samplers", callback=names, default="", help="Only these.")
-@click.option("--schedules", callback=names, default="", help="Only these.")
+@click.option("--families", multiple=True, help="Only this family; may be given several times.")
+@click.option("--samplers", multiple=True, help="Only this one, as well.")
+@click.option("--schedules", multiple=True, help="Only this one, as well.")
 @click.option("--again", is_flag=True, help="Also measure anew where something did not hold.")
 def main(
     out: Path,
     kept: Path | None,
     jobs: int,
-    families: list[str],
-    samplers: list[str],
-    schedules: list[str],
+    families: tuple[str, ...],
+    samplers: tuple[str, ...],
+    schedules: tuple[str, ...],
     again: bool,
 ) -> None:
     """Measures every sampler with every schedule on every family and writes the page about it."""
@@ -110,9 +105,9 @@ def main(
             ledger.add("host", describe(server, folder))
     host = ledger.records["host"]
     wanted = tasks(
-        [family for family in FAMILIES if family.name in (families or [family.name])],
-        [sampler for sampler in host["samplers"] if sampler in (samplers or [sampler])],
-        [schedule for schedule in host["schedules"] if schedule in (schedules or [schedule])],
+        [family for family in FAMILIES if family.name in (families or (family.name,))],
+        [sampler for sampler in host["samplers"] if sampler in (samplers or (sampler,))],
+        [schedule for schedule in host["schedules"] if schedule in (schedules or (schedule,))],
     )
     done = {key for key, record in ledger.records.items() if not (again and does_not_hold(record))}
     measure([task for task in wanted if task.key not in done], folder, jobs, ledger)

@@ -39,7 +39,7 @@ ARMS: Mapping[str, Mapping[str, Any] | None] = {PLAIN: None, OFF: {"alignment": 
 """Without RIVAL, without alignment, all of it."""
 REPORT = re.compile(
     r"(?P<layers>\d+) layers; (?P<injected>\d+) of (?P<total>\d+) steps injected; \d+ aligned; "
-    r"(?P<features>\w+) features"
+    r"(?P<features>\w+) features; [^;]*; [^;]* UNet rows(?P<notes>[^,\n]*)"
 )
 
 
@@ -48,12 +48,12 @@ class Refused(Exception):
 
 
 def parse_report(infotext: str) -> Record:
-    """What the report in an infotext counts: layers, injected and total steps, how features came."""
+    """What the report in an infotext says: layers, injected and total steps, how features came, what is noted."""
     found = REPORT.search(infotext)
     if not found:
         raise Refused("no report in the infotext")
-    counts = found.groupdict()
-    return {"features": counts.pop("features"), **{name: int(value) for name, value in counts.items()}}
+    words = {"features": found["features"], "notes": found["notes"].removeprefix("; ")}
+    return {**words, **{name: int(found[name]) for name in ("layers", "injected", "total")}}
 
 
 @dataclass

@@ -47,11 +47,16 @@ def faults(cell: Record) -> list[str]:
         "steps": not 0 < cell["injected"] == cell["total"] == steps,
         "same": cell["changed"] == 0,
         "twice": cell["twice"] > 0 and not by_itself,
-        "order": cell["order"] > ROUNDING + 2 * max(cell["plain_order"], cell["redrawn"]),
+        "order": cell["order"] > ROUNDING + 2 * max(cell["plain_order"], cell["redrawn"]) and not shares_steps(cell),
         "hooks": bool(cell["leftovers"]),
         "after": cell["after"] > 0 and not by_itself,
     }
     return [code for code, holds in broken.items() if holds]
+
+
+def shares_steps(cell: Record) -> bool:
+    """Whether the sampler chooses its steps by the whole batch, so that plain pictures of it are others too."""
+    return cell["sampler"] in ADAPTIVE and cell["plain_order"] > ROUNDING
 
 
 def mark(cell: Record | None) -> str:
@@ -62,7 +67,7 @@ def mark(cell: Record | None) -> str:
     if broken:
         return f"**{' '.join(broken)}**"
     marks = [LIVE] if cell["features"] == "live" else []
-    if cell["plain_twice"] > 0:
+    if cell["plain_twice"] > 0 or shares_steps(cell):
         marks.append(BY_ITSELF)
     return " ".join(marks) or HOLDS
 
@@ -247,12 +252,14 @@ def page(host: Record, records: Sequence[Record], variations: Variations) -> str
     for cell in cells:
         families.setdefault(cell["family"], []).append(cell)
     broken = failures(cells)
+    reasons = dict.fromkeys(cell["notes"] for cell in cells if cell.get("features") == "live")
     shown = {code for cell in cells for code in faults(cell)}
     header = ["", *(f"{measure}: {ARM_NAMES[arm]}" for measure in MEASURES for arm in ARMS), "alignment adds"]
     return PAGE.substitute(
         host,
         holding=sum(not faults(cell) for cell in cells),
         cells=len(cells),
+        live="; ".join(reasons) or "nowhere",
         legend="".join(f"- **{code}**: {FAULTS[code]}.\n" for code in FAULTS if code in shown),
         families="\n\n".join(family_section(name, some, samplers, schedules) for name, some in families.items()),
         failures=f"\n### What does not hold\n\n{broken}\n" if broken else "",
@@ -292,9 +299,9 @@ $holding of $cells combinations hold: ✓ stands for all of
 
 Other marks:
 
-- **live**: all of it holds; the exemplar's features are evaluated live, because the sampler's levels are not known
-  beforehand.
-- **~**: all of it holds, but for what the plain host does not give either: the same picture twice.
+- **live**: all of it holds; the exemplar's features are evaluated live, and the report says why ($live).
+- **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
+  sampler, which chooses its steps for the whole batch, the same picture alone.
 - **·**: not asked.
 $legend
 $families
