@@ -119,7 +119,7 @@ class Guide:
         recorded = chain.features_at(noise_level)
         if recorded is not None:
             return recorded, chain.slope(noise_level)
-        if self.report.features == "recorded":
+        if self.report.features != "live":
             self.report.features = "live"
             self.report.note(
                 "the memory budget has no room for all recorded features"

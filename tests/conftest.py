@@ -17,6 +17,8 @@ DATA = Path(__file__).parent / "data"
 CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
 
 quieten_libraries()
+# the tests run side by side, one process a core
+torch.set_num_threads(1)
 
 
 def quiet(done: int, total: int) -> None:

@@ -24,7 +24,7 @@ def refuse(p: Any, settings: Settings) -> None:
         "this checkpoint is none of Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
             not any(getattr(model, family, False) for family in FAMILIES)
             or model.model.conditioning_key == UNCLIP
-            or hasattr(model, "depth_model")
+            or getattr(model, "depth_model", None) is not None
         ),
         "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
             getattr(model, "cond_stage_key", None) == "edit" and not images

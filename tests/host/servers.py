@@ -133,8 +133,9 @@ class RealServer:
 
     name = "real"
 
-    def __init__(self, folder: Path, data: Path, with_extension=True):
+    def __init__(self, folder: Path, data: Path, with_extension=True, options=None, flags=()):
         self._fill(data, with_extension)
+        self._add_options(data, options or {})
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "log.txt"
@@ -142,6 +143,7 @@ class RealServer:
             *("--data-dir", str(data), "--ckpt", str(checkpoint_in(data)), "--no-download-sd-model"),
             *("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full", "--api"),
             *("--server-name", "127.0.0.1", "--port", str(self.port)),
+            *flags,
         ]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         environment["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -174,6 +176,11 @@ class RealServer:
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
         (data / "config.json").write_text(json.dumps(OPTIONS))
 
+    @staticmethod
+    def _add_options(data: Path, options: dict[str, Any]):
+        settings = json.loads((data / "config.json").read_text())
+        (data / "config.json").write_text(json.dumps(settings | options))
+
     def _wait(self):
         """An HTTP request before the log says that it has started could kill the start."""
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -200,6 +207,13 @@ class RealServer:
 
     def _state(self):
         return httpx.get(f"{self.url}/probe/state").json()
+
+    def set(self, **options):
+        """Changes options as the settings page does, for good."""
+        httpx.post(f"{self.url}/sdapi/v1/options", json=options, timeout=60).raise_for_status()
+
+    def samplers(self):
+        return [sampler["name"] for sampler in httpx.get(f"{self.url}/sdapi/v1/samplers").json()]
 
     def schedules(self):
         return [schedule["label"] for schedule in httpx.get(f"{self.url}/sdapi/v1/schedulers").json()]

@@ -19,8 +19,8 @@ from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.unit import reference
 
-AGREEMENT = 1e-4
-"""Largest difference of latents of size 3; measured 2e-6 to 2e-5."""
+AGREEMENT = 3e-4
+"""Largest difference of latents of size 3; measured 1e-5 to 1.3e-4, by the number of threads."""
 
 SEED = 7
 NAME, PROMPT, EXEMPLAR_PROMPT = "panda-emojione-white", "a fox", "a panda"
