@@ -6,24 +6,31 @@ Imported by the stand-in's process and by the real WebUI's own Python: torch and
 from __future__ import annotations
 
 import sys
+from weakref import WeakKeyDictionary
 
 import torch
 
 
 class Probe:
-    """On a UNet and the host's `state`; what is hooked when it is made is the host's own.
+    """On the UNet that `loaded()` gives and the host's `state`; what is hooked when it is first seen is the host's own.
 
     hooked: what was there beside it at the first call since the plan.
     """
 
-    def __init__(self, unet, state):
-        self.unet = unet
+    def __init__(self, loaded, state):
+        self.loaded = loaded
         self.state = state
         self.calls = 0
         self.at_call = self.action = None
         self.hooked = []
-        unet.register_forward_pre_hook(self._before_call)
-        self.baseline = set(self._hooked())
+        self.baselines = WeakKeyDictionary()
+        self.watch(loaded())
+
+    def watch(self, unet):
+        """Also this UNet, from now on."""
+        if unet not in self.baselines:
+            unet.register_forward_pre_hook(self._before_call)
+            self.baselines[unet] = set(_hooked(unet))
 
     def plan(self, at_call=None, action=None, seed=0):
         """Counts from nought, does `action` (error, memory, interrupt, skip) at that call; pins the generator."""
@@ -33,7 +40,11 @@ class Probe:
 
     def leftovers(self):
         """Names of hooks and replaced methods that were not there at first."""
-        return sorted(set(self._hooked()) - self.baseline)
+        return sorted(name for unet, own in self.baselines.items() for name in set(_hooked(unet)) - own)
+
+    def layers(self):
+        """How many self-attention layers the UNet has."""
+        return sum(name.rpartition(".")[2] == "attn1" for name, _ in self.loaded().named_modules())
 
     def imported(self):
         """Names of the extension's modules that have been imported in this process."""
@@ -54,10 +65,11 @@ class Probe:
         if self.action == "skip":
             self.state.skipped = True
 
-    def _hooked(self):
-        for name, module in self.unet.named_modules():
-            for kind in ("_forward_pre_hooks", "_forward_hooks"):
-                for key in getattr(module, kind):
-                    yield f"{name}: {kind} {key}"
-            for attribute in vars(module).keys() & {"forward", "__call__"}:
-                yield f"{name}: replaced {attribute} {id(vars(module)[attribute])}"
+
+def _hooked(unet):
+    for name, module in unet.named_modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            for key in getattr(module, kind):
+                yield f"{name}: {kind} {key}"
+        for attribute in vars(module).keys() & {"forward", "__call__"}:
+            yield f"{name}: replaced {attribute} {id(vars(module)[attribute])}"

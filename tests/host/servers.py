@@ -66,7 +66,7 @@ class StandInServer:
         self.scripts, self.defaults = [], []
         if with_extension:
             self._load_script()
-        self.probe = Probe(checkpoint.model.diffusion_model, state)
+        self.probe = Probe(lambda: checkpoint.model.diffusion_model, state)
 
     def _load_script(self):
         import importlib.util

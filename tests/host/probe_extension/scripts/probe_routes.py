@@ -13,7 +13,9 @@ def add_routes(_, app):
     spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    probe = module.Probe(shared.sd_model.model.diffusion_model, shared.state)
+    probe = module.Probe(lambda: shared.sd_model.model.diffusion_model, shared.state)
+    # a checkpoint that a request loads brings its own UNet
+    script_callbacks.on_model_loaded(lambda model: probe.watch(model.model.diffusion_model))
 
     @app.post("/probe/plan")
     def plan(at_call: int = 0, action: str = ""):
@@ -23,6 +25,7 @@ def add_routes(_, app):
     def state():
         return {
             "calls": probe.calls,
+            "layers": probe.layers(),
             "leftovers": probe.leftovers(),
             "hooked": probe.hooked,
             "imported": probe.imported(),

@@ -1,0 +1,195 @@
+"""A real WebUI with checkpoints of every family: Stable Diffusion 1, 2 and XL, their inpainting and editing forms.
+
+Two small ones are given (RIVAL_FAMILIES), one is the repository's trained one; the others are made of these by
+widening their first convolution or changing their description.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from tests.host.servers import ROOT, RealServer, checkpoint_in
+
+TRAINED, SD2, SDXL = "tiny-emoji", "tiny-sd2v", "tiny-sdxl"
+"""What the families are made of: the repository's own checkpoint, and two of the given ones."""
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+ENCODER = re.compile(r"(.*text_model)\.embeddings\.position_embedding\.weight")
+ENCODER_IN_DESCRIPTION = "version: local/clip-tiny"
+UNCLIP = """\
+    embedder_config:
+      target: ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder
+      params:
+        arch: ViT-S-32-alt
+"""
+SETTINGS = {
+    # the host gives an option that a request overrides its value back only if its settings name it
+    **{"sd_noise_schedule": "Default", "fp8_storage": "Disable", "sdxl_crop_top": 0, "sdxl_crop_left": 0},
+    # all stay loaded, so that switching is quick and an inversion outlives it
+    "sd_checkpoints_limit": 10,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One checkpoint: what it is made of and how, and what a request needs beside its name.
+
+    channels: of the first convolution. changes: what stands in the source's description, and what in this one's.
+    """
+
+    name: str
+    file: str
+    source: str
+    channels: int = 4
+    changes: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inpaints(self) -> bool:
+        """It sees a mask and what lies around it."""
+        return self.channels == 9
+
+    @property
+    def edits(self) -> bool:
+        """It sees the image that is to be changed."""
+        return self.channels == 8
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.source == SDXL
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """The request's `override_settings` that load it; whatever the host reads on loading stands before its name."""
+        return {**self.options, **others, "sd_model_checkpoint": f"{self.file}.safetensors"}
+
+
+def _hybrid(target: str) -> dict[str, str]:
+    """An SD 1.x description whose UNet takes an image beside the latent."""
+    return {
+        "ldm.models.diffusion.ddpm.LatentDiffusion": target,
+        "conditioning_key: crossattn": "conditioning_key: hybrid",
+    }
+
+
+SD1 = Family("SD 1.x", TRAINED, TRAINED)
+SD1_INPAINTING = Family(
+    "SD 1.x inpainting",
+    "emoji-inpainting",
+    TRAINED,
+    channels=9,
+    changes={
+        **_hybrid("ldm.models.diffusion.ddpm.LatentInpaintDiffusion"),
+        "use_ema: False": "use_ema: False\n    finetune_keys: null",
+    },
+)
+SD1_EDITING = Family(
+    "SD 1.x instruct-pix2pix",
+    "emoji-editing",
+    TRAINED,
+    channels=8,
+    changes={
+        **_hybrid("modules.models.diffusion.ddpm_edit.LatentDiffusion"),
+        'cond_stage_key: "txt"': "cond_stage_key: edit",
+    },
+)
+SD2_V = Family("SD 2.x v", SD2, SD2)
+SD2_EPS = Family("SD 2.x eps", "sd2-eps", SD2, changes={"parameterization: v": "parameterization: eps"})
+SDXL_BASE = Family("SDXL", SDXL, SDXL)
+SDXL_INPAINTING = Family("SDXL inpainting", "sdxl-inpainting", SDXL, channels=9)
+SDXL_V_ZERO = Family(
+    "SDXL v-prediction, zero terminal SNR",
+    "sdxl-v",
+    SDXL,
+    changes={"denoiser_scaling.EpsScaling": "denoiser_scaling.VScaling"},
+    options={"sd_noise_schedule": "Zero Terminal SNR"},
+)
+FAMILIES = (SD1, SD1_INPAINTING, SD1_EDITING, SD2_V, SD2_EPS, SDXL_BASE, SDXL_INPAINTING, SDXL_V_ZERO)
+
+REFUSED = Family(
+    "unCLIP",
+    "unclip",
+    SD2,
+    changes={
+        "ddpm.LatentDiffusion": "ddpm.ImageEmbeddingConditionedLatentDiffusion",
+        "conditioning_key: crossattn": "conditioning_key: crossattn-adm",
+        "    unet_config:\n": f"{UNCLIP}    unet_config:\n",
+        "image_size: 32\n": "image_size: 32\n        num_classes: sequential\n        adm_in_channels: 256\n",
+    },
+)
+"""A family that the method has not been made for; it changes images only."""
+
+
+def given_folder() -> Path | None:
+    """The folder of given checkpoints that the environment names, if they are there, else None."""
+    folder = Path(os.environ.get("RIVAL_FAMILIES", ""))
+    return (
+        folder
+        if "RIVAL_FAMILIES" in os.environ and all((folder / f"{name}.safetensors").is_file() for name in (SD2, SDXL))
+        else None
+    )
+
+
+class FamiliesServer(RealServer):
+    """A real server with RIVAL that finds a checkpoint of each family; it starts with SD 1.x."""
+
+    @staticmethod
+    def _fill(data: Path, with_extension: bool) -> None:
+        RealServer._fill(data, with_extension)
+        RealServer._add_options(data, SETTINGS)
+        for family in (*FAMILIES, REFUSED):
+            if family is not SD1:
+                _place(family, checkpoint_in(data).parent)
+
+    def layers(self) -> int:
+        """How many self-attention layers the UNet has that is loaded now."""
+        return self._state()["layers"]
+
+
+def _place(family: Family, folder: Path) -> None:
+    """Writes a family's checkpoint and its description beside SD 1.x's, which is there."""
+    given = given_folder() if family.source != TRAINED else folder
+    assert given is not None
+    weights = load_file(given / f"{family.source}.safetensors")
+    description = (given / f"{family.source}.yaml").read_text()
+    weights[FIRST] = _widened(weights[FIRST], family.channels)
+    for text, changed in {**family.changes, "in_channels: 4": f"in_channels: {family.channels}"}.items():
+        assert description.count(text) == 1, (family.name, text)
+        description = description.replace(text, changed)
+    if ENCODER_IN_DESCRIPTION in description:
+        encoder = _text_encoder(weights, folder.parent)
+        description = description.replace(ENCODER_IN_DESCRIPTION, f"version: {encoder}")
+    save_file(weights, folder / f"{family.file}.safetensors")
+    (folder / f"{family.file}.yaml").write_text(description)
+
+
+def _widened(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A first convolution that takes further channels: what they show is felt, and changes little of the picture."""
+    further = np.random.default_rng(0).normal(size=(len(kernel), channels - kernel.shape[1], *kernel.shape[2:]))
+    return np.concatenate([kernel, further.astype(kernel.dtype) * kernel.std() / 10], axis=1)
+
+
+def _text_encoder(weights: dict[str, np.ndarray], folder: Path) -> Path:
+    """A folder with the shape of the CLIP text encoder in these weights, and the tokenizer that all of them share."""
+    path = folder / "clip-tiny"
+    prefix = next(found[1] for found in map(ENCODER.fullmatch, weights) if found)
+    layers = {name[len(prefix) :].split(".")[3] for name in weights if name.startswith(f"{prefix}.encoder.layers.")}
+    inside, width = weights[f"{prefix}.encoder.layers.0.mlp.fc1.weight"].shape
+    sizes = {
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": inside,
+        "num_hidden_layers": len(layers),
+    }
+    shutil.copytree(ROOT / "demo" / "tiny-clip", path, dirs_exist_ok=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | sizes))
+    return path

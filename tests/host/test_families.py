@@ -1,0 +1,272 @@
+"""Checkpoints of every family on a real WebUI: each is inverted and injected as Stable Diffusion 1.x is."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.conftest import exemplar
+from tests.host.asking import largest_difference, request
+from tests.host.conftest import SKIPPED
+from tests.host.families import (
+    FAMILIES,
+    REFUSED,
+    SD1,
+    SD1_EDITING,
+    SD1_INPAINTING,
+    SD2_V,
+    SDXL_BASE,
+    SDXL_INPAINTING,
+    FamiliesServer,
+    given_folder,
+)
+from tests.host.servers import base64_of, real_folder
+
+SAMPLERS = [("Euler", "Automatic"), ("DDIM", "Automatic"), ("DPM++ 2M", "Karras"), ("Euler a", "Automatic")]
+PHOTO = "pizza-emojione-yellow"
+SIDE = 64
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = real_folder()
+    if folder is None:
+        pytest.skip(SKIPPED)
+    if given_folder() is None:
+        pytest.skip("checkpoints of other families: not found; set RIVAL_FAMILIES to their folder")
+    started = FamiliesServer(folder, tmp_path_factory.mktemp("families"))
+    yield started
+    started.stop()
+
+
+def ask(server, family, settings=None, kind="img2img", options=None, **fields):
+    """The answer to a small request to a family's checkpoint; `settings` is the extension's object."""
+    server.plan()
+    fields = {"width": SIDE, "height": SIDE, "steps": 6, **fields}
+    payload = request(settings, override_settings=family.settings(**(options or {})), **fields)
+    if kind == "txt2img":
+        for name in ("init_images", "denoising_strength"):
+            del payload[name]
+    return getattr(server, kind)(**payload)
+
+
+def answered(*args, **fields):
+    """The answer to a request that must succeed and leave nothing behind."""
+    server, family = args[:2]
+    answer = ask(*args, **fields)
+    assert answer.status == 200, answer.sentence
+    assert f"Model: {family.file}" in answer.infotexts[0]
+    assert server.leftovers() == []
+    return answer
+
+
+def varied(*args, **fields):
+    """As `answered`, with RIVAL: every self-attention layer saw the recorded exemplar in every step."""
+    server, family, settings, *others = args if len(args) > 2 else (*args, {})
+    answer = answered(server, family, settings, *others, **fields)
+    assert all(steps(server, text) == server.calls() - evaluations(text) for text in answer.infotexts[:1])
+    return answer
+
+
+def steps(server, text):
+    """In how many steps all layers were injected, which is all steps, with recorded features."""
+    layers, injected, total = re.search(r"(\d+) layers; (\d+) of (\d+) steps injected", text).groups()
+    assert int(layers) == server.layers()
+    assert injected == total
+    assert "recorded features" in text
+    return int(total)
+
+
+def evaluations(text):
+    """How many evaluations the inversion took."""
+    return int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
+
+
+def rows(text):
+    """UNet rows of the generation."""
+    return int(re.search(r"\+ (\d+) UNet rows", text)[1])
+
+
+def difference(one, other):
+    return largest_difference(one.pictures, other.pictures)
+
+
+def hole():
+    """A mask with a square hole in the middle."""
+    mask = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(mask).rectangle([SIDE // 4, SIDE // 4, SIDE * 3 // 4 - 1, SIDE * 3 // 4 - 1], fill=255)
+    return mask
+
+
+# every family
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS)
+@each_family
+def test_every_layer_sees_the_exemplar_in_every_step(server, family, sampler, scheduler):
+    fields = {"sampler_name": sampler, "scheduler": scheduler}
+    plain, first = answered(server, family, **fields), varied(server, family, **fields)
+    assert "inverted in" in first.infotexts[0]
+    assert difference(first, plain) > 20
+    again = varied(server, family, **fields)
+    assert "stored inversion" in again.infotexts[0]
+    assert difference(again, first) == 0
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Euler a"])
+@each_family
+def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family, sampler):
+    """As far as the host keeps that promise."""
+    batch, alone, plain_batch, plain_alone = (
+        answered(server, family, settings, sampler_name=sampler, **fields).pictures[-1]
+        for settings in ({}, None)
+        for fields in ({"batch_size": 2}, {"seed": 4})
+    )
+    assert largest_difference([batch], [alone]) <= 2 + 2 * largest_difference([plain_batch], [plain_alone])
+
+
+@pytest.mark.parametrize("sampler", ["LCM", "Euler a"])
+@each_family
+def test_guidance_one_with_few_steps(server, family, sampler):
+    """As distilled models are sampled."""
+    for number in (1, 4, 8):
+        fields = {"cfg_scale": 1, "steps": number, "sampler_name": sampler}
+        answer = varied(server, family, **fields)
+        assert steps(server, answer.infotexts[0]) == number
+        assert difference(answer, answered(server, family, **fields)) > 5
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS[:3])
+@each_family
+def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, family, sampler, scheduler):
+    """It would not with a prediction misread (noise, velocity), a wrong noise level, or another size told to SDXL."""
+    if family.edits:
+        pytest.skip("instruct-pix2pix sees the image in the generation and none in the inversion")
+    settings = {"start_mix": 0.0, "alignment": "off", "inversion_iterations": 4}
+    fields = {"cfg_scale": 1, "prompt": "", "steps": 20, "sampler_name": sampler, "scheduler": scheduler}
+    decoded = answered(server, family, denoising_strength=0).pictures[0].astype(float)
+    back = varied(server, family, settings, **fields).pictures[0]
+    assert np.abs(back - decoded).mean() < 5
+
+
+@each_family
+def test_exact_guidance_and_prompts_of_two_parts(server, family):
+    settings = {"exemplar_prompt": "a pizza", "exact": True, "t_align": 300}
+    fields = {"prompt": "a pizza AND a house :0.5"}
+    batch = varied(server, family, settings, batch_size=2, **fields)
+    alone = varied(server, family, settings, seed=4, **fields)
+    plain = [answered(server, family, **fields, **one).pictures[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
+    assert largest_difference(batch.pictures[1:], alone.pictures) <= 2 + 2 * largest_difference(*plain)
+
+
+def test_switching_the_checkpoint_never_reuses_another_ones_inversion(server):
+    """Two of them have the same weights: only their description says what these predict."""
+    fields = {"sampler_name": "DDIM", "steps": 5}
+    first = {family.name: varied(server, family, **fields) for family in FAMILIES}
+    assert all("inverted in" in answer.infotexts[0] for answer in first.values())
+    for family in FAMILIES:
+        again = varied(server, family, **fields)
+        assert "stored inversion" in again.infotexts[0]
+        assert difference(again, first[family.name]) == 0
+
+
+def test_a_checkpoint_that_takes_anothers_place_in_memory_is_inverted_anew(server):
+    fields = {"sampler_name": "DDIM", "steps": 7}
+    server.set(sd_checkpoints_limit=1)
+    try:
+        first = [varied(server, family, **fields) for family in (SDXL_BASE, SD2_V, SDXL_BASE)]
+    finally:
+        server.set(sd_checkpoints_limit=10)
+    assert all("inverted in" in answer.infotexts[0] for answer in first)
+    assert difference(first[0], first[2]) == 0
+
+
+# SDXL
+
+
+@pytest.mark.parametrize("kind", ["img2img", "txt2img"])
+@pytest.mark.parametrize("family", [SDXL_BASE, SDXL_INPAINTING], ids=lambda family: family.name)
+def test_an_exemplar_of_another_aspect(server, family, kind):
+    """It is told its own size: an output that lies and one that stands share its inversion."""
+    settings = {"exemplar": base64_of(exemplar(PHOTO).resize((192, 96)))}
+    standing, lying = (
+        varied(server, family, settings, kind, width=width, height=height)
+        for width, height in ((SIDE, 2 * SIDE), (2 * SIDE, SIDE))
+    )
+    assert standing.pictures[0].shape == (2 * SIDE, SIDE, 3)
+    assert "inverted in" in standing.infotexts[0]
+    assert "stored inversion" in lying.infotexts[0]
+    assert difference(lying, answered(server, family, None, kind, width=2 * SIDE, height=SIDE)) > 20
+
+
+def test_the_crop_is_told_to_the_generation_only(server):
+    whole = varied(server, SDXL_BASE)
+    cropped = varied(server, SDXL_BASE, options={"sdxl_crop_top": 256, "sdxl_crop_left": 128})
+    assert "stored inversion" in cropped.infotexts[0]
+    assert difference(cropped, whole) > 0
+
+
+# inpainting, instruct-pix2pix, others
+
+
+@pytest.mark.parametrize("mode", ["variation", "inpaint"])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+@pytest.mark.parametrize("family", [SD1_INPAINTING, SDXL_INPAINTING], ids=lambda family: family.name)
+def test_inpainting_fills_the_hole_and_keeps_the_rest(server, family, sampler, mode):
+    photo = exemplar(PHOTO).resize((SIDE, SIDE))
+    fields = {"image": photo, "mask": base64_of(hole()), "mask_blur": 0, "sampler_name": sampler}
+    filled = varied(server, family, {"mode": mode}, **fields)
+    assert difference(filled, answered(server, family, **fields)) > 20
+    kept = np.asarray(hole()) == 0
+    assert (filled.pictures[0][kept] == np.asarray(photo)[kept]).all()
+
+
+@pytest.mark.parametrize(("image_guidance", "rows_a_call"), [(1.0, 2), (1.5, 3)])
+def test_instruct_pix2pix_evaluates_the_image_too(server, image_guidance, rows_a_call):
+    """Its third row a call is that of the negative prompt without the image."""
+    fields = {"image_cfg_scale": image_guidance, "batch_size": 2}
+    settings = {"exemplar_prompt": "a pizza", "exact": True, "t_align": 300}
+    for asked in ({}, settings):
+        batch = varied(server, SD1_EDITING, asked, **fields)
+        text = batch.infotexts[0]
+        assert rows(text) == 2 * rows_a_call * steps(server, text)
+        alone = varied(server, SD1_EDITING, asked, **{**fields, "batch_size": 1, "seed": 4})
+        assert largest_difference(batch.pictures[1:], alone.pictures) <= 4
+
+
+def test_instruct_pix2pix_has_no_image_in_txt2img(server):
+    answer = ask(server, SD1_EDITING, {"exemplar": base64_of(exemplar(PHOTO))}, "txt2img")
+    assert answer.status == 422
+    assert "img2img" in answer.sentence
+    assert server.calls() == 0
+
+
+def test_another_family_is_refused_before_sampling(server):
+    assert answered(server, REFUSED)
+    answer = ask(server, REFUSED, {})
+    assert answer.status == 422
+    assert "checkpoint" in answer.sentence
+    assert server.calls() == 0
+    assert server.leftovers() == []
+
+
+# half precision
+
+
+@pytest.mark.parametrize("family", [SD1, SD1_INPAINTING], ids=lambda family: family.name)
+def test_weights_in_eight_bits(server, family):
+    """On a processor the host then computes in bfloat16; its OpenCLIP encoders cannot (SD 2, SDXL)."""
+    usual = varied(server, family)
+    eight_bits = {"fp8_storage": "Enable"}
+    first = varied(server, family, options=eight_bits)
+    assert "inverted in" in first.infotexts[0]
+    assert difference(first, answered(server, family, options=eight_bits)) > 20
+    again = varied(server, family, options=eight_bits)
+    assert "stored inversion" in again.infotexts[0]
+    assert difference(again, first) == 0
+    assert difference(varied(server, family), usual) == 0
