@@ -10,6 +10,7 @@ an interrupted run goes on where it stopped, and a finished one only writes the 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import threading
 from collections import deque
@@ -37,7 +38,7 @@ from samplers_cells import (
     attempt,
     load,
 )
-from samplers_page import faults, write
+from samplers_page import ADAPTIVE, faults, write
 from tqdm import tqdm
 
 from rival_ext.hosts.diffusers import quieten_libraries
@@ -94,6 +95,8 @@ def main(
 ) -> None:
     """Measures every sampler with every schedule on every family and writes the page about it."""
     quieten_libraries()
+    # ends the servers too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = real_folder()
     if folder is None:
         raise click.UsageError("no real WebUI found; set RIVAL_WEBUI to its folder")
@@ -115,25 +118,25 @@ def main(
 
 
 def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequence[str]) -> list[Task]:
-    """All that there is to measure, a family after the other."""
+    """All that there is to measure, a family after the other, pictures of the trained model first."""
     found: list[Task] = []
     exemplars = [exemplar.name for exemplar in read_exemplars().values() if exemplar.known]
     for family in families:
+        alone = NO_SCHEDULE if family is SD1 else (*NO_SCHEDULE, *ADAPTIVE)
         placed = [
             (sampler, schedule)
             for sampler, schedule in product(samplers, schedules)
-            if schedule == AUTOMATIC or sampler not in NO_SCHEDULE
+            if schedule == AUTOMATIC or sampler not in alone
         ]
+        if family is SD1:
+            runs = [REFERENCE, *((sampler, STEPS) for sampler in samplers)]
+            found += [Variation(family, *run, exemplar) for run, exemplar in product(runs, exemplars)]
+            found += [
+                Reconstruction(family, *place, exemplar)
+                for place, exemplar in product(placed, RECONSTRUCTED)
+                if place[0] in DETERMINISTIC
+            ]
         found += [Cell(family, *place) for place in placed]
-        if family is not SD1:
-            continue
-        found += [
-            Reconstruction(family, *place, exemplar)
-            for place, exemplar in product(placed, RECONSTRUCTED)
-            if place[0] in DETERMINISTIC
-        ]
-        runs = [REFERENCE, *((sampler, STEPS) for sampler in samplers)]
-        found += [Variation(family, *run, exemplar) for run, exemplar in product(runs, exemplars)]
     return found
 
 

@@ -302,7 +302,8 @@ Other marks:
 - **live**: all of it holds; the exemplar's features are evaluated live, and the report says why ($live).
 - **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
   sampler, which chooses its steps for the whole batch, the same picture alone.
-- **·**: not asked.
+- **·**: not asked. A schedule has no part in the adaptive sampler but for its two ends, and it takes a hundred steps
+  whatever is asked for: families other than the first have it with the automatic one.
 $legend
 $families
 $failures
