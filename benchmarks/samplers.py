@@ -38,7 +38,7 @@ from samplers_cells import (
     attempt,
     load,
 )
-from samplers_page import ADAPTIVE, faults, write
+from samplers_page import faults, write
 from tqdm import tqdm
 
 from rival_ext.hosts.diffusers import quieten_libraries
@@ -47,6 +47,8 @@ from tests.host.servers import python_of, real_folder
 
 NO_SCHEDULE = ("DDIM", "DDIM CFG++", "PLMS", "UniPC")
 """Samplers with timesteps of their own."""
+WITH_EVERY_SCHEDULE = ("Euler", "DPM++ 2M")
+"""Those that the other families are asked for with every schedule: a schedule is a list of noise levels for any."""
 DETERMINISTIC = (
     *("DDIM", "DDIM CFG++", "PLMS", "UniPC", "Euler", "LMS", "Heun", "DPM2", "DPM++ 2M"),
     # with eta 0
@@ -122,11 +124,11 @@ def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequen
     found: list[Task] = []
     exemplars = [exemplar.name for exemplar in read_exemplars().values() if exemplar.known]
     for family in families:
-        alone = NO_SCHEDULE if family is SD1 else (*NO_SCHEDULE, *ADAPTIVE)
         placed = [
             (sampler, schedule)
             for sampler, schedule in product(samplers, schedules)
-            if schedule == AUTOMATIC or sampler not in alone
+            if schedule == AUTOMATIC
+            or (sampler not in NO_SCHEDULE and (family is SD1 or sampler in WITH_EVERY_SCHEDULE))
         ]
         if family is SD1:
             runs = [REFERENCE, *((sampler, STEPS) for sampler in samplers)]
