@@ -29,6 +29,7 @@ from samplers_cells import (
     RECONSTRUCTED,
     REFERENCE,
     STEPS,
+    VARIED,
     Bench,
     Cell,
     Reconstruction,
@@ -122,7 +123,6 @@ def main(
 def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequence[str]) -> list[Task]:
     """All that there is to measure, a family after the other, pictures of the trained model first."""
     found: list[Task] = []
-    exemplars = [exemplar.name for exemplar in read_exemplars().values() if exemplar.known]
     for family in families:
         placed = [
             (sampler, schedule)
@@ -132,7 +132,7 @@ def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequen
         ]
         if family is SD1:
             runs = [REFERENCE, *((sampler, STEPS) for sampler in samplers)]
-            found += [Variation(family, *run, exemplar) for run, exemplar in product(runs, exemplars)]
+            found += [Variation(family, *run, exemplar) for run, exemplar in product(runs, VARIED)]
             found += [
                 Reconstruction(family, *place, exemplar)
                 for place, exemplar in product(placed, RECONSTRUCTED)

@@ -33,7 +33,8 @@ AUTOMATIC = "Automatic"
 ROUNDING = 2
 """By so many 255ths a picture may differ where batches of another size are only rounded otherwise."""
 CELL_EXEMPLAR = "pizza-emojione-yellow"
-RECONSTRUCTED = (CELL_EXEMPLAR, "house-emojione-blue", "bus-emojione-pink")
+RECONSTRUCTED = (CELL_EXEMPLAR,)
+VARIED = ("panda-emojione-white", CELL_EXEMPLAR, "house-emojione-blue", "red-apple-emojione-white")
 PLAIN, OFF, NOISE = "plain", "off", "noise"
 ARMS: Mapping[str, Mapping[str, Any] | None] = {PLAIN: None, OFF: {"alignment": "off"}, NOISE: {}}
 """Without RIVAL, without alignment, all of it."""
