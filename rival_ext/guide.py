@@ -41,6 +41,7 @@ class Guide:
     report: counts what is really done.
     canvas: what is kept of a picture that is inpainted.
     sources: the exemplars that the start is drawn from, where these are others than those seen whole.
+    adds_noise: whether the sampler draws fresh noise on the way, which has statistics of its own.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Guide:
         report: Report,
         canvas: Canvas | None = None,
         sources: Sequence[Exemplar] = (),
+        adds_noise: bool = False,
     ):
         self.exemplars = exemplars
         self.settings = settings
@@ -63,6 +65,7 @@ class Guide:
         self.canvas = canvas
         self.whole = [exemplar for exemplar in exemplars if not exemplar.is_part]
         self.sources = sources or self.whole
+        self.adds_noise = adds_noise
 
     def start(self, seeds: Sequence[int], size: tuple[int, int], noise_level: float = math.inf) -> Tensor:
         """Start latents `[len(seeds), C, *size]`, variance-exploding, at a level of the chains, or at their top."""
@@ -74,8 +77,8 @@ class Guide:
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's own latent `[N, C, H, W]`, variance-exploding, to go on from; the same object if untouched."""
-        if self.settings.alignment == "latent" and self._is_early(noise_level):
-            self.report.steps.aligned += 1
+        if self._aligns_latent() and self._is_early(noise_level):
+            self.report.steps.aligned += self.settings.alignment == "latent"
             latents = [exemplar.chain.latent(noise_level) for exemplar in self.whole]
             latent = align_statistics(latent, joint_statistics(self.whole, latents))
         return self.canvas.keep_latent(latent, noise_level) if self.canvas else latent
@@ -158,6 +161,10 @@ class Guide:
         self.report.layers = max(self.report.layers, len(seen))
         self.report.steps.injected += 1
         return prediction
+
+    def _aligns_latent(self) -> bool:
+        """As asked for, or since a prediction can have the chain's statistics only if the noise in the latent has."""
+        return self.settings.alignment == "latent" or (self.settings.alignment == "noise" and self.adds_noise)
 
     def _is_early(self, noise_level: float) -> bool:
         return bool(self.whole) and self.schedule.timestep(noise_level) > self.settings.t_early

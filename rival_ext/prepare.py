@@ -69,6 +69,9 @@ class Host(Protocol):
     def is_predictable(self) -> bool:
         """Whether the sampler visits just these; features recorded for one that finds its own would serve nothing."""
 
+    def adds_noise(self) -> bool:
+        """Whether the sampler draws fresh noise on the way."""
+
     def pictures(self) -> Sequence[Picture]:
         """The exemplars, one or more."""
 
@@ -112,7 +115,9 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     canvas, sources = _canvas(host.painting(), pictures, chains, recorded)
     report.exemplars = len(exemplars)
     report.seconds.inversion = time.perf_counter() - begun
-    guide = Guide(exemplars, settings, host.schedule, layers, host.predict_noise, report, canvas, sources)
+    guide = Guide(
+        exemplars, settings, host.schedule, layers, host.predict_noise, report, canvas, sources, host.adds_noise()
+    )
     for exemplar in exemplars:
         for features in exemplar.chain.features.values():
             # raises now, before sampling, if no layer is of a size that was asked for

@@ -5,6 +5,7 @@ import sys
 from modules import script_callbacks, scripts
 
 from rival_ext.ui.panel import panel
+from rival_ext.ui.sampler_note import SamplerNote
 from rival_ext.ui.settings_page import add_options
 
 HOST = "rival_ext.hosts.webui"
@@ -20,10 +21,14 @@ class RivalScript(scripts.Script):
         return "RIVAL"
 
     def show(self, is_img2img):
+        self.sampler_note = SamplerNote()
+        self.on_after_component(
+            lambda created: self.sampler_note.follow(created.component), elem_id=f"{self.tabname}_sampling"
+        )
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls, self.infotext_fields = panel(self.tabname, release_memory)
+        controls, self.infotext_fields = panel(self.tabname, release_memory, self.sampler_note)
         return controls
 
     def process_batch(self, p, *args, **kwargs):

@@ -131,6 +131,9 @@ class DiffusersHost:
     def is_predictable(self) -> bool:
         return True
 
+    def adds_noise(self) -> bool:
+        return self.sampler.scheduler is EulerAncestralDiscreteScheduler
+
     def pictures(self) -> list[Picture]:
         return [
             Picture(

@@ -178,6 +178,7 @@ class WebuiHost:
         self.settings = settings
         self.unet = p.sd_model.model.diffusion_model
         self.gains = rehearsal.gains
+        self._adds_noise = rehearsal.adds_noise
         self.form = sampler_form(p.sampler, p, rehearsal)
         self.schedule = self.form.schedule
         self._levels = levels_of(self.form)
@@ -193,6 +194,9 @@ class WebuiHost:
 
     def is_predictable(self) -> bool:
         return self.form.is_predictable
+
+    def adds_noise(self) -> bool:
+        return self._adds_noise
 
     def pictures(self) -> Sequence[Picture]:
         return self.pictures_of_request.exemplars

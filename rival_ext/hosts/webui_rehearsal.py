@@ -25,18 +25,24 @@ class Rehearsal:
 
     clocks: what the denoiser is told as `sigma`, call by call. arguments: what the sampler's function is given by name.
     gains: of the latents that the host's method is given, each one's share in the latent where the function starts.
+    adds_noise: whether fresh noise reaches the latent on the way.
     """
 
     clocks: list[float] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
     gains: list[float] = field(default_factory=list)
+    adds_noise: bool = False
 
 
-class NoRandomness:
+LOUD = 1e8
+"""What is drawn in place of random numbers: wherever it reaches a latent, it is seen there."""
+
+
+class Loud:
     """In place of the host's generators, which must not move."""
 
-    def next(self) -> Tensor:
-        return torch.zeros(1)
+    def next(self, *_: Any) -> Tensor:
+        return torch.full((1,), LOUD)
 
 
 def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequence[Tensor]) -> Rehearsal:
@@ -46,6 +52,7 @@ def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequ
 
     def denoise(x: Tensor, clock: Tensor, *_: Any, **__: Any) -> Tensor:
         seen.clocks.append(float(clock.max()))
+        seen.adds_noise |= bool(x.abs().max() > LOUD**0.5)
         # what DDIM CFG++ takes from its denoiser beside the answer
         denoiser.last_noise_uncond = torch.zeros_like(x)
         return torch.zeros_like(x)
@@ -57,12 +64,15 @@ def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequ
     def run_silently(model: Any, x: Tensor, **arguments: Any) -> Tensor:
         seen.arguments = arguments
         seen.gains = x.flatten()[: len(latents)].tolist()
-        return function(model, x, **{**arguments, "disable": True, "callback": lambda _: None})
+        silently = {"disable": True, "callback": lambda _: None}
+        if "noise_sampler" in arguments:
+            silently["noise_sampler"] = Loud().next
+        return function(model, x, **{**arguments, **silently})
 
     with ExitStack() as stack:
         stack.enter_context(instance_attribute(denoiser, "forward", denoise))
         stack.enter_context(instance_attribute(sampler, "func", run_silently))
-        stack.enter_context(instance_attribute(p, "rng", NoRandomness()))
+        stack.enter_context(instance_attribute(p, "rng", Loud()))
         # some noise samplers draw their seed from the global generator
         stack.enter_context(torch.random.fork_rng(devices=[]))
         sample([_marked(latent, index) for index, latent in enumerate(latents)])

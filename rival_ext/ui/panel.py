@@ -11,6 +11,7 @@ from modules.ui_components import FormRow, InputAccordion
 
 from rival_ext.settings import FIELDS, MODES, SLOTS, Field, similar
 from rival_ext.ui.infotext import paste_targets
+from rival_ext.ui.sampler_note import SamplerNote
 
 FIELD = {field.name: field for field in FIELDS}
 
@@ -27,10 +28,11 @@ SIMILAR = tuple(similar(0.5))
 """What the similarity sets."""
 
 
-def panel(tab: str, release_memory: Callable[[], str]) -> tuple[list[Any], list[PasteField]]:
+def panel(tab: str, release_memory: Callable[[], str], sampler_note: SamplerNote) -> tuple[list[Any], list[PasteField]]:
     """The controls in the order of `FIELDS`, and what a pasted infotext sets them to.
 
     tab: img2img or txt2img. release_memory: what the button for it does; returns a sentence to show.
+    sampler_note: placed here, below the hint.
     """
     prefix = f"{tab}_rival"
     controls: dict[str, Any] = {}
@@ -41,6 +43,7 @@ def panel(tab: str, release_memory: Callable[[], str]) -> tuple[list[Any], list[
 
     with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{prefix}_enabled") as controls["enabled"]:
         gr.HTML(HINTS[tab], elem_id=f"{prefix}_hint")
+        sampler_note.place(f"{prefix}_sampler")
         place("mode", "similarity")
         with FormRow():
             place("t_align", "t_early", "start_mix")

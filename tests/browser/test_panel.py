@@ -209,3 +209,14 @@ def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
     generate(page)
     expect_report(page, "RIVAL mode: inpaint")
     expect_report(page, "RIVAL report: 10 layers; 20 of 20 steps injected")
+
+
+@pytest.mark.parametrize("tab", ["img2img", "txt2img"])
+def test_the_panel_says_beforehand_what_a_sampler_does_otherwise(page, tab):
+    page.locator("#tabs > .tab-nav > button", has_text=tab).first.click()
+    enable(page, tab)
+    note = page.locator(f"#{tab}_rival_sampler").first
+    playwright_api.expect(note).not_to_contain_text("finds its own steps")
+    page.locator(f"#{tab}_sampling input").click()
+    page.locator(f"#{tab}_sampling li", has_text="DPM adaptive").click()
+    playwright_api.expect(note).to_contain_text("finds its own steps")

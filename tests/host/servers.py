@@ -75,6 +75,7 @@ class StandInServer:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         script = module.RivalScript()
+        script.show(is_img2img=True)
         self.scripts = [script]
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
 

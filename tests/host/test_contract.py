@@ -180,6 +180,17 @@ def test_two_different_input_images_are_refused(server):
     assert "one input image" in answer.sentence
 
 
+def test_a_checkpoint_of_an_unknown_family_is_refused_before_sampling(server, monkeypatch):
+    if server.name == "real":
+        pytest.skip("real WebUI: test_families.py has checkpoints for it")
+    # as the host marks Stable Diffusion 3
+    monkeypatch.setattr(server.checkpoint, "is_sd1", False)
+    answer = server.img2img(**request({}))
+    assert answer.status == 422
+    assert "this checkpoint" in answer.sentence
+    assert server.calls() == 0
+
+
 def test_a_lora_of_the_prompt_takes_part_in_the_inversion(server):
     if server.name == "stand-in":
         pytest.skip("stand-in: it has no LoRA")

@@ -31,7 +31,15 @@ def make_live_guide():
         )
         report = Report(settings.mode, settings.t_align, settings.t_early)
         layers = self_attention_layers(host.unet)
-        return Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report)
+        return Guide(
+            [Exemplar(chain)],
+            settings,
+            host.schedule,
+            layers,
+            host.predict_noise,
+            report,
+            adds_noise=host.adds_noise(),
+        )
 
     return make
 

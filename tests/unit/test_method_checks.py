@@ -274,3 +274,23 @@ def test_alignment_computes_in_float32_and_returns_the_generations_type():
 def test_every_seed_has_an_order_of_its_own(seed, distance):
     latent = torch.arange(256.0).view(1, 1, 16, 16)
     assert not torch.equal(permute_positions(latent, seed), permute_positions(latent, seed + distance))
+
+
+@pytest.mark.parametrize(("sampler", "takes_them"), [("euler-a", True), ("euler", False)])
+@pytest.mark.parametrize("alignment", ["noise", "off"])
+def test_a_latent_with_fresh_noise_takes_the_chains_statistics(
+    make_host, make_live_guide, sampler, takes_them, alignment
+):
+    """Pulled towards the exemplar's while the noise has its own, a prediction leaves the difference in the colours."""
+    host = make_host("pizza-emojione-yellow", sampler=sampler, steps=8)
+    guide = make_live_guide(host, alignment=alignment)
+    chain = guide.exemplars[0].chain
+    early, late = float(chain.noise_levels[-2]), float(chain.noise_levels[2])
+    for level in (early, late):
+        latent = level * noise(2, 4, 16, 16)
+        corrected = guide.corrected_latent(latent, level)
+        if takes_them and alignment == "noise" and level == early:
+            own, wanted = channel_statistics(corrected), channel_statistics(chain.latent(level))
+            assert all(torch.allclose(*pair, atol=1e-3) for pair in zip(own, wanted, strict=True))
+        else:
+            assert corrected is latent

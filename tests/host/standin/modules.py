@@ -42,6 +42,9 @@ class InputAccordion(Control):
 class Script:
     tabname = "img2img"
 
+    def on_after_component(self, callback, *, elem_id):
+        """The host's own controls are not built here."""
+
 
 class PasteField(tuple):
     def __new__(cls, component, target):
@@ -149,6 +152,6 @@ def uninstalled():
     try:
         yield
     finally:
-        ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui.panel")
+        ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui.panel", "rival_ext.ui.sampler_note")
         for name in [name for name in sys.modules if name.startswith(ours)]:
             del sys.modules[name]
