@@ -302,8 +302,8 @@ Other marks:
 - **live**: all of it holds; the exemplar's features are evaluated live, and the report says why ($live).
 - **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
   sampler, which chooses its steps for the whole batch, the same picture alone.
-- **·**: not asked. A schedule has no part in the adaptive sampler but for its two ends, and it takes a hundred steps
-  whatever is asked for: families other than the first have it with the automatic one.
+- **·**: not asked. A schedule is a list of noise levels for any sampler and any checkpoint: families other than the
+  first have every sampler with its automatic one, and every schedule with Euler and DPM++ 2M.
 $legend
 $families
 $failures
