@@ -29,6 +29,10 @@ MakeRoom = Callable[[int], bool]
 FirstGuess = Callable[[Sequence[Tensor], Sequence[float], Sequence[Tensor], float], Tensor]
 """(latents so far, their noise levels, the prediction made at each, next noise level) -> start of the iteration."""
 
+LEAP = 10
+"""A last step to so many times the noise, as with zero terminal SNR: there a prediction is the latent itself, and the
+variance-preserving latent stays where it is."""
+
 TOLERANCE = 1e-4
 """A step's iteration ends when its update is smaller than this, relative to the latent."""
 
@@ -44,7 +48,7 @@ def extrapolated(
     latents: Sequence[Tensor], levels: Sequence[float], predictions: Sequence[Tensor], level: float
 ) -> Tensor:
     """The default: one step along the prediction extrapolated linearly in sigma from the last two nodes."""
-    if not predictions:
+    if not predictions or level > LEAP * max(levels[-1], 1):
         return lower_latent(latents, levels, predictions, level)
     slope = predictions[-1]
     if len(predictions) > 1:

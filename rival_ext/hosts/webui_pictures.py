@@ -110,10 +110,24 @@ def encode(model: Any, image: Image.Image) -> Tensor:
     pixels = pixels.to(shared.device, dtype=devices.dtype_vae)
     if method == "Full":
         model.first_stage_model.to(devices.dtype_vae)
-        posterior = model.encode_first_stage(pixels * 2 - 1)
-        return model.get_first_stage_encoding(posterior.mode()).float()
+        return _posterior_mean(model, pixels * 2 - 1).float()
     approximation = sd_samplers_common.approximation_indexes[method]
     return sd_samplers_common.images_tensor_to_samples(pixels, approximation, model).float()
+
+
+def _posterior_mean(model: Any, pixels: Tensor) -> Tensor:
+    """In the model's scaling; SDXL's own encoding gives a sample alone, so that the mean is looked up on its way."""
+    moments: list[Tensor] = []
+    handle = model.first_stage_model.quant_conv.register_forward_hook(lambda *seen: moments.append(seen[-1]))
+    try:
+        # the sample that nobody wants must not move the generator
+        with torch.random.fork_rng(devices=[]):
+            encoded = model.encode_first_stage(pixels)
+    finally:
+        handle.remove()
+    if isinstance(encoded, Tensor):
+        return model.scale_factor * moments[0].chunk(2, dim=1)[0]
+    return model.get_first_stage_encoding(encoded.mode())
 
 
 def _region(mask: Image.Image) -> Tensor:

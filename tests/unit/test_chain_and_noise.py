@@ -553,3 +553,14 @@ def test_the_key_sees_every_value_of_a_tensor(values, data):
     other = data.draw(st.floats(allow_nan=False, width=32).filter(lambda value: value != values[index]))
     changed = [*values[:index], other, *values[index + 1 :]]
     assert digest([torch.tensor(values)]) != digest([torch.tensor(changed)])
+
+
+@pytest.mark.parametrize("level", [14.6, 4518.0])
+def test_a_leap_to_noise_alone_starts_from_the_lower_latent(level):
+    """With zero terminal SNR the prediction there is the latent itself, and the iteration would not come back."""
+    latents, predictions = [torch.full((1, 4, 8, 8), value) for value in (3.0, 5.0)], [torch.ones(1, 4, 8, 8)] * 2
+    guess = extrapolated(latents, [9.0, 12.0], predictions, level)
+    if level > 1000:
+        assert torch.equal(guess, lower_latent(latents, [9.0, 12.0], predictions, level))
+    else:
+        assert torch.allclose(guess, latents[-1] + (level - 12))

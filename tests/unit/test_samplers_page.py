@@ -14,6 +14,7 @@ from tests.host.servers import ROOT, base64_of
 
 # the command's own folder, where Python finds its neighbours
 sys.path.append(str(ROOT / "benchmarks"))
+pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the docs extra)")
 
 from samplers_cells import Refused, parse_report
 from samplers_page import (
