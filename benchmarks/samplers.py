@@ -39,7 +39,7 @@ from samplers_cells import (
     attempt,
     load,
 )
-from samplers_page import faults, write
+from samplers_page import ADAPTIVE, faults, write
 from tqdm import tqdm
 
 from rival_ext.hosts.diffusers import quieten_libraries
@@ -128,7 +128,8 @@ def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequen
             (sampler, schedule)
             for sampler, schedule in product(samplers, schedules)
             if schedule == AUTOMATIC
-            or (sampler not in NO_SCHEDULE and (family is SD1 or sampler in WITH_EVERY_SCHEDULE))
+            or sampler in WITH_EVERY_SCHEDULE
+            or (family is SD1 and sampler not in (*NO_SCHEDULE, *ADAPTIVE))
         ]
         if family is SD1:
             runs = [REFERENCE, *((sampler, STEPS) for sampler in samplers)]

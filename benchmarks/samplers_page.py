@@ -303,7 +303,8 @@ Other marks:
 - **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
   sampler, which chooses its steps for the whole batch, the same picture alone.
 - **·**: not asked. A schedule is a list of noise levels for any sampler and any checkpoint: families other than the
-  first have every sampler with its automatic one, and every schedule with Euler and DPM++ 2M.
+  first have every sampler with its automatic one, and every schedule with Euler and DPM++ 2M. The adaptive sampler
+  takes its two ends from it and a hundred steps of its own between them.
 $legend
 $families
 $failures
