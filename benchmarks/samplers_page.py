@@ -8,17 +8,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from string import Template
+from textwrap import fill
 from typing import Any
 
 from effect import labelled_grid
 from exemplars import Exemplar, markdown_table
 from PIL import Image
-from samplers_cells import ARMS, CELL_STEPS, NOISE, OFF, PLAIN, RECONSTRUCTED, REFERENCE, ROUNDING, STEPS, Record
+from samplers_cells import (
+    ARMS,
+    CELL_STEPS,
+    NOISE,
+    OFF,
+    PLAIN,
+    RECONSTRUCTED,
+    REFERENCE,
+    ROUNDING,
+    STEPS,
+    VARIED,
+    Record,
+)
 
 ARM_NAMES = {PLAIN: "plain", OFF: "no alignment", NOISE: "RIVAL"}
 MEASURES = {"palette": ".1f", "mean": ".2f", "std": ".2f"}
 """The distances from the exemplar, with the format of their means."""
-PICTURED = ("pizza-emojione-yellow", "house-emojione-blue", "red-heart-emojione-purple")
 ADAPTIVE = ("DPM adaptive",)
 """Those whose number of steps depends on what they draw."""
 
@@ -175,16 +187,16 @@ def standard_error(differences: Sequence[float]) -> float:
     return stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
 
 
-def worse_with_alignment(variations: Variations) -> str:
-    """A sentence: for which samplers alignment takes the palette farther away by more than two standard errors."""
-    worse = []
+def alignment_sentence(variations: Variations) -> str:
+    """With which samplers alignment brings the palette closer or takes it away, by more than two standard errors."""
+    found: dict[str, list[str]] = {"closer": [], "farther away": [], "neither clearly": []}
     for title, records in variations.items():
         differences = alignment_differences(records)
-        if mean(differences) > 2 * standard_error(differences):
-            worse.append(title.partition(",")[0])
-    if not worse:
-        return "For no sampler does alignment take the palette clearly farther away."
-    return f"Alignment takes the palette clearly farther away with {', '.join(worse)}."
+        change, error = mean(differences), 2 * standard_error(differences)
+        verdict = "closer" if change < -error else "farther away" if change > error else "neither clearly"
+        found[verdict].append(title.partition(",")[0])
+    parts = (f"{verdict} with {', '.join(dict.fromkeys(some))}" for verdict, some in found.items() if some)
+    return f"Alignment brings the palette {'; '.join(parts)}."
 
 
 def contact_sheet(variations: Variations, photos: Mapping[str, Image.Image], edge: int = 96) -> Image.Image:
@@ -240,8 +252,8 @@ def write(out: Path, host: Record, records: Sequence[Record], exemplars: Mapping
     (out / "samplers.md").write_text(page(host, records, variations))
     if variations:
         figure(variations).savefig(out / "samplers.png", dpi=110)
-        photos = {name: exemplars[name].image for name in PICTURED}
-        contact_sheet(variations, photos).save(out / "samplers-sheet.png", optimize=True)
+        photos = {name: exemplars[name].image for name in VARIED[1:]}
+        contact_sheet(variations, photos).quantize(256).save(out / "samplers-sheet.png", optimize=True)
 
 
 def page(host: Record, records: Sequence[Record], variations: Variations) -> str:
@@ -259,7 +271,7 @@ def page(host: Record, records: Sequence[Record], variations: Variations) -> str
         host,
         holding=sum(not faults(cell) for cell in cells),
         cells=len(cells),
-        live="; ".join(reasons) or "nowhere",
+        live=fill("; ".join(reasons) or "nowhere", 118, initial_indent="  ", subsequent_indent="  "),
         legend="".join(f"- **{code}**: {FAULTS[code]}.\n" for code in FAULTS if code in shown),
         families="\n\n".join(family_section(name, some, samplers, schedules) for name, some in families.items()),
         failures=f"\n### What does not hold\n\n{broken}\n" if broken else "",
@@ -269,19 +281,19 @@ def page(host: Record, records: Sequence[Record], variations: Variations) -> str
         cell_steps=CELL_STEPS,
         steps=STEPS,
         reference_steps=REFERENCE[1],
-        reconstructed=len(RECONSTRUCTED),
+        reconstructed="one exemplar" if len(RECONSTRUCTED) == 1 else f"mean over {len(RECONSTRUCTED)} exemplars",
         pictures=len(values(next(iter(variations.values()), []), PLAIN, "palette")),
         variations=markdown_table(header, variation_rows(variations)),
-        worse=worse_with_alignment(variations),
+        alignment=fill(alignment_sentence(variations), 120) if variations else "",
     )
 
 
 PAGE = Template("""\
 # Every sampler with every schedule
 
-Measured on a real WebUI $webui (Python $python, torch $torch, on the processor, in fp32) through its API: every sampler
-that it lists, with every schedule that it lists, on a small checkpoint of each family of models. The four samplers that
-have timesteps of their own take no schedule and stand in the first column.
+Measured on a real WebUI $webui (Python $python, torch $torch, on the processor, in fp32) through its API: every
+sampler that it lists, with every schedule that it lists, on a small checkpoint of each family of models. The four
+samplers that have timesteps of their own take no schedule and stand in the first column.
 
 ## What was asked of each
 
@@ -299,7 +311,8 @@ $holding of $cells combinations hold: ✓ stands for all of
 
 Other marks:
 
-- **live**: all of it holds; the exemplar's features are evaluated live, and the report says why ($live).
+- **live**: all of it holds; the exemplar's features are evaluated live, and the report says why:
+$live.
 - **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
   sampler, which chooses its steps for the whole batch, the same picture alone.
 - **·**: not asked. A schedule is a list of noise levels for any sampler and any checkpoint: families other than the
@@ -312,8 +325,8 @@ $failures
 
 Through the samplers that draw no noise (eta 0 where there is one), from the inverted start, without injection and
 alignment, guidance 1, no prompt, $steps steps, one iteration a step of the inversion: PSNR of the picture against the
-VAE's own reconstruction in dB, mean over $reconstructed exemplars. It is high where the sampler steps as the inversion
-does, from each level to the next along one slope.
+VAE's own reconstruction in dB, $reconstructed. It is high where the sampler steps as the inversion does, from each
+level to the next along one slope.
 
 $reconstruction
 
@@ -331,7 +344,7 @@ beside DDIM at $reference_steps: $pictures pictures for each figure, from exempl
 
 $variations
 
-$worse
+$alignment
 
 ![Exemplars by sampler: plain, without alignment, with RIVAL](samplers-sheet.png)
 

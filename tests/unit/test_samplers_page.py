@@ -19,6 +19,7 @@ pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the doc
 from samplers_cells import Refused, parse_report
 from samplers_page import (
     added,
+    alignment_sentence,
     by_sampler,
     contact_sheet,
     cross_table,
@@ -26,7 +27,6 @@ from samplers_page import (
     faults,
     mark,
     page,
-    worse_with_alignment,
 )
 
 PIZZA = "pizza-emojione-yellow"
@@ -128,8 +128,9 @@ def test_alignment_is_called_worse_only_beyond_two_standard_errors():
     assert "worse" not in added(better)
     assert added(worse) == "+2.1 ± 0.1 **worse**"
     both = {"Euler, 20 steps": better, "LCM, 20 steps": worse}
-    assert worse_with_alignment(both).endswith("with LCM.")
-    assert worse_with_alignment({"Euler, 20 steps": better}).startswith("For no sampler")
+    assert alignment_sentence(both) == "Alignment brings the palette closer with Euler; farther away with LCM."
+    unclear = {"Euler, 20 steps": [variation("Euler", aligned=3.9)]}
+    assert alignment_sentence(unclear) == "Alignment brings the palette neither clearly with Euler."
 
 
 def test_the_reference_comes_first_and_errors_are_left_out():
