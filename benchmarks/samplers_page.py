@@ -67,8 +67,8 @@ def faults(cell: Record) -> list[str]:
 
 
 def shares_steps(cell: Record) -> bool:
-    """Whether the sampler chooses its steps by the whole batch, so that plain pictures of it are others too."""
-    return cell["sampler"] in ADAPTIVE and cell["plain_order"] > ROUNDING
+    """Whether the sampler chooses its steps by the whole batch, so that a picture alone is another one."""
+    return cell["sampler"] in ADAPTIVE
 
 
 def mark(cell: Record | None) -> str:
@@ -314,7 +314,7 @@ Other marks:
 - **live**: all of it holds; the exemplar's features are evaluated live, and the report says why:
 $live.
 - **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
-  sampler, which chooses its steps for the whole batch, the same picture alone.
+  sampler, which chooses its steps by the error of the whole batch, the same picture alone.
 - **·**: not asked. A schedule is a list of noise levels for any sampler and any checkpoint: families other than the
   first have every sampler with its automatic one, and every schedule with Euler and DPM++ 2M. The adaptive sampler
   takes its two ends from it and a hundred steps of its own between them.
