@@ -100,7 +100,7 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     # a schedule of very many steps may visit a level twice; the chain is looked up by level, never by index
     levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels, layers)
-    report.features, recorded = "recorded", layers
+    report.features, recorded = settings.features, layers if settings.features == "recorded" else {}
     if not host.is_predictable():
         report.features, recorded = "live", {}
         report.note("the sampler finds its own noise levels")

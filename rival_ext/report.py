@@ -73,6 +73,25 @@ class Report:
         """The object of `report.json`."""
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """Sentences for people, in the order in which things were done."""
+        steps, inversion, rows = self.steps, self.inversion, self.rows
+        inverted = (
+            f"Inverted in {inversion.evaluations} evaluations, {self.seconds.inversion:.1f} s; "
+            f"the last update was {inversion.residual:.2g} of the latent."
+            if self.store != "hit"
+            else "The stored inversion was used: nothing was inverted."
+        )
+        exemplars = "one exemplar" if self.exemplars == 1 else f"{self.exemplars} exemplars"
+        return [
+            f"RIVAL, mode {self.mode}, {exemplars}. {inverted}",
+            f"{self.layers} self-attention layers saw the exemplar's {self.features} features in {steps.injected} of "
+            f"{steps.total} steps; statistics were aligned in {steps.aligned}.",
+            f"{rows.inversion} UNet rows for the inversion and {rows.generation} for the images, "
+            f"{self.seconds.generation:.1f} s.",
+            *(note[0].upper() + note[1:] + "." for note in self.notes),
+        ]
+
     def summary(self) -> str:
         """One line for the infotext; no comma or colon, which the WebUI would have to quote."""
         inverted = (

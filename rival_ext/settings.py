@@ -83,6 +83,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=T
     alignment: Literal["noise", "latent", "off"] = "noise"
     inversion_iterations: Iterations = 1
     exemplar_tokens: Fraction = 1.0
+    features: Literal["recorded", "live"] = "recorded"
     exact: StrictBool = False
     plain_inversion: StrictBool = False
 
@@ -236,6 +237,14 @@ FIELDS = (
         "Fraction of the exemplar's tokens seen below t_align; less is faster",
         minimum=0.25,
     ),
+    _choice(
+        "features",
+        "Features",
+        "recorded in the inversion, in memory, where the sampler and the budget allow it; live evaluates the exemplar "
+        "beside every step, which takes half as long again and no memory",
+        "recorded",
+        "live",
+    ),
     Field(
         "exact",
         "Exact guidance",
@@ -269,6 +278,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     for name in values:
         if name not in Settings.__annotations__:
             raise RivalError(f"unknown field {name!r}; the fields are {', '.join(field.name for field in FIELDS)}.")
+    values = {**values, **_drawn_regions(values)}
     given = {**values, **_normalised(values)}
     try:
         preset = dict(Settings(**given))
@@ -277,6 +287,23 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
+
+
+def _drawn_regions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An exemplar that somebody painted on, `{"image": ..., "mask": ...}`, as the two fields that it stands for."""
+    apart: dict[str, Any] = {}
+    for ending in SLOTS:
+        exemplar, region = "exemplar" + ending, "exemplar_mask" + ending
+        painted = values.get(exemplar)
+        if not isinstance(painted, Mapping):
+            continue
+        if set(painted) != {"image", "mask"}:
+            raise RivalError(_wrong_value(exemplar, painted))
+        apart[exemplar] = painted["image"]
+        strokes = _decoded(region, painted["mask"])
+        if values.get(region) is None and strokes is not None and strokes.convert("L").getbbox():
+            apart[region] = strokes
+    return apart
 
 
 def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,15 @@ import sys
 
 from modules import script_callbacks, scripts
 
-from rival_ext.ui.panel import panel
-from rival_ext.ui.sampler_note import SamplerNote
+from rival_ext.ui.gallery import GalleryButtons
+from rival_ext.ui.host_controls import HostControls
+from rival_ext.ui.infotext import PASTE_TARGETS
+from rival_ext.ui.panel import Panel
 from rival_ext.ui.settings_page import add_options
 
 HOST = "rival_ext.hosts.webui"
+PANELS = {}
+"""By tab."""
 
 
 class RivalScript(scripts.Script):
@@ -21,15 +25,15 @@ class RivalScript(scripts.Script):
         return "RIVAL"
 
     def show(self, is_img2img):
-        self.sampler_note = SamplerNote()
-        self.on_after_component(
-            lambda created: self.sampler_note.follow(created.component), elem_id=f"{self.tabname}_sampling"
-        )
+        self.host_controls = HostControls(self.tabname)
+        self.host_controls.follow(self)
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls, self.infotext_fields = panel(self.tabname, release_memory, self.sampler_note)
-        return controls
+        panel = PANELS[self.tabname] = Panel(self.tabname, self.host_controls, release_memory, is_stored)
+        self.infotext_fields = panel.paste_fields
+        self.paste_field_names = list(PASTE_TARGETS.values())
+        return panel.controls
 
     def process_batch(self, p, *args, **kwargs):
         if wanted(args):
@@ -53,6 +57,11 @@ def host():
     return webui
 
 
+def is_stored(*asked):
+    """Whether a run's inversions are kept; none is before the first one."""
+    return HOST in sys.modules and sys.modules[HOST].is_stored(*asked)
+
+
 def release_memory(*_):
     """Gives the memory of all stored inversions back; says how much that was."""
     if HOST not in sys.modules:
@@ -64,5 +73,6 @@ def release_memory(*_):
 
 
 script_callbacks.on_ui_settings(add_options)
+script_callbacks.on_after_component(GalleryButtons(PANELS).see)
 script_callbacks.on_model_loaded(release_memory)
 script_callbacks.on_script_unloaded(release_memory)

@@ -19,6 +19,7 @@ from rival_ext.errors import Interrupted, RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.hosts.webui_conditioning import ExemplarConditioning
 from rival_ext.hosts.webui_fingerprint import fingerprint
+from rival_ext.hosts.webui_foresight import is_stored, outline_of, remember
 from rival_ext.hosts.webui_neighbours import (
     controlnet_leaves,
     instance_attribute,
@@ -36,6 +37,8 @@ from rival_ext.report import Report
 from rival_ext.settings import FIELDS, Settings, parse_settings
 from rival_ext.store import ChainStore
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
+
+__all__ = ["STORE", "announce", "arm", "is_stored"]
 
 STORE = ChainStore()
 """The chains of this server."""
@@ -154,6 +157,7 @@ class GuidedSampling:
         try:
             with host.inversion_networks():
                 guide = prepare(host, settings, STORE, report)
+            remember(outline_of(p, settings), [exemplar.chain for exemplar in guide.exemplars])
         except Interrupted as stopped:
             p.extra_generation_params[kind.report] = f"stopped in the inversion at step {stopped}"
             # the host's own sampler sees the same wish before its first step and ends as it always does
@@ -166,6 +170,8 @@ class GuidedSampling:
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
         p.extra_generation_params[kind.report] = report.summary()
+        # shown under the gallery
+        p.comment("\n".join(report.lines()))
         print(f"RIVAL: {report.summary()}")
         return samples
 

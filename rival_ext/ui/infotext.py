@@ -18,9 +18,7 @@ def settings_to_infotext(settings: Settings) -> dict[str, Any]:
     return {field.infotext: values[field.name] for field in PASTED if values[field.name] != ""}
 
 
-def paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
-    """By field, what reads its value from pasted parameters; None leaves the control as it is."""
-
+def _paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
     def reader(name: str, default: Any) -> Callable[[Mapping[str, str]], Any]:
         def read(pasted: Mapping[str, str]) -> Any:
             value = pasted.get(name, default if PRESENT in pasted else None)
@@ -31,3 +29,8 @@ def paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
 
     targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: PRESENT in pasted}
     return targets | {field.name: reader(field.infotext, field.default) for field in PASTED}
+
+
+PASTE_TARGETS = _paste_targets()
+"""By field, what reads its value from pasted parameters; None leaves the control as it is. The same objects for all
+tabs: by them the host finds one tab's control for another's, where an image is sent over with its values."""

@@ -9,69 +9,143 @@ import gradio as gr
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 
-from rival_ext.settings import FIELDS, MODES, SLOTS, Field, similar
-from rival_ext.ui.infotext import paste_targets
-from rival_ext.ui.sampler_note import SamplerNote
+from rival_ext.settings import FIELDS, MODES, PASTED, SLOTS, Field, similar
+from rival_ext.ui import exemplar_prompt, presets
+from rival_ext.ui.host_controls import HostControls
+from rival_ext.ui.infotext import PASTE_TARGETS
+from rival_ext.ui.outlook import IsStored, Outlook
 
 FIELD = {field.name: field for field in FIELDS}
 
-HINTS = {
-    "img2img": "Makes variations of the image above with the loaded checkpoint. Set <b>Denoising strength</b> to 1; "
-    "a <b>CFG scale</b> of 5 to 7 works best. Leave the prompt empty, or say in it what the image shows.",
-    "txt2img": "Draws the prompt in the style of an <b>exemplar</b>, at any size, with the loaded checkpoint. "
-    "Mode <b>text</b> and a <b>CFG scale</b> of 7 work best.",
-}
 PRESET = ("early_steps", "start_mix")
 """What a mode sets."""
 
 SIMILAR = tuple(similar(0.5))
 """What the similarity sets."""
 
+TABS_OF_SLOTS = ("First", "Second", "Third")
 
-def panel(tab: str, release_memory: Callable[[], str], sampler_note: SamplerNote) -> tuple[list[Any], list[PasteField]]:
-    """The controls in the order of `FIELDS`, and what a pasted infotext sets them to.
+EMPTY = {
+    "img2img": "Empty: the image above is the exemplar. Paint over what of an uploaded one shall be seen; "
+    "unpainted, all of it is.",
+    "txt2img": "A real image to take content and style from. Paint over what of it shall be seen; unpainted, all of "
+    "it is.",
+}
 
-    tab: img2img or txt2img. release_memory: what the button for it does; returns a sentence to show.
-    sampler_note: placed here, below the hint.
+
+class Panel:
+    """One tab's controls.
+
+    tab: img2img or txt2img. host: the tab's own controls. release_memory: what the button for it does; returns a
+    sentence to show. is_stored: whether the inversions of a run are kept, as `Outlook` asks for it.
     """
-    prefix = f"{tab}_rival"
-    controls: dict[str, Any] = {}
 
-    def place(*names: str) -> None:
+    def __init__(self, tab: str, host: HostControls, release_memory: Callable[[], str], is_stored: IsStored):
+        self.tab = tab
+        self.prefix = f"{tab}_rival"
+        self.of_field: dict[str, Any] = {}
+        self._build(release_memory)
+        self._connect()
+        host.when_built(("image",), self._connect_prompt_buttons)
+        self.outlook = Outlook(self.of_field, host, self.plan, self.recommend, is_stored)
+
+    @property
+    def controls(self) -> list[Any]:
+        """In the order of `FIELDS`: the script's arguments."""
+        return [self.of_field[field.name] for field in FIELDS]
+
+    @property
+    def paste_fields(self) -> list[PasteField]:
+        """What a pasted infotext sets the controls to."""
+        return [PasteField(self.of_field[name], target) for name, target in PASTE_TARGETS.items()]
+
+    def _place(self, *names: str, **how: Any) -> None:
         for name in names:
-            controls[name] = _control(prefix, FIELD[name])
+            self.of_field[name] = self._control(FIELD[name], **how)
 
-    with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{prefix}_enabled") as controls["enabled"]:
-        gr.HTML(HINTS[tab], elem_id=f"{prefix}_hint")
-        sampler_note.place(f"{prefix}_sampler")
-        place("mode", "similarity")
-        with FormRow():
-            place("t_align", "t_early", "start_mix")
-        place("exemplar_prompt")
-        with gr.Accordion("Exemplars", open=tab == "txt2img", elem_id=f"{prefix}_exemplars"):
-            for ending in SLOTS:
-                with FormRow():
-                    place("exemplar" + ending, "exemplar_mask" + ending)
-                place("weight" + ending)
-        with gr.Accordion("More", open=False, elem_id=f"{prefix}_more"):
+    def _build(self, release_memory: Callable[[], str]) -> None:
+        with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{self.prefix}_enabled") as enabled:
+            self.of_field["enabled"] = enabled
+            self._place("mode", "similarity")
+            self._build_exemplars()
+            self._place("exemplar_prompt")
+            with FormRow(elem_id=f"{self.prefix}_prompt_buttons"):
+                self.prompt_buttons = exemplar_prompt.prompt_buttons(self.prefix)
+            self.message = gr.HTML(elem_id=f"{self.prefix}_message")
+            with FormRow(elem_id=f"{self.prefix}_actions"):
+                self.recommend = gr.Button("Recommended values", elem_id=f"{self.prefix}_recommend", size="sm")
+            self.plan = gr.HTML(elem_id=f"{self.prefix}_plan")
+            with gr.Accordion("More", open=False, elem_id=f"{self.prefix}_more"):
+                self._build_more(release_memory)
+
+    def _build_exemplars(self) -> None:
+        with gr.Accordion("Exemplar", open=self.tab == "txt2img", elem_id=f"{self.prefix}_exemplars"):
+            gr.HTML(EMPTY[self.tab], elem_id=f"{self.prefix}_exemplar_hint")
+            with gr.Tabs(elem_id=f"{self.prefix}_slots"):
+                for title, ending in zip(TABS_OF_SLOTS, SLOTS, strict=True):
+                    with gr.TabItem(title, elem_id=f"{self.prefix}_slot{ending}"):
+                        self._place("exemplar" + ending, tool="sketch")
+                        self._place("weight" + ending)
+                        with gr.Accordion("Region from a mask image", open=False):
+                            self._place("exemplar_mask" + ending)
+
+    def _build_more(self, release_memory: Callable[[], str]) -> None:
+        rows = (
+            ("t_align", "t_early", "early_steps"),
+            ("start_mix", "inversion_iterations", "exemplar_tokens"),
+            ("alignment", "features"),
+            ("layers", "strength"),
+            ("exact", "plain_inversion"),
+        )
+        for row in rows:
             with FormRow():
-                place("layers", "strength")
-            with FormRow():
-                place("early_steps", "inversion_iterations")
-            with FormRow():
-                place("exemplar_tokens", "alignment")
-            with FormRow():
-                place("exact", "plain_inversion")
-            release = gr.Button("Release the memory of stored inversions", elem_id=f"{prefix}_release")
-            released = gr.HTML(elem_id=f"{prefix}_released")
-            release.click(fn=release_memory, inputs=[], outputs=[released], show_progress=False)
-    # `input`, not `change`: a pasted infotext must not be overwritten
-    controls["mode"].input(fn=_of_mode, inputs=[controls["mode"]], outputs=[controls[name] for name in PRESET])
-    controls["similarity"].input(
-        fn=_of_similarity, inputs=[controls["similarity"]], outputs=[controls[name] for name in SIMILAR]
-    )
-    pasted = [PasteField(controls[name], target) for name, target in paste_targets().items()]
-    return [controls[field.name] for field in FIELDS], pasted
+                self._place(*row)
+        self.presets = presets.presets(self.prefix)
+        release = gr.Button("Release the memory of stored inversions", elem_id=f"{self.prefix}_release", size="sm")
+        released = gr.HTML(elem_id=f"{self.prefix}_released")
+        release.click(fn=release_memory, inputs=[], outputs=[released], show_progress=False)
+
+    def _connect(self) -> None:
+        of = self.of_field
+        # `input`, not `change`: a pasted infotext must not be overwritten
+        of["mode"].input(fn=_of_mode, inputs=[of["mode"]], outputs=[of[name] for name in PRESET], show_progress=False)
+        of["similarity"].input(
+            fn=_of_similarity, inputs=[of["similarity"]], outputs=[of[name] for name in SIMILAR], show_progress=False
+        )
+        # `change`, so that what is pasted shows and hides as well
+        shown = ("t_early", "exact")
+        for name in ("alignment", "exemplar_prompt"):
+            of[name].change(
+                fn=_visible,
+                inputs=[of["alignment"], of["exemplar_prompt"]],
+                outputs=[of[name] for name in shown],
+                show_progress=False,
+            )
+        presets.connect(self.presets, [of[field.name] for field in PASTED])
+
+    def _connect_prompt_buttons(self, host: dict[str, Any]) -> None:
+        exemplars = [self.of_field["exemplar"], *host.values()]
+        exemplar_prompt.connect(self.prompt_buttons, self.of_field["exemplar_prompt"], self.message, exemplars)
+
+    def _control(self, field: Field, **how: Any) -> Any:
+        common = {"label": field.label, "elem_id": f"{self.prefix}_{field.name}", **how}
+        if field.is_picture:
+            return gr.Image(type="pil", source="upload", image_mode="RGBA", height=320, **common)
+        common |= {"value": field.default, "tooltip": field.help}
+        if field.choices:
+            return gr.Radio(choices=self._choices(field), **common)
+        if field.maximum is not None:
+            return gr.Slider(field.minimum, field.maximum, step=field.step, **common)
+        if field.name == "layers":
+            return gr.Dropdown(choices=["all", "fine", "coarse"], allow_custom_value=True, **common)
+        if field.default is False:
+            # exact guidance is about the exemplar's prompt, which is empty at first
+            return gr.Checkbox(visible=field.name != "exact", **common)
+        return gr.Textbox(placeholder=field.help, **common)
+
+    def _choices(self, field: Field) -> list[str]:
+        # txt2img has no mask
+        return [choice for choice in field.choices if (self.tab, choice) != ("txt2img", "inpaint")]
 
 
 def _of_mode(mode: str) -> list[Any]:
@@ -82,17 +156,6 @@ def _of_similarity(similarity: float) -> list[Any]:
     return list(similar(similarity).values())
 
 
-def _control(prefix: str, field: Field) -> Any:
-    common = {"label": field.label, "elem_id": f"{prefix}_{field.name}"}
-    if field.is_picture:
-        return gr.Image(type="pil", source="upload", image_mode="RGBA", height=240, **common)
-    common |= {"value": field.default, "tooltip": field.help}
-    if field.choices:
-        return gr.Radio(choices=list(field.choices), **common)
-    if field.maximum is not None:
-        return gr.Slider(field.minimum, field.maximum, step=field.step, **common)
-    if field.name == "layers":
-        return gr.Dropdown(choices=["all", "fine", "coarse"], allow_custom_value=True, **common)
-    if field.default is False:
-        return gr.Checkbox(**common)
-    return gr.Textbox(placeholder=field.help, **common)
+def _visible(alignment: str, prompt: str) -> list[Any]:
+    """t_early bounds the alignment, and exact guidance is about the exemplar's prompt."""
+    return [gr.update(visible=alignment != "off"), gr.update(visible=bool(prompt.strip()))]

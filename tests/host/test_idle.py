@@ -14,8 +14,9 @@ from tests.host.servers import ROOT, RealServer, real_folder
 
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
-    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.sampler_note"),
-    "rival_ext.ui.settings_page",
+    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
+    *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.forecast", "rival_ext.ui.gallery", "rival_ext.ui.host_controls"),
+    *("rival_ext.ui.outlook", "rival_ext.ui.presets"),
 }
 """What the panel, its fields and the settings page need; no file of them imports torch."""
 

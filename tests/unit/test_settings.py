@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from rival_ext.errors import RivalError
 from rival_ext.settings import FIELDS, MODES, PASTED, Settings, parse_settings, similar
-from rival_ext.ui.infotext import paste_targets, settings_to_infotext
+from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
 
 DEFAULTS = {
     "enabled": False,
@@ -41,6 +41,7 @@ DEFAULTS = {
     "alignment": "noise",
     "inversion_iterations": 1,
     "exemplar_tokens": 1.0,
+    "features": "recorded",
     "exact": False,
     "plain_inversion": False,
 }
@@ -61,6 +62,7 @@ VALID = {
     "alignment": st.sampled_from(["noise", "latent", "off"]),
     "inversion_iterations": st.integers(1, 10),
     "exemplar_tokens": st.floats(0.25, 1),
+    "features": st.sampled_from(["recorded", "live"]),
     "exact": st.booleans(),
     "plain_inversion": st.booleans(),
 }
@@ -123,6 +125,7 @@ INVALID = {
     "alignment": other_choices("alignment"),
     "inversion_iterations": outside(1, 10),
     "exemplar_tokens": outside_fraction(0.25),
+    "features": other_choices("features"),
     "exact": wrong("whole number", "text"),
     "plain_inversion": wrong("whole number", "text"),
 }
@@ -308,7 +311,7 @@ def read(infotext):
 def pasted(parameters):
     """What the panel's controls are set to, each turned into its value's own type as the host does."""
     types = {name: type(value) for name, value in DEFAULTS.items()}
-    values = {name: target(parameters) for name, target in paste_targets().items()}
+    values = {name: target(parameters) for name, target in PASTE_TARGETS.items()}
     return {name: None if value is None else types[name](value) for name, value in values.items()}
 
 
@@ -326,7 +329,7 @@ def test_settings_come_back_from_the_infotext(values, prompt):
 
 
 def test_pasting_covers_every_field_but_the_image():
-    assert list(paste_targets()) == [name for name in NAMES if name not in PICTURES]
+    assert list(PASTE_TARGETS) == [name for name in NAMES if name not in PICTURES]
     assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
 
 
@@ -345,6 +348,7 @@ def test_the_infotext_names_every_pasted_field():
         "RIVAL alignment": "noise",
         "RIVAL inversion_iterations": 1,
         "RIVAL exemplar_tokens": 1.0,
+        "RIVAL features": "recorded",
         "RIVAL exact": False,
         "RIVAL plain_inversion": False,
     }
@@ -419,3 +423,29 @@ def test_only_exemplars_with_a_share_and_an_image_count():
     slots = parse_settings({"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}).slots
     assert slots == [(image, None, 0.5)]
     assert parse_settings({}).slots == [(None, None, 1.0)]
+
+
+@pytest.mark.parametrize("ending", ["", "_2", "_3"])
+def test_an_exemplar_that_was_painted_on_is_the_image_and_its_region(ending):
+    exemplar, region = "exemplar" + ending, "exemplar_mask" + ending
+    image, strokes = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
+    strokes.paste("white", (2, 2, 5, 5))
+    painted = dict(parse_settings({exemplar: {"image": image, "mask": strokes}}))
+    assert painted[exemplar] is image
+    assert painted[region] is strokes
+
+    untouched = dict(parse_settings({exemplar: {"image": image, "mask": Image.new("RGB", (8, 8))}, region: None}))
+    assert untouched[exemplar] is image
+    assert untouched[region] is None
+
+    other = Image.new("L", (8, 8), 255)
+    assert dict(parse_settings({exemplar: {"image": image, "mask": strokes}, region: other}))[region] is other
+
+
+@pytest.mark.parametrize("painted", [{}, {"image": None}, {"image": None, "mask": None, "other": 1}])
+def test_a_painted_exemplar_is_its_image_and_its_mask_and_nothing_else(painted):
+    assert refusal(exemplar=painted).startswith("RIVAL: exemplar must be an image")
+
+
+def test_a_wrong_mask_of_a_painted_exemplar_names_the_region():
+    assert refusal(exemplar={"image": None, "mask": 3}).startswith("RIVAL: exemplar_mask must be an image")

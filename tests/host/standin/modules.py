@@ -24,8 +24,9 @@ class Control:
 
     def click(self, **others):
         """Nobody clicks here."""
+        return self
 
-    input = click
+    input = change = upload = clear = focus = then = click
 
     def __enter__(self):
         return self
@@ -94,9 +95,11 @@ def install(checkpoint):
         "loaded_hypernetworks": [],
     }
     members = {
+        "call_queue": {"wrap_queued_call": lambda function: function},
+        "deepbooru": {"model": None},
         "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
-        "images": {"flatten": flatten, "resize_image": resize_image},
+        "images": {"flatten": flatten, "resize_image": resize_image, "read_info_from_image": None},
         "masking": {"fill": fill},
         "prompt_parser": {
             "SdConditioning": SdConditioning,
@@ -108,19 +111,25 @@ def install(checkpoint):
             "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
             "images_tensor_to_samples": None,
+            "setup_img2img_steps": None,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
         "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
         "script_callbacks": {
+            "on_after_component": lambda callback: None,
             "on_model_loaded": lambda callback: None,
             "on_script_unloaded": lambda callback: None,
             "on_ui_settings": lambda callback: None,
         },
         "scripts": {"Script": Script, "AlwaysVisible": object()},
-        "infotext_utils": {"PasteField": PasteField},
-        "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion},
+        "infotext_utils": {
+            "PasteField": PasteField,
+            "image_from_url_text": None,
+            "parse_generation_parameters": None,
+        },
+        "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion, "ToolButton": Control},
     }
     package = ModuleType("modules")
     sys.modules["modules"] = package
@@ -141,6 +150,9 @@ def install(checkpoint):
         "Button",
         "Number",
         "Dropdown",
+        "State",
+        "TabItem",
+        "Tabs",
     ):
         setattr(gradio, name, Control)
     sys.modules["gradio"] = gradio
@@ -152,6 +164,6 @@ def uninstalled():
     try:
         yield
     finally:
-        ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui.panel", "rival_ext.ui.sampler_note")
+        ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui")
         for name in [name for name in sys.modules if name.startswith(ours)]:
             del sys.modules[name]

@@ -55,6 +55,10 @@ class Processing:
     extra_network_data: dict = field(default_factory=dict)
     override_settings: dict = field(default_factory=dict)
     extra_generation_params: dict = field(default_factory=dict)
+    comments: dict = field(default_factory=dict)
+
+    def comment(self, text):
+        self.comments[text] = 1
 
     def get_token_merging_ratio(self):
         return 0.0

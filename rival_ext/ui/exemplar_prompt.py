@@ -1,0 +1,79 @@
+"""The exemplar's prompt out of the exemplar itself: its PNG info, or one of the WebUI's interrogators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+from modules import deepbooru, extra_networks, images, shared
+from modules.call_queue import wrap_queued_call
+from modules.infotext_utils import parse_generation_parameters
+from PIL import Image
+
+from rival_ext.errors import RivalError
+
+FAILED = "<error>"
+"""What the WebUI's CLIP interrogator answers after an error of its own."""
+
+
+def of_png_info(exemplar: Image.Image) -> str:
+    """The prompt that the exemplar was made with. Raises RivalError if it carries none."""
+    infotext, _ = images.read_info_from_image(exemplar)
+    prompt = parse_generation_parameters(infotext or "").get("Prompt", "")
+    if not prompt:
+        raise RivalError("the exemplar carries no prompt of its own; describe it, or have CLIP or DeepBooru do it.")
+    return prompt
+
+
+def of_clip(exemplar: Image.Image) -> str:
+    """What the WebUI's CLIP interrogator sees in it."""
+    return str(shared.interrogator.interrogate(exemplar.convert("RGB")))
+
+
+def of_deepbooru(exemplar: Image.Image) -> str:
+    """What the WebUI's DeepBooru sees in it."""
+    return str(deepbooru.model.tag(exemplar.convert("RGB")))
+
+
+WAYS = {
+    "png_info": ("Prompt from PNG info", of_png_info),
+    "clip": ("Interrogate CLIP", of_clip),
+    "deepbooru": ("Interrogate DeepBooru", of_deepbooru),
+}
+
+
+def prompt_buttons(prefix: str) -> dict[str, Any]:
+    """A button for each way, here."""
+    return {name: gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm") for name, (label, _) in WAYS.items()}
+
+
+def connect(buttons: dict[str, Any], prompt: Any, message: Any, exemplars: list[Any]) -> None:
+    """Has each button fill `prompt`, or say in `message` why not. exemplars: the controls, the first filled counts."""
+    for name, button in buttons.items():
+        button.click(fn=wrap_queued_call(_reader(WAYS[name][1])), inputs=exemplars, outputs=[prompt, message])
+
+
+def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]]:
+    def prompt_of(*pictures: Any) -> tuple[Any, str]:
+        exemplar = next((image for image in map(image_of, pictures) if image is not None), None)
+        if exemplar is None:
+            return gr.update(), "There is no exemplar to read: upload one."
+        try:
+            prompt = read(exemplar)
+        except RivalError as error:
+            return gr.update(), escape(str(error))
+        except Exception as error:  # an interrogator downloads and runs models: nearly anything can go wrong
+            return gr.update(), escape(f"The exemplar could not be described: {error}")
+        if FAILED in prompt:
+            return gr.update(), "The exemplar could not be described; the WebUI's log says why."
+        # a LoRA has no meaning there, and the settings refuse its tag
+        return extra_networks.parse_prompt(prompt)[0].strip(), ""
+
+    return prompt_of
+
+
+def image_of(picture: Any) -> Image.Image | None:
+    """The image in an image control, painted on or not."""
+    return picture["image"] if isinstance(picture, dict) else picture

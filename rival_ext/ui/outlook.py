@@ -1,0 +1,137 @@
+"""The panel's line about the next run, and the button that sets what suits RIVAL best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import gradio as gr
+from modules.sd_samplers_common import setup_img2img_steps
+
+from rival_ext.settings import SLOTS
+from rival_ext.ui.exemplar_prompt import image_of
+from rival_ext.ui.forecast import Plan, forecast, recommended
+from rival_ext.ui.host_controls import HostControls
+
+SETTINGS = (
+    *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3", "exemplar_prompt"),
+    *("inversion_iterations", "features", "exact", "plain_inversion"),
+)
+"""Fields that the line depends on."""
+
+HOST = (
+    *("prompt", "sampling", "scheduler", "steps", "width", "height", "batch_count", "batch_size", "cfg_scale"),
+    *("override_settings", "denoising_strength", "resize_mode"),
+)
+"""The host's controls that it depends on."""
+
+RECOMMENDED = ("cfg_scale", "denoising_strength")
+
+FIRST_TAB = 0
+"""Number of the image tab of img2img whose image is seen here; the others have masks, strokes, or many images."""
+
+
+class IsStored(Protocol):
+    """Whether the inversions of a run are kept: its request, its prompt, the settings, digests of its exemplars."""
+
+    def __call__(
+        self, request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: list[str]
+    ) -> bool: ...
+
+
+class Outlook:
+    """Keeps the line `plan` true to the panel's and the host's controls; `recommend` sets the latter."""
+
+    def __init__(self, fields: Mapping[str, Any], host: HostControls, plan: Any, recommend: Any, is_stored: IsStored):
+        self.fields = fields
+        self.plan = plan
+        self.recommend = recommend
+        self.is_stored = is_stored
+        self.is_img2img = host.tab == "img2img"
+        # which image is shown, without sending it again with every change
+        self.digests = {name: gr.State("") for name in ("image", *("exemplar" + ending for ending in SLOTS))}
+        self.open_tab = gr.Number(value=FIRST_TAB, visible=False)
+        host.when_built((*HOST, "image"), self._follow)
+        host.when_built(RECOMMENDED, self._connect_recommended)
+
+    def _follow(self, host: dict[str, Any]) -> None:
+        image = host.pop("image", None)
+        watched = {name: self.fields[name] for name in SETTINGS} | host
+        names = [*self.digests, *watched]
+        show = {
+            "fn": partial(self._line, names),
+            "_js": "rival.withTab",
+            "inputs": [self.open_tab, *self.digests.values(), *watched.values()],
+            "outputs": [self.plan],
+            "show_progress": False,
+        }
+        for control in watched.values():
+            control.change(**show)
+        for name, state in self.digests.items():
+            if name in self.fields:
+                self._follow_exemplar(self.fields[name], state, show)
+        if image is not None:
+            read = image.change(fn=digest, inputs=[image], outputs=[self.digests["image"]], show_progress=False)
+            read.then(**show)
+
+    def _follow_exemplar(self, exemplar: Any, state: Any, show: Mapping[str, Any]) -> None:
+        # `upload` and `clear`, since every stroke of the brush is a `change`
+        for event in (exemplar.upload, exemplar.clear):
+            # a step of its own before, since these come while the control has its former value still
+            settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
+            read = settled.then(fn=digest, inputs=[exemplar], outputs=[state], show_progress=False)
+            read.then(**show)
+
+    def _connect_recommended(self, host: dict[str, Any]) -> None:
+        def values(mode: str) -> list[float]:
+            best = recommended(mode, self.is_img2img)
+            return [best[name] for name in host]
+
+        self.recommend.click(fn=values, inputs=[self.fields["mode"]], outputs=[*host.values()], show_progress=False)
+
+    def _line(self, names: list[str], open_tab: float, *values: Any) -> str:
+        of = dict(zip(names, values, strict=True))
+        uploads = [of["exemplar" + ending] for ending in SLOTS if of["exemplar" + ending] and of["weight" + ending] > 0]
+        strength = of.get("denoising_strength")
+        return forecast(
+            Plan(
+                enabled=of["enabled"],
+                mode=of["mode"],
+                steps=of["steps"] if strength is None else steps_at(of["steps"], strength),
+                images=int(of["batch_count"] * of["batch_size"]),
+                uploads=len(uploads),
+                is_stored=self._finds_stored(int(open_tab), of),
+                sampler=of["sampling"],
+                cfg_scale=of["cfg_scale"],
+                denoising_strength=strength,
+                **{name: of[name] for name in ("t_align", "t_early", "start_mix")},
+            )
+        )
+
+    def _finds_stored(self, open_tab: int, of: Mapping[str, Any]) -> bool:
+        if (self.is_img2img and open_tab != FIRST_TAB) or of["override_settings"]:
+            return False
+        first = of["exemplar"] or of["image"]
+        shown = [first, *(of["exemplar" + ending] for ending in SLOTS[1:])]
+        images = [image for image, ending in zip(shown, SLOTS, strict=True) if image and of["weight" + ending] > 0]
+        request = {"sampler_name": of["sampling"], **{name: of.get(name) for name in REQUEST}}
+        return bool(images) and self.is_stored(request, of["prompt"], of, images)
+
+
+REQUEST = ("scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")
+"""What the host's request calls as its control is called."""
+
+
+def digest(picture: Any) -> str:
+    """Of the pixels in an image control; empty for none."""
+    image = image_of(picture)
+    return "" if image is None else sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()
+
+
+def steps_at(steps: int, denoising_strength: float) -> int:
+    """Steps that the host takes in img2img."""
+    request = SimpleNamespace(steps=steps, denoising_strength=denoising_strength)
+    return int(setup_img2img_steps(request)[1]) + 1
