@@ -59,11 +59,12 @@ class StandInServer:
 
     def __init__(self, checkpoint, with_extension=True):
         from tests.host.probe import Probe
+        from tests.host.standin.processing import ScriptRunner
         from tests.host.standin.state import state
 
         self.checkpoint = checkpoint
         self.state = state
-        self.scripts, self.defaults = [], []
+        self.scripts, self.defaults = ScriptRunner(), []
         if with_extension:
             self._load_script()
         self.probe = Probe(lambda: checkpoint.model.diffusion_model, state)
@@ -76,8 +77,9 @@ class StandInServer:
         spec.loader.exec_module(module)
         script = module.RivalScript()
         script.show(is_img2img=True)
-        self.scripts = [script]
+        self.scripts.alwayson_scripts.append(script)
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
+        script.args_to = len(self.defaults)
 
     def plan(self, at_call=0, action=""):
         self.probe.plan(at_call, action)
@@ -108,22 +110,16 @@ class StandInServer:
 
     def _process(self, kind, payload):
         from tests.host.standin import processing
-        from tests.host.standin.state import opts
 
         given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
-        args = [*given, *self.defaults[len(given) :]]
         self.state.begin()
-        before = dict(vars(opts))
-        vars(opts).update(payload.get("override_settings", {}))
         try:
-            pictures, infotexts = processing.process_images(
-                getattr(processing, kind)(self.checkpoint, **payload), self.scripts, args
-            )
+            p = getattr(processing, kind)(self.checkpoint, **payload)
+            p.scripts, p.script_args = self.scripts, [*given, *self.defaults[len(given) :]]
+            made = processing.process_images(p)
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))
-        finally:
-            vars(opts).update(before)
-        return Answer(200, [np.asarray(picture) for picture in pictures], infotexts)
+        return Answer(200, [np.asarray(picture) for picture in made.images], made.infotexts)
 
     def stop(self):
         """Nothing runs."""
