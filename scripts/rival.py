@@ -4,6 +4,7 @@ import sys
 
 from modules import script_callbacks, scripts
 
+from rival_ext.hosts.webui_api import add_routes
 from rival_ext.ui.panel import panel
 from rival_ext.ui.sampler_note import SamplerNote
 from rival_ext.ui.settings_page import add_options
@@ -63,6 +64,7 @@ def release_memory(*_):
     return f"Released {freed / 2**20:.1f} MB."
 
 
+script_callbacks.on_app_started(add_routes)
 script_callbacks.on_ui_settings(add_options)
 script_callbacks.on_model_loaded(release_memory)
 script_callbacks.on_script_unloaded(release_memory)

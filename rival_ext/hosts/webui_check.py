@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from modules import call_queue, processing, scripts, sd_samplers, sd_schedulers, shared
@@ -95,7 +95,7 @@ def check(request: CheckRequest) -> Checked:
     A run with the same image and settings finds the inversion stored. An inpainting mask is not looked at: the whole
     image is checked. Raises RivalError, as the run itself would, and if the user interrupts.
     """
-    _refuse_unknown_sampler(request)
+    _refuse_unknown_names(request)
     # the whole image: mode inpaint would ask for a mask
     settings = Settings(**{**dict(request.settings), "mode": "variation"})
     script = CheckScript(settings)
@@ -103,22 +103,31 @@ def check(request: CheckRequest) -> Checked:
         p.scripts = script.runner()
         p.script_args = ()
         pictures = processing.process_images(p).images
-    way = script.sampling
-    if way is None or way.report is None or way.original is None:
+    if not script.found:
         raise RivalError("the check was interrupted; start it again for a verdict.")
+    (found,) = script.found
+    report = found.report
     ceiling, reconstruction = pictures
-    way.report.inversion.psnr = decibels = exactness(ceiling, reconstruction)
+    report.inversion.psnr = decibels = exactness(ceiling, reconstruction)
     return Checked(
-        original=way.original,
+        original=found.original,
         ceiling=ceiling,
         reconstruction=reconstruction,
         psnr=decibels,
-        seconds=way.report.seconds.inversion + way.report.seconds.generation,
-        evaluations=way.report.rows.inversion + way.report.rows.generation,
-        chain=way.chain,
+        seconds=report.seconds.inversion + report.seconds.generation,
+        evaluations=report.rows.inversion + report.rows.generation,
+        chain=found.chain,
         verdict=judge(decibels, request.settings, request.steps),
-        report=way.report,
+        report=report,
     )
+
+
+class Found(NamedTuple):
+    """What a check knows before anything is decoded; names as in `Checked`."""
+
+    original: Image.Image
+    report: Report
+    chain: str | None
 
 
 class CheckScript(scripts.Script):
@@ -130,7 +139,7 @@ class CheckScript(scripts.Script):
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.sampling: ThereAndBack | None = None
+        self.found: list[Found] = []
 
     def title(self) -> str:
         return "RIVAL check"
@@ -143,7 +152,7 @@ class CheckScript(scripts.Script):
         return runner
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        self.sampling = ThereAndBack(p, self.settings)
+        ThereAndBack(p, self.settings, self.found.append)
 
 
 class ThereAndBack(GuidedSampling):
@@ -155,9 +164,9 @@ class ThereAndBack(GuidedSampling):
     inverted, and the first one is led back.
     """
 
-    original: Image.Image | None = None
-    report: Report | None = None
-    chain: str | None = None
+    def __init__(self, p: Any, settings: Settings, tell: Callable[[Found], None]):
+        super().__init__(p, settings)
+        self.tell = tell
 
     def finish(self, host: WebuiHost, guide: Guide, sample: Sample, latents: Sequence[Tensor]) -> Tensor:
         """`[2, C, H, W]`: the exemplar's latent and the one that it comes back to, for the host to decode."""
@@ -179,8 +188,7 @@ class ThereAndBack(GuidedSampling):
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
         pictures = host.pictures_of_request
-        self.original = pictures.shown(pictures.slots[0])
-        self.report, self.chain = report, STORE.id_of(chain)
+        self.tell(Found(pictures.shown(pictures.slots[0]), report, STORE.id_of(chain)))
         return torch.cat([pictures.exemplars[0].latent, back])
 
 
@@ -214,7 +222,7 @@ def _processing(request: CheckRequest) -> Any:
 
 
 @contextmanager
-def _nothing_kept() -> Any:
+def _nothing_kept() -> Iterator[None]:
     """The host neither saves a picture nor takes the prompt for the last one that the user generated with."""
     with ExitStack() as stack:
         stack.enter_context(instance_attribute(shared.cmd_opts, "no_prompt_history", True))
@@ -222,9 +230,12 @@ def _nothing_kept() -> Any:
         yield
 
 
-def _refuse_unknown_sampler(request: CheckRequest) -> None:
-    """The host itself would take another one."""
+def _refuse_unknown_names(request: CheckRequest) -> None:
+    """The host itself would take another sampler, and answer an option that it does not have with a traceback."""
     if request.sampler_name not in sd_samplers.all_samplers_map:
         raise RivalError(f"sampler_name must be the name of one of the WebUI's samplers, not {request.sampler_name!r}.")
     if request.scheduler and request.scheduler not in sd_schedulers.schedulers_map:
         raise RivalError(f"scheduler must be the name of one of the WebUI's schedules, not {request.scheduler!r}.")
+    for name in request.override_settings:
+        if name not in shared.opts.data_labels:
+            raise RivalError(f"override_settings must name options of the WebUI, not {name!r}.")

@@ -14,10 +14,11 @@ from tests.host.servers import ROOT, RealServer, real_folder
 
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
+    *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
     *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.sampler_note"),
     "rival_ext.ui.settings_page",
 }
-"""What the panel, its fields and the settings page need; no file of them imports torch."""
+"""What the panel, its fields, the settings page and the API's routes need; no file of them imports torch."""
 
 
 @pytest.fixture(scope="module", params=["stand-in", "real"])

@@ -136,6 +136,7 @@ def install(checkpoint):
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
         "script_callbacks": {
+            "on_app_started": lambda callback: None,
             "on_model_loaded": lambda callback: None,
             "on_script_unloaded": lambda callback: None,
             "on_ui_settings": lambda callback: None,

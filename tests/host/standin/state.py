@@ -31,4 +31,5 @@ opts = SimpleNamespace(
     save_init_img=False,
     img2img_color_correction=False,
     data={},
+    data_labels={"rival_memory_mb": None},
 )
