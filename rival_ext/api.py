@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PREFIX = "/rival/v1"
 
+UNITS = {"hour": 3600, "minute": 60}
+"""In seconds."""
+
 PASSWORD = Depends(HTTPBasic())
 
 
@@ -214,11 +217,9 @@ def _stored(kept: Kept) -> StoredChain:
 
 
 def _ago(seconds: float) -> str:
-    for unit, length in {"hour": 3600, "minute": 60}.items():
-        if seconds >= length:
-            number = int(seconds // length)
-            return f"{number} {unit}{'s' * (number > 1)}"
-    return f"{int(seconds)} seconds"
+    unit, length = next(((unit, length) for unit, length in UNITS.items() if seconds >= length), ("second", 1))
+    number = int(seconds // length)
+    return f"{number} {unit}{'s' * (number != 1)}"
 
 
 def _sentence(error: RequestValidationError) -> str:

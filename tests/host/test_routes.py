@@ -129,6 +129,17 @@ def test_an_inversion_changes_no_picture_of_the_host(server):
     assert largest_difference(pictures(server, {}), varied) == 0
 
 
+def test_the_hosts_last_prompt_is_still_the_users(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: it keeps no prompt")
+    infotext(server, {}, prompt="a prompt to read again")
+    kept = server.log.with_name("params.txt")
+    before = kept.read_text()
+    assert before.startswith("a prompt to read again")
+    inverted(server, prompt="another")
+    assert kept.read_text() == before
+
+
 @pytest.mark.parametrize("at_call", [3, STEPS + 3])
 def test_an_interrupt_is_a_plain_sentence(server, at_call):
     server.plan(at_call, "interrupt")
@@ -184,7 +195,7 @@ def test_what_is_stored_is_listed_in_words(server):
     (chain,) = contents["chains"]
     assert chain["id"] == answer["chain_id"]
     assert chain["what"] == f"an exemplar of 128x128 pixels at {STEPS} noise levels, with features"
-    assert re.fullmatch(r"made \d+ seconds ago", chain["when"])
+    assert re.fullmatch(r"made \d+ seconds? ago", chain["when"])
     assert chain["bytes"] == contents["bytes"] > 0
 
 
