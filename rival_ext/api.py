@@ -77,6 +77,7 @@ class InvertResponse(BaseModel):
     grade: Literal["good", "fair", "poor"]
     verdict: str = pydantic.Field(description="The grade in words, and what to change")
     original: str = pydantic.Field(description="The exemplar as the model was shown it, PNG in base64")
+    ceiling: str = pydantic.Field(description="The exemplar as the VAE alone gives it back, PNG in base64")
     reconstruction: str = pydantic.Field(description="The exemplar led back from its inversion, PNG in base64")
     seconds: float = pydantic.Field(description="Of the inversion and the way back")
     evaluations: int = pydantic.Field(description="Of the UNet, in rows")

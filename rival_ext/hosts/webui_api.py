@@ -43,6 +43,7 @@ class WebuiBackend:
             grade=checked.verdict.grade,
             verdict=checked.verdict.sentence,
             original=_base64(checked.original),
+            ceiling=_base64(checked.ceiling),
             reconstruction=_base64(checked.reconstruction),
             seconds=round(checked.seconds, 3),
             evaluations=checked.evaluations,

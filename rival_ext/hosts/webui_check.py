@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from modules import call_queue, processing, scripts, sd_samplers, sd_schedulers, shared
+from modules import call_queue, images, processing, scripts, sd_samplers, sd_schedulers, shared
 from PIL import Image
 from torch import Tensor
 
@@ -215,7 +215,8 @@ def _processing(request: CheckRequest) -> Any:
         return processing.StableDiffusionProcessingTxt2Img(**common)
     return processing.StableDiffusionProcessingImg2Img(
         **common,
-        init_images=[request.image],
+        # upright and with its transparency, as the host reads every picture of a request
+        init_images=[images.fix_image(request.image)],
         denoising_strength=request.denoising_strength,
         resize_mode=request.resize_mode,
     )

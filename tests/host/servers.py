@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,8 @@ class StandInServer:
         return ["Automatic", "Karras"]
 
     def img2img(self, **payload):
-        payload["init_images"] = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
+        images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
+        payload["init_images"] = [ImageOps.exif_transpose(image) for image in images]
         mask = payload.pop("mask", None)
         payload["image_mask"] = mask and Image.open(io.BytesIO(base64.b64decode(mask)))
         return self._process("Img2Img", payload)

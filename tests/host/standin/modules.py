@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.host.standin import samplers
 from tests.host.standin.state import cmd_opts, opts, state
@@ -108,7 +108,7 @@ def install(checkpoint):
         "call_queue": {"queue_lock": threading.Lock()},
         "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
-        "images": {"flatten": flatten, "resize_image": resize_image},
+        "images": {"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
         "masking": {"fill": fill},
         "processing": {
             "StableDiffusionProcessingTxt2Img": processing.Txt2Img,
