@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-PACKAGES = {"torch": "2.1", "numpy": "1.26", "Pillow": "9.5", "pydantic": "1.10", "psutil": "5.9"}
+PACKAGES = {"torch": "2.1", "numpy": "1.26", "Pillow": "9.5", "pydantic": "1.10", "psutil": "5.9", "fastapi": "0.94"}
 """What the extension imports and the WebUI ships, from the oldest version that it was tried with."""
 
 HOST_MODULES = ("modules.infotext_utils", "modules.sd_samplers_timesteps", "modules.ui_components")

@@ -53,10 +53,14 @@ def read_exemplars() -> dict[str, Exemplar]:
 
 
 def make_host(
-    pipeline: StableDiffusionPipeline, exemplar: Exemplar, prompt: str = "", exemplar_prompt: str = ""
+    pipeline: StableDiffusionPipeline,
+    exemplar: Exemplar,
+    prompt: str = "",
+    exemplar_prompt: str = "",
+    steps: int = STEPS,
 ) -> DiffusersHost:
     """The embedded host for one exemplar."""
-    request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", STEPS)
+    request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", steps)
     return DiffusersHost(pipeline, request, Scene.of(exemplar.image), lambda done, total: None)
 
 

@@ -31,11 +31,22 @@ const rival = (() => {
         return read()[name] ?? present;
     };
 
-    // the first argument is a place for the number of the open image tab
-    const withTab = (tab, ...others) => [
-        gradioApp().getElementById("mode_img2img") ? get_tab_index("mode_img2img") : tab,
-        ...others,
-    ];
+    const openTab = (id) => (gradioApp().getElementById(id) ? get_tab_index(id) : 0);
+    const isImg2img = () => gradioApp().getElementById("tab_img2img")?.style.display !== "none";
+
+    // the first two arguments are places for what only the page knows
+    const withTabs = (imageTab, sizeTab, ...others) =>
+        isImg2img() ? [openTab("mode_img2img"), openTab("img2img_tabs_resize"), ...others] : [0, 0, ...others];
+
+    // a task of the host like any other: its progress bar, preview, Interrupt and Skip
+    const startCheck = (task, ...others) => {
+        const tab = isImg2img() ? "img2img" : "txt2img";
+        const [id, gallery] = [randomId(), gradioApp().getElementById(`${tab}_gallery`)];
+        showSubmitButtons(tab, false);
+        requestProgress(id, gradioApp().getElementById(`${tab}_gallery_container`), gallery, () =>
+            showSubmitButtons(tab, true));
+        return [id, ...withTabs(...others)];
+    };
 
     const show = (tab) => () => {
         const button = [...gradioApp().querySelectorAll("#tabs > .tab-nav > button")]
@@ -46,7 +57,7 @@ const rival = (() => {
     };
 
     return {
-        ...{listPresets, savePreset, deletePreset, applyPreset, withTab},
+        ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

@@ -21,9 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from rival_ext.errors import RivalError
-from rival_ext.pictures import contact_sheet, fit, grey_mask, on_white, psnr, read_picture, size_of_area
+from rival_ext.pictures import contact_sheet, fit, grey_mask, on_white, read_picture, size_of_area
 from rival_ext.report import Report
 from rival_ext.settings import FIELDS, GUIDANCE, Field, Settings, parse_settings
+from rival_ext.verdict import exactness, judge
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -127,6 +128,8 @@ def vary(job: Job, settings: Settings) -> None:
         contact_sheet([fit(photo, host.scene.size), *images], captions).save(folder / "sheet.png")
         (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
     click.echo(f"{len(images)} images and {job.out / 'sheet.png'}: {report.summary()}")
+    if report.inversion.psnr is not None:
+        click.echo(judge(report.inversion.psnr, settings, job.steps).sentence)
 
 
 def main() -> None:
@@ -170,7 +173,7 @@ def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) 
         with _progress("Checking") as advance:
             reconstruction = reconstruct(guide.exemplars[0].chain, host.predict_noise, advance)
         ceiling, back = host.decode(host.exemplar_latent()), host.decode(reconstruction)
-        report.inversion.psnr = round(psnr(ceiling[0], back[0]), 2)
+        report.inversion.psnr = exactness(ceiling[0], back[0])
     return guide
 
 

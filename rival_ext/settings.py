@@ -300,7 +300,7 @@ def _drawn_regions(values: Mapping[str, Any]) -> dict[str, Any]:
         if set(painted) != {"image", "mask"}:
             raise RivalError(_wrong_value(exemplar, painted))
         apart[exemplar] = painted["image"]
-        strokes = _decoded(region, painted["mask"])
+        strokes = decoded_picture(region, painted["mask"])
         if values.get(region) is None and strokes is not None and strokes.convert("L").getbbox():
             apart[region] = strokes
     return apart
@@ -312,7 +312,7 @@ def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
     for field in FIELDS:
         value = values.get(field.name)
         if field.is_picture:
-            normalised[field.name] = _decoded(field.name, value)
+            normalised[field.name] = decoded_picture(field.name, value)
         elif type(field.default) is float and type(value) is int and value in (0, 1):
             normalised[field.name] = float(value)
     if "layers" in values:
@@ -331,21 +331,27 @@ def _layers(value: Any) -> Any:
     return ",".join(parts)
 
 
-def _decoded(name: str, exemplar: Any) -> Image.Image | None:
-    """An image from what a request can carry: nothing, an image, or base64 text, with or without a data URL's head."""
-    if exemplar is None or isinstance(exemplar, Image.Image):
-        return exemplar
-    if not isinstance(exemplar, str):
-        raise RivalError(_wrong_value(name, exemplar))
+def decoded_picture(name: str, value: Any) -> Image.Image | None:
+    """An image from what a request can carry: nothing, an image, or base64 text, with or without a data URL's head.
+
+    Raises RivalError, which names the field, for anything else and for more pixels than Pillow takes for harmless.
+    """
+    if value is None or isinstance(value, Image.Image):
+        return value
+    if not isinstance(value, str):
+        raise RivalError(_must_be(name, A_PICTURE, value))
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(exemplar.rpartition(",")[2], validate=True)))
+        image = Image.open(io.BytesIO(base64.b64decode(value.rpartition(",")[2], validate=True)))
         image.load()
     except Exception:  # a damaged file makes Pillow raise nearly anything
-        raise RivalError(_wrong_value(name, exemplar)) from None
+        raise RivalError(_must_be(name, A_PICTURE, value)) from None
     return image
 
 
 def _wrong_value(name: str, value: Any) -> str:
-    expects = next(field.expects for field in FIELDS if field.name == name)
+    return _must_be(name, next(field.expects for field in FIELDS if field.name == name), value)
+
+
+def _must_be(name: str, expects: str, value: Any) -> str:
     shown = repr(value)
     return f"{name} must be {expects}, not {shown if len(shown) <= 60 else shown[:57] + '...'}."

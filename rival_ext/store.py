@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from rival_ext.chain import Chain
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A chain in the store.
+
+    id: its name for people outside; random, since whoever has the image could compute the key.
+    made: seconds since 1970.
+    """
+
+    chain: Chain
+    id: str = field(default_factory=secrets.token_urlsafe)
+    made: float = field(default_factory=time.time)
+
+
 class ChainStore:
     """Chains in memory by key, the least recently used one leaving first."""
 
     def __init__(self) -> None:
-        self._chains: OrderedDict[str, Chain] = OrderedDict()
+        self._chains: OrderedDict[str, Kept] = OrderedDict()
 
     @property
     def bytes(self) -> int:
         """Memory that the kept chains hold."""
-        return sum(chain.bytes for chain in self._chains.values())
+        return sum(kept.chain.bytes for kept in self.kept)
+
+    @property
+    def kept(self) -> list[Kept]:
+        """Everything in it, the least recently used first."""
+        return list(self._chains.values())
 
     def get(self, key: str) -> Chain | None:
         """The chain kept under the key, or None."""
-        if key in self._chains:
-            self._chains.move_to_end(key)
-        return self._chains.get(key)
+        if key not in self._chains:
+            return None
+        self._chains.move_to_end(key)
+        return self._chains[key].chain
+
+    def id_of(self, chain: Chain) -> str | None:
+        """What this very chain is called outside, or None if it is not kept."""
+        return next((kept.id for kept in self.kept if kept.chain is chain), None)
+
+    def remove(self, id: str) -> bool:  # noqa: A002  what it is called everywhere
+        """Gives the memory of one chain back; False if none has this id."""
+        key = next((key for key, kept in self._chains.items() if kept.id == id), None)
+        return key is not None and self._chains.pop(key, None) is not None
 
     def make_room(self, size: int, budget: float) -> bool:
         """Lets the oldest chains go until `size` more bytes fit into `budget`; False if they never will."""
@@ -39,7 +70,7 @@ class ChainStore:
         """Keeps the chain, within `budget` bytes for all: the oldest make room; one that cannot fit is not kept."""
         self._chains.pop(key, None)
         if self.make_room(chain.bytes, budget):
-            self._chains[key] = chain
+            self._chains[key] = Kept(chain)
 
     def clear(self) -> None:
         """Gives all memory back."""

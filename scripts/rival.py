@@ -4,6 +4,7 @@ import sys
 
 from modules import script_callbacks, scripts
 
+from rival_ext.hosts.webui_api import add_routes
 from rival_ext.ui.gallery import GalleryButtons
 from rival_ext.ui.host_controls import HostControls
 from rival_ext.ui.infotext import PASTE_TARGETS
@@ -30,7 +31,7 @@ class RivalScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        panel = PANELS[self.tabname] = Panel(self.tabname, self.host_controls, release_memory, is_stored)
+        panel = PANELS[self.tabname] = Panel(self.tabname, self.host_controls, release_memory, is_stored, check)
         self.infotext_fields = panel.paste_fields
         self.paste_field_names = list(PASTE_TARGETS.values())
         return panel.controls
@@ -62,6 +63,13 @@ def is_stored(*asked):
     return HOST in sys.modules and sys.modules[HOST].is_stored(*asked)
 
 
+def check(request):
+    """What the inversion of a run gives back; the fields of its request by name."""
+    from rival_ext.hosts import webui_check
+
+    return webui_check.check(webui_check.CheckRequest(**request))
+
+
 def release_memory(*_):
     """Gives the memory of all stored inversions back; says how much that was."""
     if HOST not in sys.modules:
@@ -72,6 +80,7 @@ def release_memory(*_):
     return f"Released {freed / 2**20:.1f} MB."
 
 
+script_callbacks.on_app_started(add_routes)
 script_callbacks.on_ui_settings(add_options)
 script_callbacks.on_after_component(GalleryButtons(PANELS).see)
 script_callbacks.on_model_loaded(release_memory)

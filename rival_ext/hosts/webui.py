@@ -7,7 +7,7 @@ UNet's layers. The host's own sampling runs in between, so previews, prompts, sc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,6 +43,9 @@ __all__ = ["STORE", "announce", "arm", "is_stored"]
 STORE = ChainStore()
 """The chains of this server."""
 
+Sample = Callable[[Sequence[Tensor]], Tensor]
+"""(latents that the host's method starts from) -> final latents."""
+
 
 def announce(p: Any, args: Sequence[Any]) -> None:
     """Writes the settings into the generation parameters before the host saves these; wrong ones it leaves to `arm`."""
@@ -59,16 +62,13 @@ def arm(p: Any, args: Sequence[Any]) -> None:
 
     What is wrong is raised by the sampling: the host swallows exceptions of a script's callbacks.
     """
-    kind = FromNoise if not hasattr(p, "init_images") else FromImage
-    if getattr(p, "is_hr_pass", False):
-        kind = HiresPass
     try:
         settings = read_arguments(p, args)
     except RivalError as error:
-        GuidedSampling(p, error, kind)
+        GuidedSampling(p, error)
         return
     if settings.enabled:
-        GuidedSampling(p, settings, kind)
+        GuidedSampling(p, settings)
 
 
 def read_arguments(p: Any, args: Sequence[Any]) -> Settings:
@@ -119,12 +119,18 @@ class HiresPass(FromImage):
         return x, noise
 
 
+def _kind_of(p: Any) -> type[FromImage] | type[FromNoise]:
+    if getattr(p, "is_hr_pass", False):
+        return HiresPass
+    return FromImage if hasattr(p, "init_images") else FromNoise
+
+
 class GuidedSampling:
     """Stands in for the sampler's own method once; `wanted` is what to do, or the error to raise instead."""
 
-    def __init__(self, p: Any, wanted: Settings | RivalError, kind: type[FromImage] | type[FromNoise]):
+    def __init__(self, p: Any, wanted: Settings | RivalError):
         self.wanted = wanted
-        self.kind = kind
+        self.kind = kind = _kind_of(p)
         self.placed = ExitStack()
         armed = vars(p.sampler).get(kind.method)
         if isinstance(armed, GuidedSampling):
@@ -143,8 +149,6 @@ class GuidedSampling:
     def _sample_guided(
         self, settings: Settings, p: Any, x: Tensor, *args: Any, steps: int | None, **kwargs: Any
     ) -> Tensor:
-        kind = self.kind
-        sampler = p.sampler
         # the latents that the method starts from come first, then the prompts
         latents, prompts = (x, *args[:-2]), args[-2:]
 
@@ -159,17 +163,22 @@ class GuidedSampling:
                 guide = prepare(host, settings, STORE, report)
             remember(outline_of(p, settings), [exemplar.chain for exemplar in guide.exemplars])
         except Interrupted as stopped:
-            p.extra_generation_params[kind.report] = f"stopped in the inversion at step {stopped}"
+            p.extra_generation_params[self.kind.report] = f"stopped in the inversion at step {stopped}"
             # the host's own sampler sees the same wish before its first step and ends as it always does
             return sample(latents)
         finally:
             shared.state.textinfo = None
+        return self.finish(host, guide, sample, latents)
+
+    def finish(self, host: WebuiHost, guide: Guide, sample: Sample, latents: Sequence[Tensor]) -> Tensor:
+        """What follows the inversion: the host's own `sample`, from the guide's start and with the guide beside it."""
+        p, report = host.p, guide.report
         begun = time.perf_counter()
-        with _guided_by(sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
-            samples = sample(kind.start(host, guide, *latents))
+        with _guided_by(p.sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
+            samples = sample(self.kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
-        p.extra_generation_params[kind.report] = report.summary()
+        p.extra_generation_params[self.kind.report] = report.summary()
         # shown under the gallery
         p.comment("\n".join(report.lines()))
         print(f"RIVAL: {report.summary()}")

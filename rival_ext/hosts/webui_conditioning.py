@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from modules import prompt_parser, shared
+from modules import prompt_parser
 from PIL import Image
 from torch import Tensor
 
 from rival_ext.errors import RivalError
 from rival_ext.guide import UNGUIDED
+from rival_ext.hosts.webui_options import options_set
 from rival_ext.hosts.webui_pictures import encode
 from rival_ext.settings import PIXELS_PER_POSITION, Settings
 
 GREY = (127, 127, 127)
-SDXL_CROP = ("sdxl_crop_top", "sdxl_crop_left")
+NOT_CROPPED = {"sdxl_crop_top": 0, "sdxl_crop_left": 0}
 
 
 class ExemplarConditioning:
@@ -53,7 +52,8 @@ class ExemplarConditioning:
         if shape not in self._schedules:
             height, width = (PIXELS_PER_POSITION * side for side in shape[2:])
             texts = prompt_parser.SdConditioning(self.prompts, width=width, height=height)
-            with _nothing_cropped():
+            # SDXL is told where its picture was cropped: the exemplar is whole, whatever the options say of the output
+            with options_set(NOT_CROPPED):
                 schedules = prompt_parser.get_learned_conditioning(self.model, texts, self.steps)
             if len({_text(entry.cond).shape for schedule in schedules for entry in schedule}) > 1:
                 raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
@@ -85,17 +85,3 @@ def is_inpainting(model: Any) -> bool:
 
 def _text(cond: Any) -> Tensor:
     return cond["crossattn"] if isinstance(cond, dict) else cond
-
-
-@contextmanager
-def _nothing_cropped() -> Iterator[None]:
-    """SDXL is told where its picture was cropped: the exemplar is whole, whatever the options say of the output."""
-    options = shared.opts.data
-    before = {name: options[name] for name in SDXL_CROP if name in options}
-    options.update(dict.fromkeys(SDXL_CROP, 0))
-    try:
-        yield
-    finally:
-        for name in SDXL_CROP:
-            del options[name]
-        options.update(before)

@@ -37,7 +37,8 @@ class Pictures:
         self.p = p
         self.mask = getattr(p, "mask", None)
         self.own = self._own_latent() if getattr(p, "init_images", None) else None
-        self.exemplars = [self._exemplar(slot) for slot in settings.slots if slot.image or self.own is not None]
+        self.slots = [slot for slot in settings.slots if slot.image or self.own is not None]
+        self.exemplars = [self._exemplar(slot) for slot in self.slots]
         if not self.exemplars:
             raise RivalError(_nothing_to_look_at(settings))
 
@@ -53,14 +54,20 @@ class Pictures:
         from_kept = self.p.inpainting_fill in FROM_THE_KEPT_REGION and kept.any()
         return Painting(self.own, hole, kept if from_kept else (hole > 0).float())
 
+    def shown(self, slot: Slot) -> Image.Image:
+        """An exemplar as the model is shown it: without transparency, at the size that it is encoded at."""
+        if slot.image is None:
+            return self._own_image()
+        side = math.sqrt(self.p.width * self.p.height)
+        flat = images.flatten(slot.image, shared.opts.img2img_background_color)
+        return fit(flat, size_of_area(flat, side, SIZE_UNIT))
+
     def _exemplar(self, slot: Slot) -> Picture:
         if slot.image is None:
             assert self.own is not None
             return Picture(self.own, slot.weight, self._own_region(slot), is_part=slot.mask is not None)
-        side = math.sqrt(self.p.width * self.p.height)
-        flat = images.flatten(slot.image, shared.opts.img2img_background_color)
-        image = fit(flat, size_of_area(flat, side, SIZE_UNIT))
-        region = _region(fit(grey_mask(slot.mask).resize(flat.size), image.size)) if slot.mask else None
+        image = self.shown(slot)
+        region = _region(fit(grey_mask(slot.mask).resize(slot.image.size), image.size)) if slot.mask else None
         return Picture(encode(self.p.sd_model, image), slot.weight, region, is_part=region is not None)
 
     def _own_region(self, slot: Slot) -> Tensor | None:
@@ -76,12 +83,16 @@ class Pictures:
             return region
         return kept if region is None else region * kept
 
-    def _own_latent(self) -> Tensor:
+    def _own_image(self) -> Image.Image:
         p = self.p
         image = self._at_size(images.flatten(p.init_images[0], shared.opts.img2img_background_color))
         if self.mask is not None and p.inpainting_fill != ORIGINAL:
             image = masking.fill(image, self._at_size(p.mask_for_overlay)).convert("RGB")
-        latent = encode(p.sd_model, image)
+        return image
+
+    def _own_latent(self) -> Tensor:
+        p = self.p
+        latent = encode(p.sd_model, self._own_image())
         if p.resize_mode == LATENT_UPSCALE:
             size = (p.height // PIXELS_PER_POSITION, p.width // PIXELS_PER_POSITION)
             latent = torch.nn.functional.interpolate(latent, size=size, mode="bilinear")

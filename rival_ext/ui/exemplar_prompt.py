@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -49,15 +49,23 @@ def prompt_buttons(prefix: str) -> dict[str, Any]:
     return {name: gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm") for name, (label, _) in WAYS.items()}
 
 
-def connect(buttons: dict[str, Any], prompt: Any, message: Any, exemplars: list[Any]) -> None:
-    """Has each button fill `prompt`, or say in `message` why not. exemplars: the controls, the first filled counts."""
+def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any], pictures: list[Any]) -> None:
+    """Has each button fill `prompt`, or say in `message` why not.
+
+    places: for the open tabs. pictures: the first exemplar's control, then those of the image tabs.
+    """
     for name, button in buttons.items():
-        button.click(fn=wrap_queued_call(_reader(WAYS[name][1])), inputs=exemplars, outputs=[prompt, message])
+        button.click(
+            fn=wrap_queued_call(_reader(WAYS[name][1])),
+            _js="rival.withTabs",
+            inputs=[*places, *pictures],
+            outputs=[prompt, message],
+        )
 
 
 def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]]:
-    def prompt_of(*pictures: Any) -> tuple[Any, str]:
-        exemplar = next((image for image in map(image_of, pictures) if image is not None), None)
+    def prompt_of(image_tab: float, size_tab: float, uploaded: Any, *shown: Any) -> tuple[Any, str]:
+        exemplar = exemplar_of(image_tab, uploaded, shown)
         if exemplar is None:
             return gr.update(), "There is no exemplar to read: upload one."
         try:
@@ -74,6 +82,14 @@ def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]
     return prompt_of
 
 
+def exemplar_of(image_tab: float, uploaded: Any, shown: Sequence[Any]) -> Image.Image | None:
+    """The uploaded exemplar, or what the open one of the image tabs shows."""
+    if uploaded is None and int(image_tab) < len(shown):
+        return image_of(shown[int(image_tab)])
+    return image_of(uploaded)
+
+
 def image_of(picture: Any) -> Image.Image | None:
     """The image in an image control, painted on or not."""
-    return picture["image"] if isinstance(picture, dict) else picture
+    image: Image.Image | None = picture["image"] if isinstance(picture, dict) else picture
+    return image

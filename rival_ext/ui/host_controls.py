@@ -12,11 +12,21 @@ OF_BOTH_TABS = {
         *("prompt", "sampling", "scheduler", "steps", "width", "height", "batch_count", "batch_size", "cfg_scale"),
         "override_settings",
     )
+} | {"generation_info": "generation_info_{tab}"}
+IMAGES = {
+    "image": "img2img_image",
+    "sketch": "img2img_sketch",
+    "inpaint": "img2maskimg",
+    "inpaint_sketch": "inpaint_sketch",
+    "inpaint_upload": "img_inpaint_base",
 }
+"""The images of img2img in the order of its image tabs."""
+
 OF_IMG2IMG = {
-    "denoising_strength": "{tab}_denoising_strength",
+    "denoising_strength": "img2img_denoising_strength",
     "resize_mode": "resize_mode",
-    "image": "{tab}_image",
+    "scale": "img2img_scale",
+    **IMAGES,
 }
 """By the name used here: the `elem_id` in a tab."""
 

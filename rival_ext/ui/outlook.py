@@ -31,7 +31,8 @@ HOST = (
 RECOMMENDED = ("cfg_scale", "denoising_strength")
 
 FIRST_TAB = 0
-"""Number of the image tab of img2img whose image is seen here; the others have masks, strokes, or many images."""
+"""Of the image tabs of img2img the one whose image is seen here: the others have masks, strokes, or many images. Of
+those of sizes the one with width and height."""
 
 
 class IsStored(Protocol):
@@ -43,32 +44,46 @@ class IsStored(Protocol):
 
 
 class Outlook:
-    """Keeps the line `plan` true to the panel's and the host's controls; `recommend` sets the latter."""
+    """Keeps the line `plan` true to the panel's and the host's controls; `recommend` sets the latter.
 
-    def __init__(self, fields: Mapping[str, Any], host: HostControls, plan: Any, recommend: Any, is_stored: IsStored):
+    verdict: what a check of the inversion writes into.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        host: HostControls,
+        plan: Any,
+        verdict: Any,
+        recommend: Any,
+        is_stored: IsStored,
+    ):
         self.fields = fields
         self.plan = plan
+        self.verdict = verdict
         self.recommend = recommend
         self.is_stored = is_stored
         self.is_img2img = host.tab == "img2img"
         # which image is shown, without sending it again with every change
         self.digests = {name: gr.State("") for name in ("image", *("exemplar" + ending for ending in SLOTS))}
-        self.open_tab = gr.Number(value=FIRST_TAB, visible=False)
-        host.when_built((*HOST, "image"), self._follow)
+        # what the browser alone knows: which image tab and which tab of sizes is open
+        self.open_tabs = [gr.Number(value=FIRST_TAB, visible=False) for _ in range(2)]
+        host.when_built((*HOST, "image", "generation_info"), self._follow)
         host.when_built(RECOMMENDED, self._connect_recommended)
 
     def _follow(self, host: dict[str, Any]) -> None:
-        image = host.pop("image", None)
+        image, generated = host.pop("image", None), host.pop("generation_info")
         watched = {name: self.fields[name] for name in SETTINGS} | host
         names = [*self.digests, *watched]
         show = {
             "fn": partial(self._line, names),
-            "_js": "rival.withTab",
-            "inputs": [self.open_tab, *self.digests.values(), *watched.values()],
+            "_js": "rival.withTabs",
+            "inputs": [*self.open_tabs, *self.digests.values(), *watched.values()],
             "outputs": [self.plan],
             "show_progress": False,
         }
-        for control in watched.values():
+        # what a run and a check leave stored
+        for control in (*watched.values(), generated, self.verdict):
             control.change(**show)
         for name, state in self.digests.items():
             if name in self.fields:
@@ -92,7 +107,7 @@ class Outlook:
 
         self.recommend.click(fn=values, inputs=[self.fields["mode"]], outputs=[*host.values()], show_progress=False)
 
-    def _line(self, names: list[str], open_tab: float, *values: Any) -> str:
+    def _line(self, names: list[str], image_tab: float, size_tab: float, *values: Any) -> str:
         of = dict(zip(names, values, strict=True))
         uploads = [of["exemplar" + ending] for ending in SLOTS if of["exemplar" + ending] and of["weight" + ending] > 0]
         strength = of.get("denoising_strength")
@@ -103,7 +118,7 @@ class Outlook:
                 steps=of["steps"] if strength is None else steps_at(of["steps"], strength),
                 images=int(of["batch_count"] * of["batch_size"]),
                 uploads=len(uploads),
-                is_stored=self._finds_stored(int(open_tab), of),
+                is_stored=image_tab == size_tab == FIRST_TAB and self._finds_stored(of),
                 sampler=of["sampling"],
                 cfg_scale=of["cfg_scale"],
                 denoising_strength=strength,
@@ -111,8 +126,8 @@ class Outlook:
             )
         )
 
-    def _finds_stored(self, open_tab: int, of: Mapping[str, Any]) -> bool:
-        if (self.is_img2img and open_tab != FIRST_TAB) or of["override_settings"]:
+    def _finds_stored(self, of: Mapping[str, Any]) -> bool:
+        if of["override_settings"]:
             return False
         first = of["exemplar"] or of["image"]
         shown = [first, *(of["exemplar" + ending] for ending in SLOTS[1:])]

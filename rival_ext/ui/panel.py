@@ -11,7 +11,8 @@ from modules.ui_components import FormRow, InputAccordion
 
 from rival_ext.settings import FIELDS, MODES, PASTED, SLOTS, Field, similar
 from rival_ext.ui import exemplar_prompt, presets
-from rival_ext.ui.host_controls import HostControls
+from rival_ext.ui.check import Check, InversionCheck
+from rival_ext.ui.host_controls import IMAGES, HostControls
 from rival_ext.ui.infotext import PASTE_TARGETS
 from rival_ext.ui.outlook import IsStored, Outlook
 
@@ -37,17 +38,21 @@ class Panel:
     """One tab's controls.
 
     tab: img2img or txt2img. host: the tab's own controls. release_memory: what the button for it does; returns a
-    sentence to show. is_stored: whether the inversions of a run are kept, as `Outlook` asks for it.
+    sentence to show. is_stored: whether the inversions of a run are kept, as `Outlook` asks for it. check: inverts and
+    leads back, as `InversionCheck` asks for it.
     """
 
-    def __init__(self, tab: str, host: HostControls, release_memory: Callable[[], str], is_stored: IsStored):
+    def __init__(
+        self, tab: str, host: HostControls, release_memory: Callable[[], str], is_stored: IsStored, check: Check
+    ):
         self.tab = tab
         self.prefix = f"{tab}_rival"
         self.of_field: dict[str, Any] = {}
-        self._build(release_memory)
+        self._build(release_memory, check)
         self._connect()
-        host.when_built(("image",), self._connect_prompt_buttons)
-        self.outlook = Outlook(self.of_field, host, self.plan, self.recommend, is_stored)
+        self.outlook = Outlook(self.of_field, host, self.plan, self.check.verdict, self.recommend, is_stored)
+        self.check.connect(self.of_field, host, self.outlook.open_tabs)
+        host.when_built(tuple(IMAGES), self._connect_prompt_buttons)
 
     @property
     def controls(self) -> list[Any]:
@@ -63,7 +68,7 @@ class Panel:
         for name in names:
             self.of_field[name] = self._control(FIELD[name], **how)
 
-    def _build(self, release_memory: Callable[[], str]) -> None:
+    def _build(self, release_memory: Callable[[], str], check: Check) -> None:
         with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{self.prefix}_enabled") as enabled:
             self.of_field["enabled"] = enabled
             self._place("mode", "similarity")
@@ -74,7 +79,9 @@ class Panel:
             self.message = gr.HTML(elem_id=f"{self.prefix}_message")
             with FormRow(elem_id=f"{self.prefix}_actions"):
                 self.recommend = gr.Button("Recommended values", elem_id=f"{self.prefix}_recommend", size="sm")
+                self.check = InversionCheck(self.prefix, check)
             self.plan = gr.HTML(elem_id=f"{self.prefix}_plan")
+            self.check.build_result(self.prefix)
             with gr.Accordion("More", open=False, elem_id=f"{self.prefix}_more"):
                 self._build_more(release_memory)
 
@@ -124,8 +131,9 @@ class Panel:
         presets.connect(self.presets, [of[field.name] for field in PASTED])
 
     def _connect_prompt_buttons(self, host: dict[str, Any]) -> None:
-        exemplars = [self.of_field["exemplar"], *host.values()]
-        exemplar_prompt.connect(self.prompt_buttons, self.of_field["exemplar_prompt"], self.message, exemplars)
+        pictures = [self.of_field["exemplar"], *host.values()]
+        prompt, places = self.of_field["exemplar_prompt"], self.outlook.open_tabs
+        exemplar_prompt.connect(self.prompt_buttons, prompt, self.message, places, pictures)
 
     def _control(self, field: Field, **how: Any) -> Any:
         common = {"label": field.label, "elem_id": f"{self.prefix}_{field.name}", **how}

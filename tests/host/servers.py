@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,11 +59,12 @@ class StandInServer:
 
     def __init__(self, checkpoint, with_extension=True):
         from tests.host.probe import Probe
+        from tests.host.standin.processing import ScriptRunner
         from tests.host.standin.state import state
 
         self.checkpoint = checkpoint
         self.state = state
-        self.scripts, self.defaults = [], []
+        self.scripts, self.defaults = ScriptRunner(), []
         if with_extension:
             self._load_script()
         self.probe = Probe(lambda: checkpoint.model.diffusion_model, state)
@@ -76,8 +77,9 @@ class StandInServer:
         spec.loader.exec_module(module)
         script = module.RivalScript()
         script.show(is_img2img=True)
-        self.scripts = [script]
+        self.scripts.alwayson_scripts.append(script)
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
+        script.args_to = len(self.defaults)
 
     def plan(self, at_call=0, action=""):
         self.probe.plan(at_call, action)
@@ -98,7 +100,8 @@ class StandInServer:
         return ["Automatic", "Karras"]
 
     def img2img(self, **payload):
-        payload["init_images"] = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
+        images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
+        payload["init_images"] = [ImageOps.exif_transpose(image) for image in images]
         mask = payload.pop("mask", None)
         payload["image_mask"] = mask and Image.open(io.BytesIO(base64.b64decode(mask)))
         return self._process("Img2Img", payload)
@@ -108,22 +111,16 @@ class StandInServer:
 
     def _process(self, kind, payload):
         from tests.host.standin import processing
-        from tests.host.standin.state import opts
 
         given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
-        args = [*given, *self.defaults[len(given) :]]
         self.state.begin()
-        before = dict(vars(opts))
-        vars(opts).update(payload.get("override_settings", {}))
         try:
-            pictures, infotexts = processing.process_images(
-                getattr(processing, kind)(self.checkpoint, **payload), self.scripts, args
-            )
+            p = getattr(processing, kind)(self.checkpoint, **payload)
+            p.scripts, p.script_args = self.scripts, [*given, *self.defaults[len(given) :]]
+            made = processing.process_images(p)
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))
-        finally:
-            vars(opts).update(before)
-        return Answer(200, [np.asarray(picture) for picture in pictures], infotexts)
+        return Answer(200, [np.asarray(picture) for picture in made.images], made.infotexts)
 
     def stop(self):
         """Nothing runs."""

@@ -564,3 +564,25 @@ def test_a_leap_to_noise_alone_starts_from_the_lower_latent(level):
         assert torch.equal(guess, lower_latent(latents, [9.0, 12.0], predictions, level))
     else:
         assert torch.allclose(guess, latents[-1] + (level - 12))
+
+
+def test_a_kept_chain_has_an_id_that_tells_nothing_of_its_key():
+    store = ChainStore()
+    for key in ("a", "b"):
+        store.put(key, chain_of(1), 100)
+    ids = [entry.id for entry in store.kept]
+    assert len(set(ids)) == 2
+    assert all(len(id_) > 30 for id_ in ids)
+    assert store.id_of(store.get("b")) == ids[1]
+    assert store.id_of(chain_of(1)) is None
+
+
+def test_one_chain_is_removed_by_its_id_and_no_other():
+    store = ChainStore()
+    for key in ("a", "b"):
+        store.put(key, chain_of(1), 100)
+    first = store.kept[0].id
+    assert store.remove(first)
+    assert not store.remove(first)
+    assert not store.remove("a")
+    assert kept(store, "ab") == ["b"]

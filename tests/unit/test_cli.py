@@ -87,6 +87,15 @@ def test_images_sheet_and_report_are_written(run, tmp_path):
     assert np.abs(pixels(out / "000.png") - pixels(out / "001.png")).max() > 20
 
 
+def test_a_check_says_in_words_whether_the_inversion_is_good_enough(monkeypatch, capsys, tmp_path):
+    arguments = (PHOTO, *QUICK, "--check", "--out", tmp_path)
+    monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
+    main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Poor: the exemplar comes back at ")
+    assert last.endswith("the sampling steps to 8.")
+
+
 def test_an_image_is_bit_identical_alone_and_among_others(run, tmp_path):
     run(PHOTO, "-n", 3, "--seed", 5, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "many")
     run(PHOTO, "-n", 1, "--seed", 7, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "one")

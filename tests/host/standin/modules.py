@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.host.standin import samplers
-from tests.host.standin.state import opts, state
+from tests.host.standin.state import cmd_opts, opts, state
 
 
 class Control:
@@ -42,6 +43,12 @@ class InputAccordion(Control):
 
 class Script:
     tabname = "img2img"
+    args_from = args_to = 0
+
+    def process_batch(self, p, *args):
+        """What a script leaves out does nothing."""
+
+    process_before_every_sampling = process_batch
 
     def on_after_component(self, callback, *, elem_id):
         """The host's own controls are not built here."""
@@ -87,26 +94,47 @@ def fill(image, mask):
 
 def install(checkpoint):
     """Puts the stand-in where `import modules` finds it, with this checkpoint loaded."""
+    from tests.host.standin import processing
+
     shared = {
         "opts": opts,
         "state": state,
+        "cmd_opts": cmd_opts,
+        "total_tqdm": SimpleNamespace(clear=lambda: None),
         "device": torch.device("cpu"),
         "sd_model": checkpoint,
         "loaded_hypernetworks": [],
     }
     members = {
-        "call_queue": {"wrap_queued_call": lambda function: function},
+        "call_queue": {
+            "queue_lock": threading.Lock(),
+            "wrap_queued_call": lambda function: function,
+            "wrap_gradio_gpu_call": lambda function, extra_outputs: function,
+        },
         "deepbooru": {"model": None},
         "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
-        "images": {"flatten": flatten, "resize_image": resize_image, "read_info_from_image": None},
+        "images": {
+            **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
+            "read_info_from_image": None,
+        },
         "masking": {"fill": fill},
+        "processing": {
+            "StableDiffusionProcessingTxt2Img": processing.Txt2Img,
+            "StableDiffusionProcessingImg2Img": processing.Img2Img,
+            "process_images": processing.process_images,
+        },
         "prompt_parser": {
             "SdConditioning": SdConditioning,
             "get_learned_conditioning": get_learned_conditioning,
             "reconstruct_cond_batch": reconstruct_cond_batch,
         },
         "sd_hijack": {"current_optimizer": None},
+        "sd_samplers": {"all_samplers_map": samplers.SAMPLERS},
+        "sd_schedulers": {
+            "schedulers": [SimpleNamespace(label="Automatic")],
+            "schedulers_map": {"Automatic": None, "Karras": None},
+        },
         "sd_samplers_common": {
             "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
@@ -119,13 +147,15 @@ def install(checkpoint):
         "shared": shared,
         "script_callbacks": {
             "on_after_component": lambda callback: None,
+            "on_app_started": lambda callback: None,
             "on_model_loaded": lambda callback: None,
             "on_script_unloaded": lambda callback: None,
             "on_ui_settings": lambda callback: None,
         },
-        "scripts": {"Script": Script, "AlwaysVisible": object()},
+        "scripts": {"Script": Script, "ScriptRunner": processing.ScriptRunner, "AlwaysVisible": object()},
         "infotext_utils": {
             "PasteField": PasteField,
+            "create_override_settings_dict": None,
             "image_from_url_text": None,
             "parse_generation_parameters": None,
         },
@@ -139,6 +169,7 @@ def install(checkpoint):
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
+    gradio.update = dict
     for name in (
         "HTML",
         "Textbox",
@@ -150,6 +181,7 @@ def install(checkpoint):
         "Button",
         "Number",
         "Dropdown",
+        "Gallery",
         "State",
         "TabItem",
         "Tabs",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from tests.host.standin import modules, samplers
-from tests.host.standin.state import state
+from tests.host.standin.state import opts, state
 
 ORIGINAL, LATENT_NOISE, LATENT_NOTHING = 1, 2, 3
 """`inpainting_fill`; the first, 0, fills from around."""
@@ -51,6 +51,10 @@ class Processing:
     width: int = 512
     height: int = 512
     tiling: bool = False
+    styles: list = field(default_factory=list)
+    restore_faces: bool = False
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
     refiner_checkpoint: Any = None
     extra_network_data: dict = field(default_factory=dict)
     override_settings: dict = field(default_factory=dict)
@@ -66,8 +70,11 @@ class Processing:
     def init(self):
         """Nothing to prepare."""
 
+    def close(self):
+        """Nothing to let go."""
+
     def before_every_sampling(self):
-        _call(self.scripts, "process_before_every_sampling", self, self.script_args)
+        self.scripts.call("process_before_every_sampling", self)
 
 
 @dataclass
@@ -159,11 +166,33 @@ class Img2Img(Processing):
         return Image.composite(picture, self.original, self.mask_for_overlay)
 
 
+class ScriptRunner:
+    """The scripts of a processing, each with its part of the arguments; like the host, it reports exceptions."""
+
+    def __init__(self):
+        self.scripts, self.alwayson_scripts = [], []
+
+    def call(self, callback, p):
+        for script in self.alwayson_scripts:
+            try:
+                getattr(script, callback)(p, *p.script_args[script.args_from : script.args_to])
+            except Exception:
+                traceback.print_exc()
+
+
+def process_images(p):
+    """Images and one infotext each, with the options that the request asks for."""
+    before = dict(vars(opts))
+    vars(opts).update(p.override_settings)
+    try:
+        return _process_images(p)
+    finally:
+        vars(opts).update(before)
+
+
 @torch.no_grad()
-def process_images(p, scripts, script_args):
-    """Images and one infotext each."""
+def _process_images(p):
     pictures, infotexts = [], []
-    p.scripts, p.script_args = scripts, script_args
     p.init()
     for batch in range(p.n_iter):
         if state.interrupted:
@@ -171,7 +200,7 @@ def process_images(p, scripts, script_args):
         state.skipped = False
         p.seeds = [p.seed + batch * p.batch_size + index for index in range(p.batch_size)]
         p.rng = BatchNoise((4, p.height // 8, p.width // 8), p.seeds)
-        _call(scripts, "process_batch", p, script_args)
+        p.scripts.call("process_batch", p)
         # like the host's conditioning of a prompt with AND: for each image a list of its parts, one here
         cond = SimpleNamespace(
             batch=[[part] for part in p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)]
@@ -182,21 +211,12 @@ def process_images(p, scripts, script_args):
         batch_pictures = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
         pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures
         infotexts += [_infotext(p, seed) for seed in p.seeds]
-    return pictures, infotexts
+    return SimpleNamespace(images=pictures, infotexts=infotexts)
 
 
 def _padded(box, padding, size):
     left, top, right, bottom = box
     return max(left - padding, 0), max(top - padding, 0), min(right + padding, size[0]), min(bottom + padding, size[1])
-
-
-def _call(scripts, callback, p, script_args):
-    """A callback of every script; like the host, it reports an exception and goes on."""
-    for script in scripts:
-        try:
-            getattr(script, callback)(p, *script_args)
-        except Exception:
-            traceback.print_exc()
 
 
 def _nothing_to_see(latents):

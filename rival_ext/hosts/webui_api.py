@@ -1,0 +1,63 @@
+"""The HTTP routes in the WebUI: served where its own API is, behind the same passwords."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+from modules import shared
+from PIL import Image
+
+from rival_ext.settings import decoded_picture, parse_settings
+
+if TYPE_CHECKING:
+    from rival_ext.api import InvertRequest, InvertResponse
+    from rival_ext.store import ChainStore
+
+
+def add_routes(_: Any, app: Any) -> None:
+    """Adds them to the WebUI's app if it was started with --api; nothing of the method is imported for it yet."""
+    if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
+        return
+    from rival_ext.api import router
+
+    pairs = (pair.partition(":") for pair in (shared.cmd_opts.api_auth or "").split(",") if pair)
+    app.include_router(router(WebuiBackend(), {user: password for user, _, password in pairs}))
+
+
+class WebuiBackend:
+    """What the routes ask of this WebUI (`rival_ext.api.Backend`)."""
+
+    def invert(self, asked: InvertRequest) -> InvertResponse:
+        from rival_ext.api import InvertResponse
+        from rival_ext.hosts.webui_check import CheckRequest, check_in_queue
+
+        fields = dict(asked)
+        fields["image"] = decoded_picture("image", asked.image)
+        fields["settings"] = parse_settings(asked.settings)
+        checked = check_in_queue(CheckRequest(**fields))
+        return InvertResponse(
+            chain_id=checked.chain,
+            psnr=checked.psnr,
+            grade=checked.verdict.grade,
+            verdict=checked.verdict.sentence,
+            original=_base64(checked.original),
+            ceiling=_base64(checked.ceiling),
+            reconstruction=_base64(checked.reconstruction),
+            seconds=round(checked.seconds, 3),
+            evaluations=checked.evaluations,
+            stored=checked.is_stored,
+            report=checked.report.as_dict(),
+        )
+
+    def store(self) -> ChainStore:
+        from rival_ext.hosts.webui import STORE
+
+        return STORE
+
+
+def _base64(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

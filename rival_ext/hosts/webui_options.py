@@ -1,0 +1,23 @@
+"""Options of the WebUI that hold for a while only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from modules import shared
+
+
+@contextmanager
+def options_set(values: dict[str, Any]) -> Iterator[None]:
+    """The options have these values while this runs; none of them is saved."""
+    options = shared.opts.data
+    before = {name: options[name] for name in values if name in options}
+    options.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del options[name]
+        options.update(before)

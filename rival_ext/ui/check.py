@@ -1,0 +1,109 @@
+"""The button "Check inversion": there and back before anything is generated, with a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from modules.call_queue import wrap_gradio_gpu_call
+from modules.infotext_utils import create_override_settings_dict
+
+from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.ui.exemplar_prompt import image_of
+from rival_ext.ui.host_controls import IMAGES, HostControls
+
+if TYPE_CHECKING:
+    from rival_ext.hosts.webui_check import Checked
+
+HOST = (
+    *("prompt", "sampling", "scheduler", "steps", "width", "height", "override_settings"),
+    *("denoising_strength", "resize_mode", "scale"),
+)
+SIZE_TO, SIZE_BY = 0, 1
+"""The host's two tabs of sizes: width and height, or a factor."""
+
+Check = Callable[[Mapping[str, Any]], "Checked"]
+"""What inverts: takes the fields of a `CheckRequest`."""
+
+
+class InversionCheck:
+    """The button and its result, built here.
+
+    check: see `Check`.
+    """
+
+    def __init__(self, prefix: str, check: Check):
+        self.check = check
+        self.button = gr.Button("Check inversion", elem_id=f"{prefix}_check", size="sm")
+
+    def build_result(self, prefix: str) -> None:
+        """Where the two images and the verdict are shown."""
+        self.verdict = gr.HTML(elem_id=f"{prefix}_verdict")
+        self.images = gr.Gallery(
+            label="The exemplar, and as its inversion gives it back",
+            elem_id=f"{prefix}_checked",
+            columns=2,
+            height=260,
+            object_fit="contain",
+            visible=False,
+        )
+        self.task = gr.Textbox(visible=False, elem_id=f"{prefix}_check_task")
+
+    def connect(self, fields: Mapping[str, Any], host: HostControls, places: Sequence[Any]) -> None:
+        """fields: the panel's controls. places: for the open tabs."""
+        host.when_built((*HOST, *IMAGES), partial(self._connect, fields, places))
+
+    def _connect(self, fields: Mapping[str, Any], places: Sequence[Any], host: dict[str, Any]) -> None:
+        settings = [field.name for field in FIELDS if field.name != "enabled"]
+        run = partial(self._run, settings, list(host))
+        # the host shows who runs by the function's name
+        run.__name__ = "rival_check"  # type: ignore[attr-defined]
+        self.button.click(
+            fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update(visible=False)]),
+            _js="rival.startCheck",
+            inputs=[self.task, *places, *(fields[name] for name in settings), *host.values()],
+            outputs=[self.images, self.verdict],
+            show_progress=False,
+        )
+
+    def _run(
+        self, settings: list[str], host: list[str], _task: str, image_tab: float, size_tab: float, *values: Any
+    ) -> tuple[Any, str]:
+        wanted = parse_settings(dict(zip(settings, values[: len(settings)], strict=True)))
+        of = dict(zip(host, values[len(settings) :], strict=True))
+        images = [image_of(of[name]) for name in IMAGES if name in of]
+        image = images[int(image_tab)] if int(image_tab) < len(images) else None
+        width, height = of["width"], of["height"]
+        if image and size_tab == SIZE_BY:
+            width, height = (int(side * of["scale"]) // 8 * 8 for side in image.size)
+        checked = self.check(
+            {
+                "settings": wanted,
+                "image": image,
+                "prompt": of["prompt"],
+                "sampler_name": of["sampling"],
+                "scheduler": of["scheduler"],
+                "steps": of["steps"],
+                "width": width,
+                "height": height,
+                **{name: of[name] for name in ("denoising_strength", "resize_mode") if name in of},
+                "override_settings": create_override_settings_dict(of["override_settings"]),
+            }
+        )
+        return gr.update(value=_pictures(checked), visible=True), _words(checked)
+
+
+def _pictures(checked: Checked) -> list[tuple[Any, str]]:
+    return [(checked.original, "The exemplar"), (checked.reconstruction, f"Given back, {checked.psnr:.1f} dB")]
+
+
+def _words(checked: Checked) -> str:
+    work = "the stored inversion" if checked.is_stored else f"{checked.evaluations} UNet rows"
+    kept = "" if checked.chain else " It did not fit the memory budget and is not stored."
+    return (
+        f'<div class="rival-verdict rival-{checked.verdict.grade}">{escape(checked.verdict.sentence)}</div>'
+        f'<div class="rival-values">{checked.seconds:.1f} s, {work}.{kept}</div>'
+    )

@@ -1,0 +1,293 @@
+"""The routes under /rival/v1/, on the stand-in and on a real WebUI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rival_ext import __version__
+from rival_ext.pictures import psnr
+from rival_ext.settings import FIELDS, parse_settings
+from tests.conftest import exemplar
+from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
+from tests.host.conftest import SKIPPED
+from tests.host.routes import over_http, started
+from tests.host.servers import LORA, ROOT, base64_of
+
+PIZZA = base64_of(exemplar("pizza-emojione-yellow"))
+EXIF_ORIENTATION = 0x0112
+ROUTES = {
+    "/rival/v1/invert": {"post"},
+    "/rival/v1/settings/schema": {"get"},
+    "/rival/v1/store": {"get", "delete"},
+    "/rival/v1/store/{chain_id}": {"delete"},
+    "/rival/v1/version": {"get"},
+}
+EXAMPLE = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module", params=["stand-in", "real"])
+def started_server(request, tmp_path_factory):
+    """A server without passwords."""
+    with started(request.param, tmp_path_factory.mktemp("webui")) as server:
+        if server is None:
+            pytest.skip(SKIPPED)
+        yield server
+
+
+@pytest.fixture
+def server(started_server):
+    """It, with nothing stored and its probe fresh."""
+    started_server.client.delete("/rival/v1/store").raise_for_status()
+    started_server.plan()
+    return started_server
+
+
+def asked(settings=None, **fields):
+    """The body of a request to invert."""
+    sizes = {"steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler"}
+    return {"image": PIZZA, "settings": settings or {}, **sizes, **fields}
+
+
+def inverted(server, settings=None, **fields):
+    """The answer to a request to invert that must succeed."""
+    answer = server.client.post("/rival/v1/invert", json=asked(settings, **fields))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def picture(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+# invert
+
+
+def test_an_inversion_comes_with_figures_words_and_pictures(server):
+    answer = inverted(server, steps=20)
+    assert np.array_equal(np.asarray(picture(answer["original"])), np.asarray(exemplar("pizza-emojione-yellow")))
+    assert psnr(picture(answer["original"]), picture(answer["reconstruction"])) > 20
+    assert round(psnr(picture(answer["ceiling"]), picture(answer["reconstruction"])), 2) == answer["psnr"] > 40
+    assert answer["grade"] == "good"
+    assert answer["verdict"] == f"Good: the exemplar comes back at {answer['psnr']:.1f} dB; nothing to change."
+    assert answer["evaluations"] == 40 == server.calls()
+    assert answer["report"]["inversion"]["psnr"] == answer["psnr"]
+    assert answer["seconds"] > 0
+    assert not answer["stored"]
+
+
+def test_no_picture_of_it_tells_a_prompt(server):
+    answer = inverted(server, prompt="a secret pizza")
+    assert not any(picture(answer[name]).info for name in ("original", "ceiling", "reconstruction"))
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M"])
+@pytest.mark.parametrize("settings", [{}, {"exemplar_prompt": "a pizza", "inversion_iterations": 2}])
+def test_a_run_with_the_same_image_and_settings_inverts_nothing(server, sampler, settings):
+    inverted(server, settings, sampler_name=sampler)
+    assert "stored inversion; 0 +" in infotext(server, settings, sampler_name=sampler)
+    assert inverted(server, settings, sampler_name=sampler)["stored"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"denoising_strength": 0.6}, {"resize_mode": 1, "width": 192}, {"scheduler": "Karras"}]
+)
+def test_so_it_is_with_other_fields_of_the_run(server, fields):
+    inverted(server, **fields)
+    assert "stored inversion" in infotext(server, {}, **fields)
+
+
+def test_so_it_is_with_a_photo_that_lies_on_its_side(server):
+    buffer = io.BytesIO()
+    lying = Image.Exif()
+    lying[EXIF_ORIENTATION] = 6
+    exemplar("house-emojione-blue").save(buffer, "JPEG", exif=lying)
+    photo = base64.b64encode(buffer.getvalue()).decode()
+    answer = inverted(server, image=photo)
+    upright = np.rot90(np.asarray(Image.open(buffer)), -1)
+    assert np.array_equal(np.asarray(picture(answer["original"])), upright)
+    payload = {**request({}), "init_images": [photo]}
+    assert "stored inversion" in server.img2img(**payload).infotexts[0]
+
+
+def test_so_it_is_with_a_lora_of_the_prompt(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: it has no LoRA")
+    inverted(server, prompt=f"<lora:{LORA}:0.5>")
+    assert "stored inversion" in infotext(server, {}, prompt=f"a pizza <lora:{LORA}:0.5>")
+    assert "inverted in" in infotext(server, {}, prompt="a pizza")
+
+
+def test_so_it_is_with_an_exemplar_of_txt2img(server):
+    settings = {"exemplar": PIZZA, "mode": "text"}
+    answer = inverted(server, settings, image=None)
+    assert picture(answer["original"]).size == (128, 128)
+    payload = request(settings)
+    del payload["init_images"], payload["denoising_strength"]
+    assert "stored inversion" in server.txt2img(**payload).infotexts[0]
+
+
+def test_an_inversion_changes_no_picture_of_the_host(server):
+    plain, varied = pictures(server), pictures(server, {})
+    inverted(server)
+    assert server.leftovers() == []
+    assert largest_difference(pictures(server), plain) == 0
+    assert largest_difference(pictures(server, {}), varied) == 0
+
+
+def test_the_hosts_last_prompt_is_still_the_users(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: it keeps no prompt")
+    infotext(server, {}, prompt="a prompt to read again")
+    kept = server.log.with_name("params.txt")
+    before = kept.read_text()
+    assert before.startswith("a prompt to read again")
+    inverted(server, prompt="another")
+    assert kept.read_text() == before
+
+
+@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+def test_an_interrupt_is_a_plain_sentence(server, at_call):
+    server.plan(at_call, "interrupt")
+    answer = server.client.post("/rival/v1/invert", json=asked())
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "RIVAL: the check was interrupted; start it again for a verdict."
+    assert server.calls() == at_call
+    assert server.leftovers() == []
+    server.plan()
+    assert inverted(server)["stored"] == (at_call > STEPS)
+
+
+def bomb():
+    """A small file of more pixels than Pillow unpacks."""
+    return base64_of(Image.new("1", (20000, 10000)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"image": bomb()}, "RIVAL: image must be an image"),
+        ({"image": "no image"}, "RIVAL: image must be an image"),
+        ({"image": "/etc/passwd1"}, "RIVAL: image must be an image"),
+        ({"image": "http://127.0.0.1/photo.png"}, "RIVAL: image must be an image"),
+        ({"image": 5}, "RIVAL: image"),
+        ({"image": None}, "RIVAL: exemplar is missing"),
+        ({"picture": PIZZA}, "RIVAL: unknown field 'picture'; the fields are image, settings, prompt,"),
+        ({"settings": {"force": 1}}, "RIVAL: unknown field 'force'; the fields are enabled, mode,"),
+        ({"settings": {"t_align": 1001}}, "RIVAL: t_align must be a whole number from 0 to 1000, not 1001."),
+        ({"settings": 5}, "RIVAL: settings: "),
+        ({"steps": 0}, "RIVAL: steps: "),
+        ({"width": 10**6}, "RIVAL: width: "),
+        ({"width": 132}, "RIVAL: width and height must be multiples of 8"),
+        ({"sampler_name": "Oiler"}, "RIVAL: sampler_name must be the name of one of the WebUI's samplers"),
+        ({"scheduler": "daily"}, "RIVAL: scheduler must be the name of one of the WebUI's schedules"),
+        ({"override_settings": {"colour": 1}}, "RIVAL: override_settings must name options of the WebUI"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_nothing_is_evaluated(server, fields, sentence):
+    answer = server.client.post("/rival/v1/invert", json=asked(**fields))
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(sentence)
+    assert server.calls() == 0
+
+
+def test_a_body_that_is_no_json_is_a_sentence_too(server):
+    answer = server.client.post("/rival/v1/invert", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("RIVAL: ")
+
+
+# the store
+
+
+def test_what_is_stored_is_listed_in_words(server):
+    assert server.client.get("/rival/v1/store").json() == {"bytes": 0, "chains": []}
+    answer = inverted(server)
+    contents = server.client.get("/rival/v1/store").json()
+    (chain,) = contents["chains"]
+    assert chain["id"] == answer["chain_id"]
+    assert chain["what"] == f"an exemplar of 128x128 pixels at {STEPS} noise levels, with features"
+    assert re.fullmatch(r"made \d+ seconds? ago", chain["when"])
+    assert chain["bytes"] == contents["bytes"] > 0
+
+
+@pytest.mark.parametrize("path", ["/rival/v1/store", "/rival/v1/store/{}"])
+def test_what_is_deleted_is_inverted_anew(server, path):
+    answer = inverted(server)
+    size = server.client.get("/rival/v1/store").json()["bytes"]
+    freed = server.client.delete(path.format(answer["chain_id"]))
+    assert freed.json() == {"bytes": size, "chains": 1}
+    assert "inverted in" in infotext(server, {})
+
+
+def test_one_of_two_is_deleted_and_the_other_stays(server):
+    first, second = inverted(server), inverted(server, sampler_name="DDIM")
+    server.client.delete(f"/rival/v1/store/{first['chain_id']}").raise_for_status()
+    (left,) = server.client.get("/rival/v1/store").json()["chains"]
+    assert left["id"] == second["chain_id"]
+
+
+def test_an_id_is_new_each_time_and_an_unknown_one_is_404(server):
+    first = inverted(server)["chain_id"]
+    server.client.delete("/rival/v1/store")
+    assert inverted(server)["chain_id"] != first
+    answer = server.client.delete(f"/rival/v1/store/{first}")
+    assert answer.status_code == 404
+    assert answer.json()["detail"].startswith("RIVAL: no inversion with this id is stored")
+
+
+def test_without_memory_there_is_no_id(server):
+    assert inverted(server, override_settings={"rival_memory_mb": 0})["chain_id"] is None
+
+
+# what the routes say of themselves
+
+
+def test_the_version_is_the_extensions(server):
+    assert server.client.get("/rival/v1/version").json() == {"version": __version__}
+
+
+def test_the_schema_has_every_field_with_its_default(server):
+    schema = server.client.get("/rival/v1/settings/schema").json()
+    assert list(schema["properties"]) == [field.name for field in FIELDS]
+    parse_settings({name: value["default"] for name, value in schema["properties"].items()})
+
+
+def test_every_route_is_in_the_docs_with_its_models(server):
+    described = server.client.get("/openapi.json").json()
+    assert {path: set(methods) for path, methods in described["paths"].items() if path.startswith("/rival")} == ROUTES
+    models = described["components"]["schemas"]
+    assert set(models["InvertRequest"]["properties"]["settings"]["properties"]) == {field.name for field in FIELDS}
+    assert models["InvertRequest"]["properties"]["steps"]["maximum"] == 1000
+    assert {"psnr", "verdict", "reconstruction", "report", "chain_id"} <= set(models["InvertResponse"]["properties"])
+    for path, methods in ROUTES.items():
+        for method in methods:
+            route = described["paths"][path][method]
+            assert route["description"]
+            answer = route["responses"]["200"]["content"]["application/json"]["schema"]
+            assert answer.get("type") == "object" or answer["$ref"].startswith("#/components/schemas/")
+    refused = described["paths"]["/rival/v1/invert"]["post"]["responses"]["422"]
+    assert refused["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+
+
+@pytest.mark.parametrize("language", ["sh", "python"])
+def test_the_examples_of_the_page_run(server, language, tmp_path):
+    section = (ROOT / "docs" / "api.md").read_text().partition("## Routes")[2]
+    (code,) = [code for kind, code in EXAMPLE.findall(section) if kind == language]
+    exemplar("pizza-emojione-yellow").save(tmp_path / "photo.png")
+    command = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
+    with over_http(server) as url:
+        code = code.replace("http://127.0.0.1:7860", url)
+        # the small model's size
+        code = code.replace("512", "128")
+        run = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    assert run.returncode == 0, run.stderr
+    assert "the exemplar comes back at" in run.stdout
