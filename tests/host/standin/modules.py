@@ -89,7 +89,7 @@ def install(checkpoint):
     shared = {
         "opts": opts,
         "state": state,
-        "device": torch.device("cpu"),
+        "device": checkpoint.device,
         "sd_model": checkpoint,
         "loaded_hypernetworks": [],
     }
@@ -155,3 +155,7 @@ def uninstalled():
         ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui.panel", "rival_ext.ui.sampler_note")
         for name in [name for name in sys.modules if name.startswith(ours)]:
             del sys.modules[name]
+            package, _, last = name.rpartition(".")
+            if package in sys.modules:
+                # else `from package import last` would find it there
+                vars(sys.modules[package]).pop(last, None)
