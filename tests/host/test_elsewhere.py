@@ -37,7 +37,7 @@ def checkpoint_on(device):
 
 def made_on(device, settings, kind="img2img", **fields):
     """The pictures of a request to a stand-in whose checkpoint is on a device."""
-    payload = request(settings, **{"width": SIDE, "height": SIDE, "steps": 4, "batch_size": 2, **fields})
+    payload = request(settings, **{"width": SIDE, "height": SIDE, "steps": 3, "batch_size": 2, **fields})
     if kind == "txt2img":
         del payload["init_images"], payload["denoising_strength"]
     with ExitStack() as stack:

@@ -227,16 +227,18 @@ def test_an_exemplars_prompt_of_every_kind(server, exemplar_prompt):
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
-    """The rows tell what is skipped, the host's calls of the UNet what is padded: else two prompts take one each."""
     settings = {"exemplar_prompt": "a pizza", "exact": exact}
-    # the DDIM family's noise is counted in timesteps
-    fields = {"sampler_name": sampler, **fields}
-    if sampler == "DDIM" and "s_min_uncond" in fields:
-        fields["s_min_uncond"] = 500.0
+    # the DDIM family counts its noise in timesteps
+    scale = 100 if sampler == "DDIM" else 1
+    fields = {name: value * scale if name == "s_min_uncond" else value for name, value in fields.items()}
+    fields["sampler_name"] = sampler
     batch = answered(server, settings, batch_size=2, override_settings=options, **fields)
-    visited = calls(batch.infotexts[0])
-    rows, own_calls = int(re.search(r"\+ (\d+) UNet rows", batch.infotexts[0])[1]), server.calls()
-    print(visited, rows, own_calls, batch.infotexts[0])
+    text = batch.infotexts[0]
+    evaluations = server.calls() - int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
+    skips = "skip_early_cond" in options or "s_min_uncond" in fields
+    assert (int(re.search(r"\+ (\d+) UNet rows", text)[1]) < 4 * calls(text)) == skips
+    # prompts of two lengths that are not padded take an evaluation each
+    assert evaluations == calls(text)
     alone = [answered(server, settings, seed=seed, override_settings=options, **fields).pictures[0] for seed in (3, 4)]
     assert largest_difference(batch.pictures, alone) <= 4
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 ELSEWHERE = torch.device("meta")
 BETWEEN_DEVICES = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_"}
@@ -69,7 +69,7 @@ class Operations(TorchDispatchMode):
         asked = kwargs.get("device")
         if asked is not None:
             kwargs["device"] = torch.device("cpu")
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
         here = [value for value in given if value.device != ELSEWHERE and value.dim()]
         there = [value for value in given if value.device == ELSEWHERE]
         if here and there and operation._schema.name not in BETWEEN_DEVICES:

@@ -28,10 +28,10 @@ class Checkpoint:
     cond_stage_key = "txt"
     parameterization = "eps"
 
-    def __init__(self, pipeline, device=torch.device("cpu")):
+    def __init__(self, pipeline, device="cpu"):
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.to(device)
-        self.device = device
+        self.device = torch.device(device)
         self.pipeline = pipeline
         self.model = DiffusionModel(pipeline.unet)
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.to(device)
