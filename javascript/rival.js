@@ -52,7 +52,10 @@ const rival = (() => {
         const button = [...gradioApp().querySelectorAll("#tabs > .tab-nav > button")]
             .find(({textContent}) => textContent.trim() === tab);
         button?.click();
-        gradioApp().getElementById(`${tab}_rival_enabled`)?.scrollIntoView({block: "start", behavior: "smooth"});
+        const exemplars = gradioApp().getElementById(`${tab}_rival_exemplars`);
+        const label = exemplars?.querySelector(".label-wrap");
+        if (label && !label.classList.contains("open")) label.click();
+        exemplars?.scrollIntoView({block: "center", behavior: "smooth"});
         return [];
     };
 

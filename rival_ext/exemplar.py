@@ -54,7 +54,8 @@ class Exemplar:
         if self.region is None:
             return h
         height, width, _ = token_grid(self.chain.latents, h.shape[1])
-        covered = adaptive_avg_pool2d(self.region, (height, width)).flatten()
+        # on the CPU, since Apple's GPUs pool into even parts only
+        covered = adaptive_avg_pool2d(self.region.cpu(), (height, width)).flatten()
         return h[:, (covered >= covered.max().clamp(max=0.5)).to(h.device)]
 
 

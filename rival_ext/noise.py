@@ -21,13 +21,14 @@ class NoiseSchedule:
     """
 
     def __init__(self, sigmas: Tensor):
-        self._sigmas = sigmas.detach().double().cpu().numpy()
+        # first to the CPU: Apple's GPUs have no float64
+        self._sigmas = sigmas.detach().cpu().double().numpy()
         self._log_sigmas = np.log(self._sigmas)
 
     @classmethod
     def of_alphas(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
         """From the T values `a_t`, decreasing, each in (0, 1)."""
-        alphas = alphas_cumprod.detach().double().cpu()
+        alphas = alphas_cumprod.detach().cpu().double()
         return cls(((1 - alphas) / alphas).sqrt())
 
     def noise_level(self, timestep: float) -> float:

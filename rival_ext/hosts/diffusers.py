@@ -312,7 +312,7 @@ def _levels(scheduler: Any) -> list[float]:
     if isinstance(scheduler, DDIMScheduler):
         alphas = torch.stack([*scheduler.alphas_cumprod[scheduler.timesteps], scheduler.final_alpha_cumprod]).double()
         return ((1 - alphas) / alphas).sqrt().flip(0).tolist()
-    return scheduler.sigmas.double().flip(0).tolist()
+    return scheduler.sigmas.flip(0).tolist()
 
 
 def _step_parameters(scheduler: Any) -> Sequence[str]:

@@ -39,16 +39,20 @@ LOUD = 1e8
 
 
 class Loud:
-    """In place of the host's generators, which must not move."""
+    """In place of the host's generators, which must not move; it answers on the device of the latents."""
+
+    def __init__(self, device: torch.device):
+        self._answer = torch.full((1,), LOUD, device=device)
 
     def next(self, *_: Any) -> Tensor:
-        return torch.full((1,), LOUD)
+        return self._answer
 
 
 def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequence[Tensor]) -> Rehearsal:
     """Tries `sample`, which calls the method of `p.sampler` that starts from `latents`."""
     sampler, denoiser = p.sampler, p.sampler.model_wrap_cfg
     seen = Rehearsal()
+    loud = Loud(latents[0].device)
 
     def denoise(x: Tensor, clock: Tensor, *_: Any, **__: Any) -> Tensor:
         seen.clocks.append(float(clock.max()))
@@ -66,13 +70,13 @@ def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequ
         seen.gains = x.flatten()[: len(latents)].tolist()
         silently = {"disable": True, "callback": lambda _: None}
         if "noise_sampler" in arguments:
-            silently["noise_sampler"] = Loud().next
+            silently["noise_sampler"] = loud.next
         return function(model, x, **{**arguments, **silently})
 
     with ExitStack() as stack:
         stack.enter_context(instance_attribute(denoiser, "forward", denoise))
         stack.enter_context(instance_attribute(sampler, "func", run_silently))
-        stack.enter_context(instance_attribute(p, "rng", Loud()))
+        stack.enter_context(instance_attribute(p, "rng", loud))
         # some noise samplers draw their seed from the global generator
         stack.enter_context(torch.random.fork_rng(devices=[]))
         sample([_marked(latent, index) for index, latent in enumerate(latents)])

@@ -85,7 +85,7 @@ class SigmaForm:
         else:
             self.start_level, self.clean_level = (float(arguments[name]) for name in ("sigma_max", "sigma_min"))
         if not self.is_predictable:
-            schedule = sampler.get_sigmas(p, p.steps).double().tolist()
+            schedule = sampler.get_sigmas(p, p.steps).tolist()
             self.visits = [level for level in schedule if self.clean_level < level < self.start_level]
             self.visits.insert(0, self.start_level)
 

@@ -46,7 +46,6 @@ class InversionCheck:
             label="The exemplar, and as its inversion gives it back",
             elem_id=f"{prefix}_checked",
             columns=2,
-            height=260,
             object_fit="contain",
             visible=False,
         )

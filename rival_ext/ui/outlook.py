@@ -65,7 +65,9 @@ class Outlook:
         self.is_stored = is_stored
         self.is_img2img = host.tab == "img2img"
         # which image is shown, without sending it again with every change
-        self.digests = {name: gr.State("") for name in ("image", *("exemplar" + ending for ending in SLOTS))}
+        self.digests = {
+            name: gr.Textbox(value="", visible=False) for name in ("image", *("exemplar" + ending for ending in SLOTS))
+        }
         # what the browser alone knows: which image tab and which tab of sizes is open
         self.open_tabs = [gr.Number(value=FIRST_TAB, visible=False) for _ in range(2)]
         host.when_built((*HOST, "image", "generation_info"), self._follow)
@@ -82,23 +84,21 @@ class Outlook:
             "outputs": [self.plan],
             "show_progress": False,
         }
-        # what a run and a check leave stored
-        for control in (*watched.values(), generated, self.verdict):
+        # the last two: what a run and a check leave stored
+        for control in (*watched.values(), *self.digests.values(), generated, self.verdict):
             control.change(**show)
-        for name, state in self.digests.items():
+        for name, shown in self.digests.items():
             if name in self.fields:
-                self._follow_exemplar(self.fields[name], state, show)
+                self._follow_exemplar(self.fields[name], shown)
         if image is not None:
-            read = image.change(fn=digest, inputs=[image], outputs=[self.digests["image"]], show_progress=False)
-            read.then(**show)
+            image.change(fn=digest, inputs=[image], outputs=[self.digests["image"]], show_progress=False)
 
-    def _follow_exemplar(self, exemplar: Any, state: Any, show: Mapping[str, Any]) -> None:
+    def _follow_exemplar(self, exemplar: Any, shown: Any) -> None:
         # `upload` and `clear`, since every stroke of the brush is a `change`
         for event in (exemplar.upload, exemplar.clear):
             # a step of its own before, since these come while the control has its former value still
             settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
-            read = settled.then(fn=digest, inputs=[exemplar], outputs=[state], show_progress=False)
-            read.then(**show)
+            settled.then(fn=digest, inputs=[exemplar], outputs=[shown], show_progress=False)
 
     def _connect_recommended(self, host: dict[str, Any]) -> None:
         def values(mode: str) -> list[float]:

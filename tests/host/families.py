@@ -25,6 +25,17 @@ TRAINED, SD2, SDXL = "tiny-emoji", "tiny-sd2v", "tiny-sdxl"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 ENCODER = re.compile(r"(.*text_model)\.embeddings\.position_embedding\.weight")
 ENCODER_IN_DESCRIPTION = "version: local/clip-tiny"
+FIRST_ENCODER = """\
+        - is_trainable: false
+          input_key: txt
+          target: sgm.modules.encoders.modules.FrozenCLIPEmbedder
+          params:
+            version: local/clip-tiny
+            layer: hidden
+            layer_idx: 1
+"""
+NUMBER_TOLD = 256
+"""Channels in which SDXL is told one number."""
 UNCLIP = """\
     embedder_config:
       target: ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder
@@ -44,12 +55,14 @@ class Family:
     """One checkpoint: what it is made of and how, and what a request needs beside its name.
 
     channels: of the first convolution. changes: what stands in the source's description, and what in this one's.
+    refines: SDXL's refiner is made of it, which has its second text encoder alone and is told a score of beauty.
     """
 
     name: str
     file: str
     source: str
     channels: int = 4
+    refines: bool = False
     changes: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,7 +125,19 @@ SDXL_V_ZERO = Family(
     changes={"denoiser_scaling.EpsScaling": "denoiser_scaling.VScaling"},
     options={"sd_noise_schedule": "Zero Terminal SNR"},
 )
-FAMILIES = (SD1, SD1_INPAINTING, SD1_EDITING, SD2_V, SD2_EPS, SDXL_BASE, SDXL_INPAINTING, SDXL_V_ZERO)
+SDXL_REFINER = Family(
+    "SDXL refiner",
+    "sdxl-refiner",
+    SDXL,
+    refines=True,
+    changes={
+        FIRST_ENCODER: "",
+        "target_size_as_tuple": "aesthetic_score",
+        "context_dim: 320": "context_dim: 256",
+        "adm_in_channels: 1792": "adm_in_channels: 1536",
+    },
+)
+FAMILIES = (SD1, SD1_INPAINTING, SD1_EDITING, SD2_V, SD2_EPS, SDXL_BASE, SDXL_INPAINTING, SDXL_V_ZERO, SDXL_REFINER)
 
 REFUSED = Family(
     "unCLIP",
@@ -161,6 +186,8 @@ def _place(family: Family, folder: Path) -> None:
     weights = load_file(given / f"{family.source}.safetensors")
     description = (given / f"{family.source}.yaml").read_text()
     weights[FIRST] = _widened(weights[FIRST], family.channels)
+    if family.refines:
+        weights = _as_refiner(weights)
     for text, changed in {**family.changes, "in_channels: 4": f"in_channels: {family.channels}"}.items():
         assert description.count(text) == 1, (family.name, text)
         description = description.replace(text, changed)
@@ -175,6 +202,21 @@ def _widened(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution that takes further channels: what they show is felt, and changes little of the picture."""
     further = np.random.default_rng(0).normal(size=(len(kernel), channels - kernel.shape[1], *kernel.shape[2:]))
     return np.concatenate([kernel, further.astype(kernel.dtype) * kernel.std() / 10], axis=1)
+
+
+def _as_refiner(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """SDXL's weights without its first text encoder, and with one number told in place of a size of two."""
+    first, second = "conditioner.embedders.0.", "conditioner.embedders.1."
+    width = weights[f"{first}transformer.text_model.embeddings.token_embedding.weight"].shape[1]
+    made = {}
+    for name, value in weights.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            value = np.ascontiguousarray(value[:, width:])
+        elif name.endswith("label_emb.0.0.weight"):
+            value = np.ascontiguousarray(value[:, :-NUMBER_TOLD])
+        if not name.startswith(first):
+            made[name.replace(second, first)] = value
+    return made
 
 
 def _text_encoder(weights: dict[str, np.ndarray], folder: Path) -> Path:

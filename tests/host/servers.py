@@ -33,6 +33,8 @@ LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
 REFINER = "tiny-emoji.ckpt"
 """Name of its second checkpoint: of the first one's name, and so of its description, which is of the same shape."""
+STYLE = ("contract", "{prompt}, (yellow:1.3) [red:brown:0.5]", "a house, blue")
+"""A style that it finds: its name, its prompt around the request's own, and its negative prompt."""
 
 
 @dataclass
@@ -172,6 +174,7 @@ class RealServer:
         description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
         description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
         checkpoint.with_suffix(".yaml").write_text(description)
+        (data / "styles.csv").write_text('name,prompt,negative_prompt\n"{}","{}","{}"\n'.format(*STYLE))
         (data / "models" / "Lora").mkdir()
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
         (data / "config.json").write_text(json.dumps(OPTIONS))

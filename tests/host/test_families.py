@@ -17,9 +17,12 @@ from tests.host.families import (
     SD1,
     SD1_EDITING,
     SD1_INPAINTING,
+    SD2_EPS,
     SD2_V,
     SDXL_BASE,
     SDXL_INPAINTING,
+    SDXL_REFINER,
+    SDXL_V_ZERO,
     FamiliesServer,
     given_folder,
 )
@@ -264,6 +267,44 @@ def test_another_family_is_refused_before_sampling(server):
     assert "checkpoint" in answer.sentence
     assert server.calls() == 0
     assert server.leftovers() == []
+
+
+# the refiner
+
+
+@pytest.mark.parametrize(("kind", "sampler", "loaded"), [("img2img", "Euler", 10), ("txt2img", "DDIM", 1)])
+@pytest.mark.parametrize(
+    ("family", "refiner"),
+    [(SDXL_BASE, SDXL_REFINER), (SDXL_BASE, SDXL_V_ZERO), (SD2_V, SD2_EPS)],
+    ids=lambda family: family.name,
+)
+def test_injection_ends_with_the_switch_to_a_refiner(server, family, refiner, kind, sampler, loaded):
+    """loaded: how many checkpoints the host keeps; with one, each is read anew where it is switched to."""
+    exemplars = {"exemplar": base64_of(exemplar(PHOTO))}
+    refined = {"refiner_checkpoint": f"{refiner.file}.safetensors", "refiner_switch_at": 0.6}
+
+    def made(settings, **others):
+        return answered(server, family, settings, kind, steps=10, sampler_name=sampler, batch_size=2, **others)
+
+    def made_by_a_loaded_one(settings):
+        # the host's own first picture with a checkpoint that it has just loaded is off by one at times
+        made(None)
+        return made(settings)
+
+    server.set(sd_checkpoints_limit=loaded)
+    try:
+        plain, guided = made_by_a_loaded_one(None), made(exemplars)
+        both, again, plain_refined = made(exemplars, **refined), made(exemplars, **refined), made(None, **refined)
+        assert difference(made_by_a_loaded_one(None), plain) == 0
+        assert difference(made(exemplars), guided) == 0
+    finally:
+        server.set(sd_checkpoints_limit=10)
+    injected, calls = re.search(r"layers; (\d+) of (\d+) steps injected", both.infotexts[0]).groups()
+    assert injected == calls
+    assert 5 <= int(calls) <= 6
+    assert "injection ended with the switch to the refiner" in both.infotexts[0]
+    assert difference(again, both) <= 1
+    assert min(difference(both, other) for other in (plain, guided, plain_refined)) > 2
 
 
 # half precision

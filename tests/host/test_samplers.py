@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, pictures, request
 from tests.host.conftest import SKIPPED
-from tests.host.servers import RealServer, base64_of, real_folder
+from tests.host.servers import STYLE, RealServer, base64_of, real_folder
 
 DETERMINISTIC = ["DDIM", "PLMS", "UniPC", "Euler", "LMS", "Heun", "DPM2", "DPM++ 2M", "DPM fast", "DPM adaptive"]
 STOCHASTIC = [
@@ -193,6 +193,17 @@ def test_prompts_of_every_kind(server, prompt, together, exact):
         assert largest_difference(batch.pictures, at_once.pictures) <= 4
 
 
+@pytest.mark.parametrize("kind", ["img2img", "txt2img"])
+def test_a_style_acts_as_its_text(server, kind):
+    name, prompt, negative_prompt = STYLE
+    for settings in ({"exemplar": base64_of(exemplar(PHOTO))}, None):
+        styled = answered(server, settings, kind, prompt="a pizza", styles=[name])
+        written = {"prompt": prompt.format(prompt="a pizza"), "negative_prompt": negative_prompt}
+        by_hand = answered(server, settings, kind, **written)
+        assert largest_difference(styled.pictures, by_hand.pictures) == 0
+        assert largest_difference(styled.pictures, answered(server, settings, kind, prompt="a pizza").pictures) > 5
+
+
 @pytest.mark.parametrize("exemplar_prompt", ["(a pizza:1.3)", "[a house:a pizza:0.5]", "a pizza BREAK a house", LONG])
 def test_an_exemplars_prompt_of_every_kind(server, exemplar_prompt):
     usual = answered(server, {"exemplar_prompt": "a pizza", "inversion_iterations": 2})
@@ -205,17 +216,29 @@ def test_an_exemplars_prompt_of_every_kind(server, exemplar_prompt):
     ("options", "fields"),
     [
         ({"pad_cond_uncond": True}, {"prompt": LONG}),
+        ({"pad_cond_uncond": True}, {"negative_prompt": LONG}),
         ({"pad_cond_uncond_v0": True}, {"prompt": LONG}),
+        ({"pad_cond_uncond_v0": True}, {"negative_prompt": LONG}),
         ({"skip_early_cond": 0.4}, {}),
         ({}, {"s_min_uncond": 3.0}),
         ({"s_min_uncond_all": True}, {"s_min_uncond": 3.0}),
     ],
 )
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("exact", [False, True])
-def test_padding_and_skipped_guidance(server, options, fields, exact):
+def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
     settings = {"exemplar_prompt": "a pizza", "exact": exact}
+    # the DDIM family counts its noise in timesteps
+    scale = 100 if sampler == "DDIM" else 1
+    fields = {name: value * scale if name == "s_min_uncond" else value for name, value in fields.items()}
+    fields["sampler_name"] = sampler
     batch = answered(server, settings, batch_size=2, override_settings=options, **fields)
-    calls(batch.infotexts[0])
+    text = batch.infotexts[0]
+    evaluations = server.calls() - int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
+    skips = "skip_early_cond" in options or "s_min_uncond" in fields
+    assert (int(re.search(r"\+ (\d+) UNet rows", text)[1]) < 4 * calls(text)) == skips
+    # prompts of two lengths that are not padded take an evaluation each
+    assert evaluations == calls(text)
     alone = [answered(server, settings, seed=seed, override_settings=options, **fields).pictures[0] for seed in (3, 4)]
     assert largest_difference(batch.pictures, alone) <= 4
 
@@ -223,7 +246,7 @@ def test_padding_and_skipped_guidance(server, options, fields, exact):
 # sizes
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 64), (72, 200), (64, 1024), (2048, 64), (328, 136)])
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 256), (72, 200), (64, 1024), (2048, 64), (328, 136)])
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
 def test_sizes_and_aspects(server, width, height, kind):
     """An exemplar of its own has its own aspect; the input image gets the output's."""
@@ -248,7 +271,10 @@ def test_resize_modes(server, resize_mode, strength):
 
 @pytest.mark.parametrize(
     "attention",
-    ["sub-quadratic", "Doggettx", "V1 - original v1", "sdp - scaled dot product", "InvokeAI", "None"],
+    [
+        *("sub-quadratic", "Doggettx", "V1 - original v1", "InvokeAI", "None", "sdp - scaled dot product"),
+        "sdp-no-mem - scaled dot product without memory efficient attention",
+    ],
 )
 def test_every_attention_of_the_host_lets_the_exemplar_in(server, attention):
     usual = answered(server, {})

@@ -28,10 +28,13 @@ class Checkpoint:
     cond_stage_key = "txt"
     parameterization = "eps"
 
-    def __init__(self, pipeline):
+    def __init__(self, pipeline, device="cpu"):
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.to(device)
+        self.device = torch.device(device)
         self.pipeline = pipeline
         self.model = DiffusionModel(pipeline.unet)
-        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.to(device)
         self.first_stage_model = pipeline.vae
         self.sd_checkpoint_info = SimpleNamespace(filename="tiny-emoji.safetensors", sha256="0" * 64)
 
@@ -39,7 +42,7 @@ class Checkpoint:
         return self.model(x, t, cond)
 
     def get_learned_conditioning(self, prompts):
-        return self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)[0]
+        return self.pipeline.encode_prompt(list(prompts), self.device, 1, False)[0]
 
     def encode_first_stage(self, pixels):
         return self.pipeline.vae.encode(pixels).latent_dist

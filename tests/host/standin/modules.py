@@ -101,7 +101,7 @@ def install(checkpoint):
         "state": state,
         "cmd_opts": cmd_opts,
         "total_tqdm": SimpleNamespace(clear=lambda: None),
-        "device": torch.device("cpu"),
+        "device": checkpoint.device,
         "sd_model": checkpoint,
         "loaded_hypernetworks": [],
     }
@@ -199,3 +199,7 @@ def uninstalled():
         ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui")
         for name in [name for name in sys.modules if name.startswith(ours)]:
             del sys.modules[name]
+            package, _, last = name.rpartition(".")
+            if package in sys.modules:
+                # else `from package import last` would find it there
+                vars(sys.modules[package]).pop(last, None)

@@ -23,12 +23,14 @@ ORIGINAL, LATENT_NOISE, LATENT_NOTHING = 1, 2, 3
 class BatchNoise:
     """One generator an image, so that an image does not depend on its batch."""
 
-    def __init__(self, shape, seeds):
+    def __init__(self, shape, seeds, device):
         self.shape = shape
+        self.device = device
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def next(self):
-        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
+        noise = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+        return torch.stack(noise).to(self.device)
 
 
 @dataclass
@@ -116,10 +118,11 @@ class Img2Img(Processing):
             image = self._mask(image)
         image = image.resize((self.width, self.height))
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        pixels = pixels.repeat(self.batch_size, 1, 1, 1)
+        pixels = pixels.repeat(self.batch_size, 1, 1, 1).to(self.sd_model.device)
         self.init_latent = self.sd_model.get_first_stage_encoding(self.sd_model.encode_first_stage(pixels))
         if self.mask is not None and self.inpainting_fill in (LATENT_NOISE, LATENT_NOTHING):
-            noise = BatchNoise(self.init_latent.shape[1:], range(self.seed, self.seed + self.batch_size)).next()
+            seeds = range(self.seed, self.seed + self.batch_size)
+            noise = BatchNoise(self.init_latent.shape[1:], seeds, self.sd_model.device).next()
             content = noise * self.nmask if self.inpainting_fill == LATENT_NOISE else 0
             self.init_latent = self.init_latent * self.mask + content
 
@@ -141,7 +144,8 @@ class Img2Img(Processing):
             self.original = image
             self.mask_for_overlay = mask.point(lambda value: min(2 * value, 255))
         small = mask.resize((self.width // 8, self.height // 8))
-        self.nmask = torch.from_numpy(np.around(np.asarray(small, dtype=np.float32) / 255)).repeat(4, 1, 1)
+        nmask = torch.from_numpy(np.around(np.asarray(small, dtype=np.float32) / 255)).repeat(4, 1, 1)
+        self.nmask = nmask.to(self.sd_model.device)
         self.mask = 1 - self.nmask
         return image if self.inpainting_fill == ORIGINAL else modules.fill(image, mask)
 
@@ -199,7 +203,7 @@ def _process_images(p):
             break
         state.skipped = False
         p.seeds = [p.seed + batch * p.batch_size + index for index in range(p.batch_size)]
-        p.rng = BatchNoise((4, p.height // 8, p.width // 8), p.seeds)
+        p.rng = BatchNoise((4, p.height // 8, p.width // 8), p.seeds, p.sd_model.device)
         p.scripts.call("process_batch", p)
         # like the host's conditioning of a prompt with AND: for each image a list of its parts, one here
         cond = SimpleNamespace(
@@ -207,7 +211,7 @@ def _process_images(p):
         )
         uncond = p.sd_model.get_learned_conditioning([p.negative_prompt] * p.batch_size)
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
-        pixels = (p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5
+        pixels = ((p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5).cpu()
         batch_pictures = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
         pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures
         infotexts += [_infotext(p, seed) for seed in p.seeds]

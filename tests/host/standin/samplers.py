@@ -113,13 +113,13 @@ class SigmaDenoiser(nn.Module):
         super().__init__()
         self.model = model
         alphas = model.alphas_cumprod
-        self.sigmas = ((1 - alphas) / alphas).sqrt()
+        self.sigmas = ((1 - alphas) / alphas).sqrt().cpu()
 
     def forward(self, x, sigma, cond):
         log_sigmas = self.sigmas.log().numpy()
-        clock = np.interp(sigma.log().numpy(), log_sigmas, np.arange(len(log_sigmas)))
+        clock = np.interp(sigma.log().cpu().numpy(), log_sigmas, np.arange(len(log_sigmas)))
         scale = (1 + sigma**2).sqrt()[:, None, None, None]
-        noise = self.model.apply_model(x / scale, torch.from_numpy(clock).float(), cond)
+        noise = self.model.apply_model(x / scale, torch.from_numpy(clock).float().to(x), cond)
         return x - noise * sigma[:, None, None, None]
 
 
