@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from tests.host.servers import RealServer, real_folder
 
@@ -89,6 +90,14 @@ def expect_report(page, part, tab="img2img"):
     playwright_api.expect(page.locator(f"#html_info_{tab}").last).to_contain_text(part)
 
 
+def plan(page, tab="img2img"):
+    return page.locator(f"#{tab}_rival_plan").last
+
+
+def expect_plan(page, part, tab="img2img"):
+    playwright_api.expect(plan(page, tab)).to_contain_text(part)
+
+
 def screenshot(page, name):
     folder = os.environ.get("RIVAL_SCREENSHOTS")
     if folder:
@@ -101,10 +110,13 @@ def test_variations_from_the_panel(page):
     enable(page)
     generate(page)
     assert "RIVAL report: 10 layers" in page.locator("#html_info_img2img").last.inner_text()
+    # the report for people, under the gallery
+    log = page.locator("#html_log_img2img").last
+    playwright_api.expect(log).to_contain_text(
+        "10 self-attention layers saw the exemplar's recorded features in 20 of 20"
+    )
     page.locator("#img2img_gallery img").first.wait_for()
     screenshot(page, "panel.png")
-    page.locator(f"{PANEL}more > .label-wrap").click()
-    screenshot(page, "panel-more.png")
 
 
 def test_a_pasted_infotext_brings_every_control_back(page):
@@ -212,8 +224,163 @@ def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
 def test_the_panel_says_beforehand_what_a_sampler_does_otherwise(page, tab):
     page.locator("#tabs > .tab-nav > button", has_text=tab).first.click()
     enable(page, tab)
-    note = page.locator(f"#{tab}_rival_sampler").first
-    playwright_api.expect(note).not_to_contain_text("finds its own steps")
+    expect_plan(page, "then makes 1 image.", tab)
+    playwright_api.expect(plan(page, tab)).not_to_contain_text("finds its own steps")
     page.locator(f"#{tab}_sampling input").click()
     page.locator(f"#{tab}_sampling li", has_text="DPM adaptive").click()
-    playwright_api.expect(note).to_contain_text("finds its own steps")
+    expect_plan(page, "finds its own steps", tab)
+
+
+def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
+    upload(page, "#img2img_image", ROOT / "demo" / "house.png")
+    fill_in(page, "img2img", "", cfg_scale=12, denoising_strength=0.75, batch_size=2, batch_count=2)
+    enable(page)
+    expect_plan(page, "Inverts the img2img image in 15 steps, then makes 4 images.")
+    expect_plan(page, "Denoising strength below 1")
+    expect_plan(page, "A high CFG scale")
+    page.locator(f"{PANEL}recommend").click()
+    playwright_api.expect(page.locator("#img2img_denoising_strength input[type=number]")).to_have_value("1")
+    playwright_api.expect(page.locator("#img2img_cfg_scale input[type=number]")).to_have_value("5")
+    expect_plan(page, "Inverts the img2img image in 20 steps, then makes 4 images.")
+    playwright_api.expect(plan(page)).not_to_contain_text("CFG scale")
+    generate(page)
+    expect_plan(page, "Uses the stored inversion; makes 4 images.")
+
+    # what changes no inversion, and what does
+    set_number(page, "#img2img_seed", 7)
+    set_number(page, f"{PANEL}t_align", 300)
+    expect_plan(page, "t_align 300")
+    expect_plan(page, "Uses the stored inversion")
+    for name, other, former in (("#img2img_steps", 21, 20), ("#img2img_width", 192, 128)):
+        set_number(page, name, other)
+        expect_plan(page, "Inverts the img2img image")
+        set_number(page, name, former)
+        expect_plan(page, "Uses the stored inversion")
+    upload(page, f"{PANEL}exemplar")
+    expect_plan(page, "Inverts the uploaded exemplar in 20 steps")
+
+
+def test_a_check_shows_the_exemplar_as_its_inversion_gives_it_back(page):
+    upload(page, "#img2img_image", ROOT / "demo" / "house.png")
+    fill_in(page, "img2img", "", cfg_scale=5, denoising_strength=1, steps=22)
+    enable(page)
+    page.locator(f"{PANEL}check").click()
+    playwright_api.expect(page.locator(f"{PANEL}verdict .rival-good")).to_contain_text(re.compile(r"\d\d\.\d dB"))
+    playwright_api.expect(page.locator(f"{PANEL}checked .thumbnail-item img")).to_have_count(2)
+    expect_plan(page, "Uses the stored inversion")
+    generate(page)
+    expect_report(page, "stored inversion")
+    # twice, as the first time nothing is inverted any more
+    page.locator(f"{PANEL}check").click()
+    playwright_api.expect(page.locator(f"{PANEL}verdict").last).to_contain_text("the stored inversion")
+    screenshot(page, "panel-check.png")
+
+
+def test_a_check_without_an_image_says_so(page):
+    enable(page)
+    page.locator(f"{PANEL}check").click()
+    playwright_api.expect(page.locator(f"{PANEL}verdict .error")).to_contain_text(
+        "RivalError: RIVAL: exemplar is missing"
+    )
+
+
+def test_the_exemplars_own_prompt_and_what_stands_in_its_way(page, tmp_path):
+    enable(page)
+    prompt, message = page.locator(f"{PANEL}exemplar_prompt textarea"), page.locator(f"{PANEL}message").last
+    page.locator(f"{PANEL}prompt_png_info").click()
+    playwright_api.expect(message).to_have_text("There is no exemplar to read: upload one.")
+
+    upload(page, "#img2img_image")
+    page.locator(f"{PANEL}prompt_png_info").click()
+    playwright_api.expect(message).to_contain_text("the exemplar carries no prompt of its own")
+    # no model of the interrogators is there, nor a network to fetch it
+    page.locator(f"{PANEL}prompt_clip").click()
+    playwright_api.expect(message).to_contain_text("The exemplar could not be described")
+
+    info = PngInfo()
+    info.add_text(
+        "parameters", "a pizza <lora:other:1>, hot\nNegative prompt: cold\nSteps: 20, Sampler: Euler, Seed: 1"
+    )
+    Image.open(ROOT / "demo" / "pizza.png").save(tmp_path / "made.png", pnginfo=info)
+    page.locator(f"{PANEL}exemplars > .label-wrap").click()
+    upload(page, f"{PANEL}exemplar", tmp_path / "made.png")
+    expect_plan(page, "the uploaded exemplar")
+    page.locator(f"{PANEL}prompt_png_info").click()
+    playwright_api.expect(prompt).to_have_value("a pizza , hot")
+    playwright_api.expect(message).to_have_text("")
+
+
+def test_controls_without_effect_are_hidden(page):
+    enable(page)
+    page.locator(f"{PANEL}more > .label-wrap").click()
+    expect = playwright_api.expect
+    expect(page.locator(f"{PANEL}exact")).to_be_hidden()
+    page.locator(f"{PANEL}exemplar_prompt textarea").fill("a pizza")
+    expect(page.locator(f"{PANEL}exact")).to_be_visible()
+    expect(page.locator(f"{PANEL}t_early")).to_be_visible()
+    page.locator(f"{PANEL}alignment label", has_text="off").click()
+    expect(page.locator(f"{PANEL}t_early")).to_be_hidden()
+    assert page.locator("#txt2img_rival_mode label").count() == 3
+
+
+def test_a_preset_is_remembered_by_the_browser(page):
+    enable(page)
+    page.locator(f"{PANEL}more > .label-wrap").click()
+    expect = playwright_api.expect
+    name, t_align = page.locator(f"{PANEL}preset input"), page.locator(f"{PANEL}t_align input[type=number]")
+    set_number(page, f"{PANEL}t_align", 444)
+    choose(page, "img2img", "edit")
+    name.fill("close")
+    name.press("Enter")
+    page.locator(f"{PANEL}preset_save").click()
+    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('close')")
+
+    page.reload()
+    page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    enable(page)
+    page.locator(f"{PANEL}more > .label-wrap").click()
+    expect(t_align).to_have_value("600")
+    name.click()
+    page.locator(f"{PANEL}preset li", has_text="close").click()
+    expect(t_align).to_have_value("444")
+    expect(page.locator(f"{PANEL}mode input:checked")).to_have_value("edit")
+    page.locator(f"{PANEL}preset_delete").click()
+    page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
+
+
+def test_an_image_of_the_gallery_becomes_the_exemplar(page):
+    page.locator("#tabs > .tab-nav > button", has_text="txt2img").first.click()
+    fill_in(page, "txt2img", "a red apple", cfg_scale=7)
+    generate(page, "txt2img")
+    page.locator("#txt2img_rival_use").click()
+    page.locator("#txt2img_rival_exemplar img").first.wait_for()
+    playwright_api.expect(page.locator("#txt2img_rival_enabled .input-accordion-checkbox")).to_be_checked()
+    expect_plan(page, "Inverts the uploaded exemplar", "txt2img")
+    generate(page, "txt2img")
+    expect_report(page, "RIVAL report: 10 layers", "txt2img")
+
+    # its values go with it to the other tab
+    set_number(page, "#txt2img_rival_similarity", 0.75)
+    page.locator("#txt2img_send_to_img2img").click()
+    page.locator("#img2img_image img").first.wait_for()
+    playwright_api.expect(page.locator(f"{PANEL}enabled .input-accordion-checkbox")).to_be_checked()
+    playwright_api.expect(page.locator(f"{PANEL}similarity input[type=number]")).to_have_value("0.75")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
+def test_the_panel_fits_its_page(page, server, theme, width):
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(f"{server.url}/?__theme={theme}")
+    page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    enable(page)
+    for accordion in ("exemplars", "more"):
+        page.locator(f"{PANEL}{accordion} > .label-wrap").click()
+    panel = page.locator(f"{PANEL}enabled")
+    upload(page, f"{PANEL}exemplar", ROOT / "demo" / "house.png")
+    expect_plan(page, "the uploaded exemplar")
+    assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+    folder = os.environ.get("RIVAL_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(800)
+        panel.screenshot(path=str(Path(folder) / f"panel-{theme}-{width}.png"))
