@@ -32,7 +32,7 @@ def refuse(p: Any, settings: Settings) -> None:
         "mode inpaint needs a mask: paint one in an inpaint tab, or send one.": (
             settings.mode == "inpaint" and getattr(p, "mask", None) is None
         ),
-        "the mask is empty; paint over what is to be filled.": (
+        "the mask is empty, or too thin for latent positions of 8 pixels; paint over all that is to be filled.": (
             getattr(p, "mask", None) is not None and not p.nmask.any()
         ),
         "one input image at a time; send each exemplar in a request of its own, or set Batch size to 1 (SD upscale).": (

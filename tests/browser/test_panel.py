@@ -54,6 +54,23 @@ def upload(page, selector, file=ROOT / "demo" / "pizza.png"):
     page.locator(f"{selector} img").first.wait_for()
 
 
+def paint(page, selector):
+    """A photo, and a hole by hand with the widest brush."""
+    page.locator(f"{selector} input[type=file]").set_input_files(str(ROOT / "demo" / "pizza.png"))
+    canvas = page.locator(f"{selector} canvas[key=interface]")
+    # a canvas that is not yet laid out for its photo loses what is painted
+    playwright_api.expect(canvas).to_have_attribute("width", "128")
+    # the first hover lets the WebUI hide the canvas for a moment, to expand it; the next waits for its return
+    canvas.hover()
+    page.locator(f"{selector} [aria-label='Use brush']").click()
+    page.locator(f"{selector} input[type=range]").press("End")
+    canvas.hover(position={"x": 200, "y": 300})
+    page.mouse.down()
+    for x, y in ((400, 300), (400, 360), (200, 360)):
+        canvas.hover(position={"x": x, "y": y})
+    page.mouse.up()
+
+
 def set_number(page, selector, value):
     box = page.locator(f"{selector} input[type=number]")
     box.fill(str(value))
@@ -212,6 +229,20 @@ def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
     page.locator("#mode_img2img > .tab-nav > button", has_text="Inpaint upload").click()
     upload(page, "#img_inpaint_base")
     upload(page, "#img_inpaint_mask", tmp_path / "mask.png")
+    fill_in(page, "img2img", "a pizza", cfg_scale=7, denoising_strength=1, batch_size=2)
+    enable(page)
+    choose(page, "img2img", "inpaint")
+    generate(page)
+    expect_report(page, "RIVAL mode: inpaint")
+    expect_report(page, "RIVAL report: 10 layers; 20 of 20 steps injected")
+
+
+@pytest.mark.parametrize(
+    ("tab", "image"), [("Inpaint", "#img2maskimg"), ("Inpaint sketch", "#inpaint_sketch")], ids=["mask", "sketch"]
+)
+def test_a_hole_painted_by_hand_is_filled(page, tab, image):
+    page.locator("#mode_img2img > .tab-nav").get_by_text(tab, exact=True).click()
+    paint(page, image)
     fill_in(page, "img2img", "a pizza", cfg_scale=7, denoising_strength=1, batch_size=2)
     enable(page)
     choose(page, "img2img", "inpaint")

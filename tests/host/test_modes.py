@@ -265,12 +265,14 @@ def test_inpaint_without_a_mask_is_a_plain_sentence_before_sampling(server, kind
 # exemplars, regions, weights
 
 
-def test_an_empty_mask_is_a_plain_sentence_before_sampling(server):
+@pytest.mark.parametrize("thickness", [0, 3])
+def test_a_mask_without_a_latent_position_is_a_plain_sentence_before_sampling(server, thickness):
     server.plan()
-    blank = base64_of(Image.new("L", (SIDE, SIDE)))
-    answer = server.img2img(**request({"mode": "inpaint"}, mask=blank, inpaint_full_res=False))
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (20, 50, 100, 50 + thickness))
+    answer = server.img2img(**request({"mode": "inpaint"}, mask=base64_of(mask), inpaint_full_res=False))
     assert answer.status == 422
-    assert "the mask is empty" in answer.sentence
+    assert "the mask is empty, or too thin" in answer.sentence
     assert server.calls() == 0
 
 
