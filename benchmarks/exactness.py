@@ -195,8 +195,8 @@ authors' guess a single evaluation is not; recorded there, the features make vis
 ## Good enough
 
 *Check inversion*, the command line's `--check` and the API's `invert` grade an inversion by that PSNR: from $good dB on
-it is good, from $fair dB on fair, below that poor. Mean over the five exemplars, and the lowest, by sampling steps and K
-(*Inversion iterations*):
+it is good, from $fair dB on fair, below that poor. Mean over the five exemplars, and the lowest, by sampling steps and
+K (*Inversion iterations*):
 
 $by_steps
 
@@ -205,8 +205,8 @@ $least to $most:
 
 $by_grade
 
-With few steps a second and a third iteration help nearly as much as twice and three times the steps, and cost the images
-themselves nothing.
+With few steps a second and a third iteration help nearly as much as twice and three times the steps, and cost the
+images themselves nothing.
 
 ## A prompt for the exemplar
 
