@@ -59,6 +59,9 @@ const rival = (() => {
         return [];
     };
 
+    onUiLoaded(() => ["txt2img", "img2img"].forEach((tab) =>
+        gradioApp().getElementById(`${tab}_rival_preset_read`)?.click()));
+
     return {
         ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},

@@ -108,6 +108,7 @@ def check(request: CheckRequest) -> Checked:
     (found,) = script.found
     report = found.report
     ceiling, reconstruction = pictures
+    report.mode = request.settings.mode
     report.inversion.psnr = decibels = exactness(ceiling, reconstruction)
     return Checked(
         original=found.original,

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from modules.ui_components import FormRow
 
 
-def presets(prefix: str) -> tuple[Any, Any, Any]:
-    """The list with a field for a new name, the button that saves and the one that deletes, here."""
+class Presets(NamedTuple):
+    """The list with a field for a new name, the buttons that save and delete, and one that the page itself clicks."""
+
+    name: Any
+    save: Any
+    delete: Any
+    read: Any
+
+
+def presets(prefix: str) -> Presets:
+    """The controls, here."""
     name = gr.Dropdown(
         choices=[],
         value="",
@@ -21,15 +30,16 @@ def presets(prefix: str) -> tuple[Any, Any, Any]:
     with FormRow(elem_id=f"{prefix}_preset_buttons"):
         save = gr.Button("Save preset", elem_id=f"{prefix}_preset_save", size="sm")
         delete = gr.Button("Delete preset", elem_id=f"{prefix}_preset_delete", size="sm")
+    read = gr.Button("Read presets", elem_id=f"{prefix}_preset_read", visible=False)
     # a list that the browser fills has no value to keep in ui-config.json
     name.do_not_save_to_config = True
-    return name, save, delete
+    return Presets(name, save, delete, read)
 
 
-def connect(controls: tuple[Any, Any, Any], values: list[Any]) -> None:
+def connect(controls: Presets, values: list[Any]) -> None:
     """values: the controls that a preset holds."""
-    name, save, delete = controls
-    save.click(fn=None, _js="rival.savePreset", inputs=[name, *values], outputs=[name])
-    delete.click(fn=None, _js="rival.deletePreset", inputs=[name], outputs=[name])
-    name.focus(fn=None, _js="rival.listPresets", inputs=[name], outputs=[name])
+    name = controls.name
+    controls.read.click(fn=None, _js="rival.listPresets", inputs=[name], outputs=[name])
+    controls.save.click(fn=None, _js="rival.savePreset", inputs=[name, *values], outputs=[name])
+    controls.delete.click(fn=None, _js="rival.deletePreset", inputs=[name], outputs=[name])
     name.input(fn=None, _js="rival.applyPreset", inputs=[name, *values], outputs=values)

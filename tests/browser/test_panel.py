@@ -266,7 +266,7 @@ def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
     upload(page, "#img2img_image", ROOT / "demo" / "house.png")
     fill_in(page, "img2img", "", cfg_scale=12, denoising_strength=0.75, batch_size=2, batch_count=2)
     enable(page)
-    expect_plan(page, "Inverts the img2img image in 15 steps, then makes 4 images.")
+    expect_plan(page, "Inverts the img2img image in 16 steps, then makes 4 images.")
     expect_plan(page, "Denoising strength below 1")
     expect_plan(page, "A high CFG scale")
     page.locator(f"{PANEL}recommend").click()

@@ -95,7 +95,9 @@ def test_a_second_iteration_brings_a_coarse_inversion_closer(run):
 
 @pytest.mark.parametrize("mode", ["variation", "text", "edit", "inpaint"])
 def test_every_mode_can_be_checked(run, mode):
-    assert run({"mode": mode}).psnr > 20
+    checked = run({"mode": mode})
+    assert checked.psnr > 20
+    assert checked.report.mode == mode
 
 
 def test_a_check_leaves_nothing_behind_but_the_chain(run, server):

@@ -192,14 +192,31 @@ def install(checkpoint):
 
 @contextmanager
 def uninstalled():
-    """Takes the stand-in away again, with whatever of the extension has imported it."""
+    """Takes the stand-in away again, with whatever of the extension has imported it; one from before comes back."""
+    before = _taken_out()
     try:
         yield
     finally:
-        ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui")
-        for name in [name for name in sys.modules if name.startswith(ours)]:
-            del sys.modules[name]
-            package, _, last = name.rpartition(".")
-            if package in sys.modules:
-                # else `from package import last` would find it there
-                vars(sys.modules[package]).pop(last, None)
+        _taken_out()
+        for name, module in before.items():
+            sys.modules[name] = module
+            _set_in_package(name, module)
+
+
+def _taken_out():
+    ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui")
+    taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(ours)}
+    for name in taken:
+        _set_in_package(name, None)
+    return taken
+
+
+def _set_in_package(name, module):
+    """`from package import name` finds the package's attribute before it looks among the modules."""
+    package, _, child = name.rpartition(".")
+    if package not in sys.modules:
+        return
+    if module is None:
+        vars(sys.modules[package]).pop(child, None)
+    else:
+        setattr(sys.modules[package], child, module)
