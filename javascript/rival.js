@@ -11,7 +11,7 @@ const rival = (() => {
         choices: Object.keys(read()).sort(),
     });
 
-    // gradio appends the outputs' present values to the inputs: `count` tells them apart
+    // gradio hands over the inputs' values, then the outputs' present ones
     const listPresets = (name) => [choices(name)];
 
     const savePreset = (name, ...values) => {
@@ -58,9 +58,6 @@ const rival = (() => {
         exemplars?.scrollIntoView({block: "center", behavior: "smooth"});
         return [];
     };
-
-    onUiLoaded(() => ["txt2img", "img2img"].forEach((tab) =>
-        gradioApp().getElementById(`${tab}_rival_preset_read`)?.click()));
 
     return {
         ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck},

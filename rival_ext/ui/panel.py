@@ -128,7 +128,7 @@ class Panel:
                 outputs=[of[name] for name in shown],
                 show_progress=False,
             )
-        presets.connect(self.presets, [of[field.name] for field in PASTED])
+        presets.connect(self.presets, of["enabled"], [of[field.name] for field in PASTED])
 
     def _connect_prompt_buttons(self, host: dict[str, Any]) -> None:
         pictures = [self.of_field["exemplar"], *host.values()]

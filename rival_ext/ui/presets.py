@@ -9,12 +9,11 @@ from modules.ui_components import FormRow
 
 
 class Presets(NamedTuple):
-    """The list with a field for a new name, the buttons that save and delete, and one that the page itself clicks."""
+    """The list with a field for a new name, and the buttons that save and delete."""
 
     name: Any
     save: Any
     delete: Any
-    read: Any
 
 
 def presets(prefix: str) -> Presets:
@@ -30,16 +29,16 @@ def presets(prefix: str) -> Presets:
     with FormRow(elem_id=f"{prefix}_preset_buttons"):
         save = gr.Button("Save preset", elem_id=f"{prefix}_preset_save", size="sm")
         delete = gr.Button("Delete preset", elem_id=f"{prefix}_preset_delete", size="sm")
-    read = gr.Button("Read presets", elem_id=f"{prefix}_preset_read", visible=False)
     # a list that the browser fills has no value to keep in ui-config.json
     name.do_not_save_to_config = True
-    return Presets(name, save, delete, read)
+    return Presets(name, save, delete)
 
 
-def connect(controls: Presets, values: list[Any]) -> None:
-    """values: the controls that a preset holds."""
+def connect(controls: Presets, enabled: Any, values: list[Any]) -> None:
+    """enabled: the panel's switch, which opens it. values: the controls that a preset holds."""
     name = controls.name
-    controls.read.click(fn=None, _js="rival.listPresets", inputs=[name], outputs=[name])
+    # before the list is open: it would not show what came later
+    enabled.change(fn=None, _js="rival.listPresets", inputs=[name], outputs=[name])
     controls.save.click(fn=None, _js="rival.savePreset", inputs=[name, *values], outputs=[name])
     controls.delete.click(fn=None, _js="rival.deletePreset", inputs=[name], outputs=[name])
     name.input(fn=None, _js="rival.applyPreset", inputs=[name, *values], outputs=values)
