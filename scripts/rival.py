@@ -4,6 +4,7 @@ import sys
 
 from modules import script_callbacks, scripts
 
+from rival_ext.ui.axes import add_axes
 from rival_ext.ui.panel import panel
 from rival_ext.ui.sampler_note import SamplerNote
 from rival_ext.ui.settings_page import add_options
@@ -64,5 +65,6 @@ def release_memory(*_):
 
 
 script_callbacks.on_ui_settings(add_options)
+script_callbacks.on_before_ui(add_axes)
 script_callbacks.on_model_loaded(release_memory)
 script_callbacks.on_script_unloaded(release_memory)

@@ -33,8 +33,9 @@ from rival_ext.hosts.webui_samplers import SamplerForm, levels_of, sampler_form
 from rival_ext.noise import SAME_LEVEL, levels_tensor
 from rival_ext.prepare import Painting, Picture, prepare
 from rival_ext.report import Report
-from rival_ext.settings import FIELDS, Settings, parse_settings
+from rival_ext.settings import FIELDS, Settings, parse_settings, stood_for
 from rival_ext.store import ChainStore
+from rival_ext.ui.axes import cell_of
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 
 STORE = ChainStore()
@@ -69,12 +70,18 @@ def arm(p: Any, args: Sequence[Any]) -> None:
 
 
 def read_arguments(p: Any, args: Sequence[Any]) -> Settings:
-    """The settings of a request: one object with the fields' names, or the panel's values in its own order."""
+    """The settings of a request: one object with the fields' names, or the panel's values in its own order.
+
+    In an X/Y/Z plot what the cell's axes stand for goes before these, and what they say before that.
+    """
+    plotted = cell_of(p)
+    asked = {**stood_for(plotted), **plotted}
     if args and isinstance(args[0], Mapping):
-        values = args[0]
+        asked = {**args[0], **asked}
+        values = asked
     else:
-        values = dict(zip((field.name for field in FIELDS), args, strict=False))
-    return with_neighbours_defaults(p, parse_settings(values), args)
+        values = {**dict(zip((field.name for field in FIELDS), args, strict=False)), **asked}
+    return with_neighbours_defaults(p, parse_settings(values), asked)
 
 
 class FromImage:

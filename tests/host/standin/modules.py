@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.host.standin import samplers
+from tests.host.standin import plot, samplers
 from tests.host.standin.state import opts, state
 
 
@@ -117,8 +117,9 @@ def install(checkpoint):
             "on_model_loaded": lambda callback: None,
             "on_script_unloaded": lambda callback: None,
             "on_ui_settings": lambda callback: None,
+            "on_before_ui": lambda callback: callback(),
         },
-        "scripts": {"Script": Script, "AlwaysVisible": object()},
+        "scripts": {"Script": Script, "AlwaysVisible": object(), "scripts_data": plot.loaded_scripts()},
         "infotext_utils": {"PasteField": PasteField},
         "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion},
     }

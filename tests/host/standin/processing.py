@@ -36,6 +36,8 @@ class Processing:
     """What both tabs share of `p`: the attributes that the extension reads, with the API's defaults."""
 
     sd_model: Any
+    scripts: Any
+    script_args: list
     prompt: str = ""
     negative_prompt: str = ""
     seed: int = 1
@@ -63,7 +65,7 @@ class Processing:
         """Nothing to prepare."""
 
     def before_every_sampling(self):
-        _call(self.scripts, "process_before_every_sampling", self, self.script_args)
+        _call("process_before_every_sampling", self)
 
 
 @dataclass
@@ -156,10 +158,9 @@ class Img2Img(Processing):
 
 
 @torch.no_grad()
-def process_images(p, scripts, script_args):
+def process_images(p):
     """Images and one infotext each."""
     pictures, infotexts = [], []
-    p.scripts, p.script_args = scripts, script_args
     p.init()
     for batch in range(p.n_iter):
         if state.interrupted:
@@ -167,7 +168,7 @@ def process_images(p, scripts, script_args):
         state.skipped = False
         p.seeds = [p.seed + batch * p.batch_size + index for index in range(p.batch_size)]
         p.rng = BatchNoise((4, p.height // 8, p.width // 8), p.seeds)
-        _call(scripts, "process_batch", p, script_args)
+        _call("process_batch", p)
         # like the host's conditioning of a prompt with AND: for each image a list of its parts, one here
         cond = SimpleNamespace(
             batch=[[part] for part in p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)]
@@ -186,11 +187,11 @@ def _padded(box, padding, size):
     return max(left - padding, 0), max(top - padding, 0), min(right + padding, size[0]), min(bottom + padding, size[1])
 
 
-def _call(scripts, callback, p, script_args):
+def _call(callback, p):
     """A callback of every script; like the host, it reports an exception and goes on."""
-    for script in scripts:
+    for script in p.scripts.alwayson_scripts:
         try:
-            getattr(script, callback)(p, *script_args)
+            getattr(script, callback)(p, *p.script_args[script.args_from : script.args_to])
         except Exception:
             traceback.print_exc()
 
