@@ -27,6 +27,7 @@ from rival_ext.hosts.webui_neighbours import (
     with_neighbours_defaults,
 )
 from rival_ext.hosts.webui_pictures import Pictures
+from rival_ext.hosts.webui_progress import OneJob
 from rival_ext.hosts.webui_refusals import refuse
 from rival_ext.hosts.webui_rehearsal import Rehearsal, rehearse
 from rival_ext.hosts.webui_samplers import SamplerForm, levels_of, sampler_form
@@ -158,18 +159,19 @@ class GuidedSampling:
         refuse(p, settings)
         report = Report(settings.mode, settings.t_align, settings.t_early)
         host = WebuiHost(p, settings, rehearse(p, sample, latents), steps or p.steps)
-        try:
-            with host.inversion_networks():
-                guide = prepare(host, settings, STORE, report)
-        except Interrupted as stopped:
-            p.extra_generation_params[kind.report] = f"stopped in the inversion at step {stopped}"
-            # the host's own sampler sees the same wish before its first step and ends as it always does
-            return sample(latents)
-        finally:
-            shared.state.textinfo = None
-        begun = time.perf_counter()
-        with _guided_by(sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
-            samples = sample(kind.start(host, guide, *latents))
+        with host.job:
+            try:
+                with host.inversion_networks():
+                    guide = prepare(host, settings, STORE, report)
+            except Interrupted as stopped:
+                p.extra_generation_params[kind.report] = f"stopped in the inversion at step {stopped}"
+                host.job.begin_sampling()
+                # the host's own sampler sees the same wish before its first step and ends as it always does
+                return sample(latents)
+            host.job.begin_sampling()
+            begun = time.perf_counter()
+            with _guided_by(sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
+                samples = sample(kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
         p.extra_generation_params[kind.report] = report.summary()
@@ -195,6 +197,9 @@ class WebuiHost:
         self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps))
         with self.inversion_networks():
             self._prompt_schedules = self.conditioning.schedules(self.pictures_of_request.exemplars[0].latent.shape)
+        # a step evaluates the prompts' row and the negative prompts' for each image
+        rows = len(self.form.visits) * 2 * len(p.seeds)
+        self.job = OneJob(p.sampler, rows // self.conditioning.rows)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
@@ -232,11 +237,10 @@ class WebuiHost:
         return x if latent is None or latent.shape[2:] != x.shape[2:] else latent.expand_as(x).to(x)
 
     def progress(self, done: int, total: int) -> None:
-        state = shared.state
-        if state.interrupted or state.skipped:
-            raise Interrupted(f"{done} of {total}")
-        state.sampling_steps, state.sampling_step = total, done
-        state.textinfo = f"Inverting {done}/{total}"
+        self.job.show_inversion(done, total)
+
+    def preview(self, latent: Tensor) -> None:
+        sd_samplers_common.store_latent(latent)
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         return fingerprint(self.p, self._prompt_schedules, {} if self._networks_are_aside else self._networks)

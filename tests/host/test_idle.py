@@ -14,8 +14,8 @@ from tests.host.servers import ROOT, RealServer, real_folder
 
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
-    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.sampler_note"),
-    "rival_ext.ui.settings_page",
+    *("rival_ext.ui", "rival_ext.ui.axes", "rival_ext.ui.infotext", "rival_ext.ui.panel"),
+    *("rival_ext.ui.sampler_note", "rival_ext.ui.settings_page"),
 }
 """What the panel, its fields and the settings page need; no file of them imports torch."""
 

@@ -108,6 +108,7 @@ def install(checkpoint):
             "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
             "images_tensor_to_samples": None,
+            "store_latent": state.store_latent,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
         "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
