@@ -146,6 +146,7 @@ def main() -> None:
 
 def _generate(job: Job, settings: Settings, host: DiffusersHost, report: Report) -> list[Image.Image]:
     from rival_ext.attention import count_rows
+    from rival_ext.inversion import part_of
 
     guide = None if job.plain else _prepare(job, settings, host, report)
     begun = time.perf_counter()
@@ -154,7 +155,7 @@ def _generate(job: Job, settings: Settings, host: DiffusersHost, report: Report)
         for index, seed in enumerate(_seeds(job)):
             report.steps.total = report.steps.injected = report.steps.aligned = 0
             start = guide.start([seed], host.latent_size) if guide else host.noise(seed)
-            latents = host.sample(start, [seed], guide, _part(advance, index, job.number))
+            latents = host.sample(start, [seed], guide, part_of(advance, index, job.number))
             images += [_over_canvas(host.scene, image) for image in host.decode(latents)]
     if guide is None:
         report.steps.total = len(rows) // job.number
@@ -230,10 +231,6 @@ def _over_canvas(scene: Scene, image: Image.Image) -> Image.Image:
 
 def _seeds(job: Job) -> range:
     return range(job.seed, job.seed + job.number)
-
-
-def _part(advance: Callable[[int, int], None], index: int, number: int) -> Callable[[int, int], None]:
-    return lambda done, total: advance(index * total + done, number * total)
 
 
 @contextmanager

@@ -23,6 +23,9 @@ PredictNoise = Callable[[Tensor, float], Tensor]
 Progress = Callable[[int, int], None]
 """Told (evaluations done, evaluations at most) before each one; may raise to stop."""
 
+Preview = Callable[[Tensor], None]
+"""Given the variance-preserving latent `[1, C, H, W]` after each step."""
+
 MakeRoom = Callable[[int], bool]
 """(bytes of the chain with the next node's features) -> whether these may be kept."""
 
@@ -35,6 +38,11 @@ variance-preserving latent stays where it is."""
 
 TOLERANCE = 1e-4
 """A step's iteration ends when its update is smaller than this, relative to the latent."""
+
+
+def part_of(progress: Progress, index: int, parts: int) -> Progress:
+    """Progress of one of several equal parts, told as that of the whole."""
+    return lambda done, total: progress(index * total + done, parts * total)
 
 
 def lower_latent(
@@ -66,6 +74,7 @@ def invert(
     first_guess: FirstGuess = extrapolated,
     make_room: MakeRoom = lambda size: True,
     progress: Progress = lambda done, total: None,
+    preview: Preview = lambda latent: None,
 ) -> Chain:
     """Chain of a clean latent `[1, C, H, W]` (VAE posterior mean, the model's scaling) over ascending noise levels.
 
@@ -98,6 +107,7 @@ def invert(
             if update < TOLERANCE:
                 break
         latents.append(guess)
+        preview(guess * scale_to_vp(levels[node]))
         predictions = [*predictions[-1:], prediction]
         residual = max(residual, update)
         size += sum(2 * h.numel() for h in features.values())

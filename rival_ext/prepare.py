@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
 from rival_ext.exemplar import Canvas, Exemplar, positions_in
 from rival_ext.guide import Guide
-from rival_ext.inversion import invert
+from rival_ext.inversion import Progress, invert, part_of
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import Settings
@@ -82,7 +82,10 @@ class Host(Protocol):
         """`eps` of one variance-exploding latent under the exemplar's prompt, guidance 1, nothing else steering."""
 
     def progress(self, done: int, total: int) -> None:
-        """Shows how far an inversion is; raises `Interrupted` if the user stopped it."""
+        """Shows how far all inversions of this run are together; raises `Interrupted` if the user stopped them."""
+
+    def preview(self, latent: Tensor) -> None:
+        """Shows what an inversion has come to, a variance-preserving latent `[1, C, H, W]`."""
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         """Whatever changes a prediction, but for the latent and the noise levels."""
@@ -106,13 +109,18 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
         report.note("the sampler finds its own noise levels")
     report.store = "off" if store is None else "hit"
     begun = time.perf_counter()
-    chains = _Chains(host, settings, levels, store, report)
-    pictures = host.pictures()
+    pictures, painting = host.pictures(), host.painting()
+    wanted = [Wanted(picture.latent, recorded) for picture in pictures]
+    if painting is not None:
+        is_exemplar = any(picture.latent is painting.latent for picture in pictures)
+        # nothing attends to a canvas that is no exemplar: its features are not recorded
+        wanted.append(Wanted(painting.latent, recorded if is_exemplar else {}))
+    chains = _Chains(host, settings, levels, store, report).of(wanted)
     exemplars = [
-        Exemplar(chains.of(picture.latent, recorded), picture.weight, picture.region, picture.is_part)
-        for picture in pictures
+        Exemplar(chain, picture.weight, picture.region, picture.is_part)
+        for chain, picture in zip(chains, pictures, strict=False)
     ]
-    canvas, sources = _canvas(host.painting(), pictures, chains, recorded)
+    canvas, sources = _canvas(painting, chains[-1])
     report.exemplars = len(exemplars)
     report.seconds.inversion = time.perf_counter() - begun
     guide = Guide(
@@ -125,17 +133,19 @@ def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Re
     return guide
 
 
-def _canvas(
-    painting: Painting | None, pictures: Sequence[Picture], chains: _Chains, layers: Layers
-) -> tuple[Canvas | None, Sequence[Exemplar]]:
-    """What is inpainted, and what its hole's start is drawn from, if not from the exemplars."""
+def _canvas(painting: Painting | None, chain: Chain) -> tuple[Canvas | None, Sequence[Exemplar]]:
+    """What is inpainted, and what its hole's start is drawn from, if not from the exemplars; `chain` is its own."""
     if painting is None:
         return None, ()
-    is_exemplar = any(picture.latent is painting.latent for picture in pictures)
-    # nothing attends to a canvas that is no exemplar: its features are not recorded
-    chain = chains.of(painting.latent, layers if is_exemplar else {})
     sources = () if painting.source is None else (Exemplar(chain, region=painting.source),)
     return Canvas(chain, painting.hole), sources
+
+
+class Wanted(NamedTuple):
+    """A chain to have: of a clean latent `[1, C, H, W]`, with features of these layers."""
+
+    latent: Tensor
+    layers: Layers
 
 
 class _Chains:
@@ -150,27 +160,37 @@ class _Chains:
         self.budget = host.memory_budget()
         self.in_use: dict[str, Chain] = {}
 
-    def of(self, latent: Tensor, layers: Layers) -> Chain:
-        """The chain of a clean latent, with features of these layers."""
-        key = digest([latent, self.levels, self.settings.inversion_iterations, list(layers), *self.host.fingerprint()])
+    def of(self, wanted: Sequence[Wanted]) -> list[Chain]:
+        """A chain for each, in order; those that the store lacks are inverted, each once."""
         # the budget may have shrunk since the last run
         self._make_room(0)
-        if key not in self.in_use:
+        keys = [self._key(one) for one in wanted]
+        missing = dict(zip(keys, wanted, strict=True))
+        for key in list(missing):
             stored = None if self.store is None else self.store.get(key)
-            self.in_use[key] = self._invert(key, latent, layers) if stored is None else stored
-        return self.in_use[key]
+            if stored is not None:
+                self.in_use[key] = stored
+                del missing[key]
+        for index, (key, one) in enumerate(missing.items()):
+            self.in_use[key] = self._invert(key, one, part_of(self.host.progress, index, len(missing)))
+        return [self.in_use[key] for key in keys]
 
-    def _invert(self, key: str, latent: Tensor, layers: Layers) -> Chain:
+    def _key(self, wanted: Wanted) -> str:
+        iterations, fingerprint = self.settings.inversion_iterations, self.host.fingerprint()
+        return digest([wanted.latent, self.levels, iterations, list(wanted.layers), *fingerprint])
+
+    def _invert(self, key: str, wanted: Wanted, progress: Progress) -> Chain:
         host, report = self.host, self.report
         with count_rows(host.unet) as rows:
             chain = invert(
-                latent,
+                wanted.latent,
                 self.levels,
                 host.predict_noise,
-                layers,
+                wanted.layers,
                 iterations=self.settings.inversion_iterations,
                 make_room=self._make_room,
-                progress=host.progress,
+                progress=progress,
+                preview=host.preview,
             )
         if not torch.isfinite(chain.top).all():
             raise RivalError(

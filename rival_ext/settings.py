@@ -37,6 +37,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """The modes, each with the defaults in which it differs (METHOD: paper section 4 and the authors' configurations)."""
 
+MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or send one."
+"""What is said of a mode that has nothing to fill."""
+
 GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
 """The guidance scale that the authors use for each mode."""
 
@@ -260,6 +263,9 @@ FIELDS = (
 )
 """Field <-> label <-> infotext <-> API <-> command line: the only list of them, in the panel's order."""
 
+INVERTED_ANEW = frozenset({"exemplar_prompt", "inversion_iterations", "features", "exact", "plain_inversion"})
+"""The fields of which another value needs another inversion of the same picture."""
+
 PASTED = tuple(field for field in FIELDS if field.name != "enabled" and not field.is_picture)
 """The fields that the infotext carries; `RIVAL mode` stands for `enabled`."""
 
@@ -268,6 +274,20 @@ def similar(similarity: float) -> dict[str, Any]:
     """What `similarity` (0 inspired by the exemplar, 0.5 as the authors, 1 almost the same) stands for."""
     timestep = round(1000 - 800 * similarity)
     return {"t_align": timestep, "t_early": timestep, "start_mix": min(1.0, round(2 - 2 * similarity, 6))}
+
+
+def stood_for(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice of the mode, then one of the similarity, sets in the panel; `choices` holds neither, one or both.
+
+    A mode sets whatever any mode sets, each to its own default.
+    """
+    stands_for: dict[str, Any] = {}
+    if "mode" in choices:
+        defaults = dict(Settings())
+        stands_for = {name: defaults[name] for preset in MODES.values() for name in preset} | MODES[choices["mode"]]
+    if "similarity" in choices:
+        stands_for |= similar(choices["similarity"])
+    return stands_for
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:

@@ -5,6 +5,7 @@ import sys
 from modules import script_callbacks, scripts
 
 from rival_ext.hosts.webui_api import add_routes
+from rival_ext.ui.axes import add_axes
 from rival_ext.ui.gallery import GalleryButtons
 from rival_ext.ui.host_controls import HostControls
 from rival_ext.ui.infotext import PASTE_TARGETS
@@ -83,5 +84,6 @@ def release_memory(*_):
 script_callbacks.on_app_started(add_routes)
 script_callbacks.on_ui_settings(add_options)
 script_callbacks.on_after_component(GalleryButtons(PANELS).see)
+script_callbacks.on_before_ui(add_axes)
 script_callbacks.on_model_loaded(release_memory)
 script_callbacks.on_script_unloaded(release_memory)

@@ -171,6 +171,9 @@ class DiffusersHost:
         both = torch.cat([self._negative, self._exemplar_prompt])
         return self._evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[GUIDED:]
 
+    def preview(self, latent: Tensor) -> None:
+        """The command line shows no picture on the way."""
+
     def fingerprint(self) -> Iterable[Tensor | object]:
         return (self.pipeline.config.get("_name_or_path"), self.unet.dtype, self._exemplar_prompt, self._has_two_rows)
 

@@ -28,14 +28,16 @@ from rival_ext.hosts.webui_neighbours import (
     with_neighbours_defaults,
 )
 from rival_ext.hosts.webui_pictures import Pictures
+from rival_ext.hosts.webui_progress import OneJob
 from rival_ext.hosts.webui_refusals import refuse
 from rival_ext.hosts.webui_rehearsal import Rehearsal, rehearse
 from rival_ext.hosts.webui_samplers import SamplerForm, levels_of, sampler_form
 from rival_ext.noise import SAME_LEVEL, levels_tensor
 from rival_ext.prepare import Painting, Picture, prepare
 from rival_ext.report import Report
-from rival_ext.settings import FIELDS, Settings, parse_settings
+from rival_ext.settings import FIELDS, Settings, parse_settings, stood_for
 from rival_ext.store import ChainStore
+from rival_ext.ui.axes import cell_of
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 
 __all__ = ["STORE", "announce", "arm", "is_stored"]
@@ -72,12 +74,18 @@ def arm(p: Any, args: Sequence[Any]) -> None:
 
 
 def read_arguments(p: Any, args: Sequence[Any]) -> Settings:
-    """The settings of a request: one object with the fields' names, or the panel's values in its own order."""
+    """The settings of a request: one object with the fields' names, or the panel's values in its own order.
+
+    In an X/Y/Z plot what the cell's axes stand for goes before these, and what they say before that.
+    """
+    plotted = cell_of(p)
+    asked = {**stood_for(plotted), **plotted}
     if args and isinstance(args[0], Mapping):
-        values = args[0]
+        asked = {**args[0], **asked}
+        values = asked
     else:
-        values = dict(zip((field.name for field in FIELDS), args, strict=False))
-    return with_neighbours_defaults(p, parse_settings(values), args)
+        values = {**dict(zip((field.name for field in FIELDS), args, strict=False)), **asked}
+    return with_neighbours_defaults(p, parse_settings(values), asked)
 
 
 class FromImage:
@@ -158,17 +166,18 @@ class GuidedSampling:
         refuse(p, settings)
         report = Report(settings.mode, settings.t_align, settings.t_early)
         host = WebuiHost(p, settings, rehearse(p, sample, latents), steps or p.steps)
-        try:
-            with host.inversion_networks():
-                guide = prepare(host, settings, STORE, report)
+        with host.job:
+            try:
+                with host.inversion_networks():
+                    guide = prepare(host, settings, STORE, report)
+            except Interrupted as stopped:
+                p.extra_generation_params[self.kind.report] = f"stopped in the inversion at step {stopped}"
+                host.job.begin_sampling()
+                # the host's own sampler sees the same wish before its first step and ends as it always does
+                return sample(latents)
             remember(outline_of(p, settings), [exemplar.chain for exemplar in guide.exemplars])
-        except Interrupted as stopped:
-            p.extra_generation_params[self.kind.report] = f"stopped in the inversion at step {stopped}"
-            # the host's own sampler sees the same wish before its first step and ends as it always does
-            return sample(latents)
-        finally:
-            shared.state.textinfo = None
-        return self.finish(host, guide, sample, latents)
+            host.job.begin_sampling()
+            return self.finish(host, guide, sample, latents)
 
     def finish(self, host: WebuiHost, guide: Guide, sample: Sample, latents: Sequence[Tensor]) -> Tensor:
         """What follows the inversion: the host's own `sample`, from the guide's start and with the guide beside it."""
@@ -203,6 +212,9 @@ class WebuiHost:
         self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps))
         with self.inversion_networks():
             self._prompt_schedules = self.conditioning.schedules(self.pictures_of_request.exemplars[0].latent.shape)
+        # a step evaluates the prompts' row and the negative prompts' for each image
+        rows = len(self.form.visits) * 2 * len(p.seeds)
+        self.job = OneJob(p.sampler, rows // self.conditioning.rows)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
@@ -240,11 +252,10 @@ class WebuiHost:
         return x if latent is None or latent.shape[2:] != x.shape[2:] else latent.expand_as(x).to(x)
 
     def progress(self, done: int, total: int) -> None:
-        state = shared.state
-        if state.interrupted or state.skipped:
-            raise Interrupted(f"{done} of {total}")
-        state.sampling_steps, state.sampling_step = total, done
-        state.textinfo = f"Inverting {done}/{total}"
+        self.job.show_inversion(done, total)
+
+    def preview(self, latent: Tensor) -> None:
+        sd_samplers_common.store_latent(latent)
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         return fingerprint(self.p, self._prompt_schedules, {} if self._networks_are_aside else self._networks)

@@ -173,14 +173,10 @@ class ThereAndBack(GuidedSampling):
         """`[2, C, H, W]`: the exemplar's latent and the one that it comes back to, for the host to decode."""
         report, chain = guide.report, guide.exemplars[0].chain
 
-        def progress(done: int, total: int) -> None:
-            host.progress(done, total)
-            shared.state.textinfo = f"Reconstructing {done}/{total}"
-
         begun = time.perf_counter()
         try:
             with host.inversion_networks(), count_rows(host.unet) as rows:
-                back = reconstruct(chain, host.predict_noise, progress)
+                back = reconstruct(chain, host.predict_noise, host.job.show_way_back)
         except Interrupted:
             # as in the inversion: the host's own sampler ends at once
             return sample(latents)

@@ -14,12 +14,11 @@ from weakref import ref
 from modules import shared
 
 from rival_ext.chain import Chain
-from rival_ext.settings import Settings
+from rival_ext.settings import INVERTED_ANEW, Settings
 from rival_ext.ui.outlook import digest
 
 OF_REQUEST = ("sampler_name", "scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")
 """What of a request, beside its prompt's networks and its images, decides on an inversion."""
-OF_SETTINGS = ("inversion_iterations", "exemplar_prompt", "exact", "plain_inversion", "features")
 NETWORK = re.compile(r"<[^<>]+:[^<>]*>")
 
 _chains: dict[str, list[ref[Chain]]] = {}
@@ -28,12 +27,12 @@ _chains: dict[str, list[ref[Chain]]] = {}
 def outline(request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: Iterable[str]) -> str:
     """One text for all that decides on the inversions of a request, of the options and of the loaded checkpoint.
 
-    request, settings: with the names above. images: digests of the exemplars' pixels, in order.
+    request: with the names above. settings: by field. images: digests of the exemplars' pixels, in order.
     """
     parts = [
         [request.get(name) for name in OF_REQUEST],
         sorted(NETWORK.findall(prompt)),
-        [settings[name] for name in OF_SETTINGS],
+        [settings[name] for name in sorted(INVERTED_ANEW)],
         list(images),
         sorted(shared.opts.data.items(), key=str),
         shared.sd_model.sd_checkpoint_info.filename,

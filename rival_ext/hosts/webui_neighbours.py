@@ -7,7 +7,7 @@ scripts, and by their modules where they are loaded anyway.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -93,10 +93,9 @@ def controlnet_units(p: Any) -> list[str]:
     ]
 
 
-def with_neighbours_defaults(p: Any, settings: Settings, args: Sequence[Any]) -> Settings:
-    """The settings with ControlNet's own default of `t_early`, if a unit is on and nobody asked for another."""
-    asked = bool(args) and isinstance(args[0], Mapping) and "t_early" in args[0]
-    if asked or settings.t_early != Settings().t_early or not controlnet_units(p):
+def with_neighbours_defaults(p: Any, settings: Settings, asked: Container[str]) -> Settings:
+    """The settings with ControlNet's own default of `t_early`, if a unit is on and it is not among `asked`."""
+    if "t_early" in asked or settings.t_early != Settings().t_early or not controlnet_units(p):
         return settings
     return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
 

@@ -8,7 +8,7 @@ from modules import extra_networks, shared
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.webui_neighbours import reorders_rows
-from rival_ext.settings import Settings
+from rival_ext.settings import MASK_MISSING, Settings
 
 FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
 """The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
@@ -29,9 +29,7 @@ def refuse(p: Any, settings: Settings) -> None:
         "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
             getattr(model, "cond_stage_key", None) == "edit" and not images
         ),
-        "mode inpaint needs a mask: paint one in an inpaint tab, or send one.": (
-            settings.mode == "inpaint" and getattr(p, "mask", None) is None
-        ),
+        MASK_MISSING: settings.mode == "inpaint" and getattr(p, "mask", None) is None,
         "the mask is empty, or too thin for latent positions of 8 pixels; paint over all that is to be filled.": (
             getattr(p, "mask", None) is not None and not p.nmask.any()
         ),

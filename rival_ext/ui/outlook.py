@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import gradio as gr
 from modules.sd_samplers_common import setup_img2img_steps
 
-from rival_ext.settings import SLOTS
+from rival_ext.settings import INVERTED_ANEW, SLOTS
 from rival_ext.ui.exemplar_prompt import image_of
 from rival_ext.ui.forecast import Plan, forecast, recommended
 from rival_ext.ui.host_controls import HostControls
 
 SETTINGS = (
-    *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3", "exemplar_prompt"),
-    *("inversion_iterations", "features", "exact", "plain_inversion"),
+    *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3"),
+    *sorted(INVERTED_ANEW),
 )
 """Fields that the line depends on."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 
-from rival_ext.settings import FIELDS, MODES, PASTED, SLOTS, Field, similar
+from rival_ext.settings import FIELDS, PASTED, SLOTS, Field, stood_for
 from rival_ext.ui import exemplar_prompt, presets
 from rival_ext.ui.check import Check, InversionCheck
 from rival_ext.ui.host_controls import IMAGES, HostControls
@@ -18,11 +19,8 @@ from rival_ext.ui.outlook import IsStored, Outlook
 
 FIELD = {field.name: field for field in FIELDS}
 
-PRESET = ("early_steps", "start_mix")
-"""What a mode sets."""
-
-SIMILAR = tuple(similar(0.5))
-"""What the similarity sets."""
+CHOICES = ("mode", "similarity")
+"""What stands for values of other fields."""
 
 TABS_OF_SLOTS = ("First", "Second", "Third")
 
@@ -114,11 +112,15 @@ class Panel:
 
     def _connect(self) -> None:
         of = self.of_field
-        # `input`, not `change`: a pasted infotext must not be overwritten
-        of["mode"].input(fn=_of_mode, inputs=[of["mode"]], outputs=[of[name] for name in PRESET], show_progress=False)
-        of["similarity"].input(
-            fn=_of_similarity, inputs=[of["similarity"]], outputs=[of[name] for name in SIMILAR], show_progress=False
-        )
+        for name in CHOICES:
+            set_by_it = stood_for({name: FIELD[name].default})
+            # `input`, not `change`: a pasted infotext must not be overwritten
+            of[name].input(
+                fn=partial(_set_by, name),
+                inputs=[of[name]],
+                outputs=[of[other] for other in set_by_it],
+                show_progress=False,
+            )
         # `change`, so that what is pasted shows and hides as well
         shown = ("t_early", "exact")
         for name in ("alignment", "exemplar_prompt"):
@@ -156,12 +158,8 @@ class Panel:
         return [choice for choice in field.choices if (self.tab, choice) != ("txt2img", "inpaint")]
 
 
-def _of_mode(mode: str) -> list[Any]:
-    return [MODES[mode].get(name, FIELD[name].default) for name in PRESET]
-
-
-def _of_similarity(similarity: float) -> list[Any]:
-    return list(similar(similarity).values())
+def _set_by(name: str, value: Any) -> list[Any]:
+    return list(stood_for({name: value}).values())
 
 
 def _visible(alignment: str, prompt: str) -> list[Any]:

@@ -29,6 +29,10 @@ OPTIONS = {
     # the host gives an option that a request overrides its value back only if its settings name it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
+PLOT = "x/y/z plot"
+NO_AXIS = [0, "", []]
+OPTIONS_OF_PLOT = [True, True, False, False, False, False, False, 0, True]
+"""A legend, the cells beside the grid, and the values of an axis written as text."""
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
 REFINER = "tiny-emoji.ckpt"
@@ -39,12 +43,16 @@ STYLE = ("contract", "{prompt}, (yellow:1.3) [red:brown:0.5]", "a house, blue")
 
 @dataclass
 class Answer:
-    """What a request gave: HTTP status, pictures as arrays, an infotext each, or the error's sentence."""
+    """What a request gave: HTTP status, pictures as arrays, an infotext each, or the error's sentence.
+
+    grid: a real plot's, with its legend; its cells are the pictures, row by row.
+    """
 
     status: int = 200
     pictures: list[np.ndarray] = field(default_factory=list)
     infotexts: list[str] = field(default_factory=list)
     sentence: str = ""
+    grid: Image.Image | None = None
 
 
 def base64_of(image: Image.Image) -> str:
@@ -81,7 +89,7 @@ class StandInServer:
         script.show(is_img2img=True)
         self.scripts.alwayson_scripts.append(script)
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
-        script.args_to = len(self.defaults)
+        script.args_from, script.args_to = 1, 1 + len(self.defaults)
 
     def plan(self, at_call=0, action=""):
         self.probe.plan(at_call, action)
@@ -101,6 +109,11 @@ class StandInServer:
     def schedules(self):
         return ["Automatic", "Karras"]
 
+    def axes(self, tab="img2img"):
+        from tests.host.standin import plot
+
+        return [option.label for option in plot.OPTIONS]
+
     def img2img(self, **payload):
         images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in payload["init_images"]]
         payload["init_images"] = [ImageOps.exif_transpose(image) for image in images]
@@ -112,14 +125,16 @@ class StandInServer:
         return self._process("Txt2Img", payload)
 
     def _process(self, kind, payload):
-        from tests.host.standin import processing
+        from tests.host.standin import plot, processing
 
         given = payload.pop("alwayson_scripts", {}).get("RIVAL", {}).get("args", [])
+        axes = payload.pop("plot", None)
         self.state.begin()
         try:
             p = getattr(processing, kind)(self.checkpoint, **payload)
-            p.scripts, p.script_args = self.scripts, [*given, *self.defaults[len(given) :]]
-            made = processing.process_images(p)
+            # the arguments of a script that is chosen come before
+            p.scripts, p.script_args = self.scripts, [0, *given, *self.defaults[len(given) :]]
+            made = plot.process_plot(p, axes) if axes else processing.process_images(p)
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))
         return Answer(200, [np.asarray(picture) for picture in made.images], made.infotexts)
@@ -227,7 +242,18 @@ class RealServer:
     def txt2img(self, **payload):
         return self._request("txt2img", payload)
 
+    def axes(self, tab="img2img"):
+        """The labels of the X/Y/Z plot's axes."""
+        scripts = self.client.get("/sdapi/v1/script-info").json()
+        plot = next(s for s in scripts if s["name"] == PLOT and s["is_img2img"] == (tab == "img2img"))
+        return plot["args"][0]["choices"]
+
     def _request(self, kind: str, payload: dict[str, Any]) -> Answer:
+        plotted = payload.pop("plot", None)
+        if plotted:
+            labels = self.axes(kind)
+            axes = [value for label, values in plotted for value in (labels.index(label), values, [])]
+            payload |= {"script_name": PLOT, "script_args": [*axes, *NO_AXIS, *OPTIONS_OF_PLOT]}
         response = self.client.post(f"/sdapi/v1/{kind}", json=payload)
         body = response.json()
         if response.status_code != 200:
@@ -235,6 +261,8 @@ class RealServer:
         pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
         infotexts = json.loads(body["info"])["infotexts"]
         arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
+        if plotted:
+            return Answer(200, arrays[1:], infotexts[1:], grid=pictures[0])
         # a batch's grid comes first and has no seed of its own
         return Answer(200, arrays[-len(infotexts) :], infotexts)
 

@@ -153,18 +153,18 @@ def test_units_are_named_from_objects_and_from_requests():
 
 
 @pytest.mark.parametrize(
-    ("settings", "args", "t_early"),
+    ("settings", "asked", "t_early"),
     [
-        (Settings(), [{"enabled": True}], T_EARLY_WITH_CONTROLNET),
-        (Settings(), [True, "variation"], T_EARLY_WITH_CONTROLNET),
-        (Settings(), [{"enabled": True, "t_early": 600}], 600),
-        (Settings(t_early=300), [True, "variation"], 300),
+        (Settings(), {"enabled"}, T_EARLY_WITH_CONTROLNET),
+        (Settings(), set(), T_EARLY_WITH_CONTROLNET),
+        (Settings(), {"enabled", "t_early"}, 600),
+        (Settings(t_early=300), set(), 300),
     ],
 )
-def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, args, t_early):
+def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, asked, t_early):
     p = processing(ControlNet({"enabled": True, "module": "canny", "model": "canny"}))
-    assert with_neighbours_defaults(p, settings, args).t_early == t_early
-    assert with_neighbours_defaults(processing(), settings, args) is settings
+    assert with_neighbours_defaults(p, settings, asked).t_early == t_early
+    assert with_neighbours_defaults(processing(), settings, asked) is settings
 
 
 def test_controlnet_is_taken_off_after_an_error_only():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from tests.host.standin import samplers
+from tests.host.standin import plot, samplers
 from tests.host.standin.state import cmd_opts, opts, state
 
 
@@ -140,6 +140,7 @@ def install(checkpoint):
             "approximation_indexes": {},
             "images_tensor_to_samples": None,
             "setup_img2img_steps": None,
+            "store_latent": state.store_latent,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
         "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
@@ -151,8 +152,14 @@ def install(checkpoint):
             "on_model_loaded": lambda callback: None,
             "on_script_unloaded": lambda callback: None,
             "on_ui_settings": lambda callback: None,
+            "on_before_ui": lambda callback: callback(),
         },
-        "scripts": {"Script": Script, "ScriptRunner": processing.ScriptRunner, "AlwaysVisible": object()},
+        "scripts": {
+            "Script": Script,
+            "ScriptRunner": processing.ScriptRunner,
+            "AlwaysVisible": object(),
+            "scripts_data": plot.loaded_scripts(),
+        },
         "infotext_utils": {
             "PasteField": PasteField,
             "create_override_settings_dict": None,

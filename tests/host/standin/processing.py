@@ -198,6 +198,8 @@ def process_images(p):
 def _process_images(p):
     pictures, infotexts = [], []
     p.init()
+    if state.job_count == -1:
+        state.job_count = p.n_iter
     for batch in range(p.n_iter):
         if state.interrupted:
             break
@@ -211,6 +213,7 @@ def _process_images(p):
         )
         uncond = p.sd_model.get_learned_conditioning([p.negative_prompt] * p.batch_size)
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
+        state.nextjob()
         pixels = ((p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5).cpu()
         batch_pictures = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
         pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures

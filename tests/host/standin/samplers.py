@@ -79,7 +79,7 @@ class Sampler:
 
     def launch(self, p, x, conditioning, unconditional_conditioning, image_conditioning, **schedule):
         self.initialize(p)
-        state.sampling_steps = p.steps
+        state.sampling_steps, state.sampling_step = p.steps, 0
         self.last_latent = x
         extra_args = {
             **{"uncond": unconditional_conditioning, "cond": conditioning, "cond_scale": p.cfg_scale},

@@ -6,15 +6,25 @@ from types import SimpleNamespace
 
 
 class State:
-    """What the user asked to stop, and how far the job is."""
+    """What the user asked to stop, and how far the job is; `shown` are the latents for the live preview."""
 
     def __init__(self):
         self.begin()
 
     def begin(self, job=""):
         self.interrupted = self.skipped = self.stopping_generation = False
-        self.sampling_step = self.sampling_steps = 0
-        self.textinfo = None
+        self.sampling_step = self.sampling_steps = self.current_image_sampling_step = 0
+        self.job_no, self.job_count = 0, -1
+        self.textinfo = self.current_latent = None
+        self.shown = []
+
+    def nextjob(self):
+        self.job_no += 1
+        self.sampling_step = self.current_image_sampling_step = 0
+
+    def store_latent(self, latent):
+        self.current_latent = latent
+        self.shown.append(latent)
 
     def end(self):
         """Nothing to let go."""

@@ -1,0 +1,59 @@
+"""The host's X/Y/Z plot: its axes, and a processing of its own for each cell."""
+
+from __future__ import annotations
+
+import traceback
+from copy import copy
+from types import ModuleType, SimpleNamespace
+
+from tests.host.standin import processing
+
+OPTIONS = []
+"""The axes."""
+
+
+class AxisOption:
+    """One axis: `type` reads a value as it is written, `apply` sets it for a cell."""
+
+    def __init__(self, label, kind, apply, confirm=None, cost=0.0, choices=None):
+        self.label, self.type, self.apply = label, kind, apply
+        self.confirm, self.cost, self.choices = confirm, cost, choices
+
+    def read(self, p, written):
+        values = [self.type(value) for value in written.split(",")]
+        if self.confirm:
+            self.confirm(p, values)
+        return values
+
+
+def loaded_scripts():
+    """What the host keeps of its scripts' files, once for each class in them; the plot has no axis of others' yet."""
+    module = ModuleType("xyz_grid.py")
+    OPTIONS[:] = [AxisOption("Seed", int, lambda p, value, values: setattr(p, "seed", value))]
+    module.AxisOption, module.axis_options = AxisOption, OPTIONS
+    plot = SimpleNamespace(path="scripts/xyz_grid.py", module=module)
+    return [SimpleNamespace(path="scripts/loopback.py", module=ModuleType("loopback.py")), plot, plot]
+
+
+def process_plot(p, axes):
+    """The cells, as `process_images`; an error in a cell leaves it out."""
+    pictures, infotexts = [], []
+    (x, xs), (y, ys) = [(axis, axis.read(p, written)) for axis, written in map(_found, axes)]
+    for y_value in ys:
+        for x_value in xs:
+            cell = copy(p)
+            x.apply(cell, x_value, xs)
+            y.apply(cell, y_value, ys)
+            try:
+                of_cell = processing.process_images(cell)
+            except Exception:
+                traceback.print_exc()
+            else:
+                pictures += of_cell.images[:1]
+                infotexts += of_cell.infotexts[:1]
+    return SimpleNamespace(images=pictures, infotexts=infotexts)
+
+
+def _found(axis):
+    label, written = axis
+    return next(option for option in OPTIONS if option.label == label), written

@@ -1,0 +1,165 @@
+"""The fields as axes of the X/Y/Z plot, on the stand-in and on a real WebUI. `plot` is a request's (label, values)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rival_ext.settings import FIELDS, INVERTED_ANEW, PASTED
+from rival_ext.ui.axes import label_of
+from tests.conftest import exemplar
+from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
+from tests.host.servers import base64_of
+
+AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_picture}
+ONE_SEED = ("Seed", "3")
+OTHERS = {
+    **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},
+    **{"weight": 0.5, "weight_2": 0.5, "weight_3": 0.5, "exemplar_prompt": "a bee", "layers": "fine"},
+    **{"early_steps": 900, "alignment": "latent", "inversion_iterations": 2, "exemplar_tokens": 0.5},
+    **{"features": "live", "exact": True, "plain_inversion": True},
+}
+"""Another value than the default, for each field that the infotext carries."""
+
+
+def cells(server, x, y=ONE_SEED, settings=None, **fields):
+    """The answer with the cells of a plot that must succeed."""
+    server.plan()
+    answer = server.img2img(**request(settings, plot=[x, y], **fields))
+    assert answer.status == 200, answer.sentence
+    assert server.leftovers() == []
+    return answer
+
+
+def in_texts(name, texts):
+    """A field's values in infotexts, None where it is not."""
+    found = [re.search(rf"RIVAL {name}: \"?([^,\"\n]+)", text) for text in texts]
+    return [match and match[1] for match in found]
+
+
+def test_every_field_but_the_pictures_is_an_axis_once_in_both_tabs(server):
+    for tab in ("img2img", "txt2img"):
+        labels = [label for label in server.axes(tab) if label.startswith("[RIVAL]")]
+        assert labels == list(AXIS.values())
+        assert {"[RIVAL] Enabled", "[RIVAL] Similarity", "[RIVAL] Exemplar tokens"} < set(labels)
+
+
+def test_a_grid_of_similarity_and_mode_inverts_once_and_each_cell_has_its_own_values(server):
+    similarities, modes = ["0.25", "0.5", "0.75"], ["variation", "edit"]
+    x, y = (AXIS["similarity"], ", ".join(similarities)), (AXIS["mode"], ",".join(modes))
+    answer = cells(server, x, y, {"exemplar_prompt": "a spoon"})
+    texts = answer.infotexts
+    assert ["inverted in" in text for text in texts] == [True] + [False] * 5
+    assert all("stored inversion" in text for text in texts[1:])
+    assert in_texts("similarity", texts) == similarities * 2
+    assert in_texts("mode", texts) == ["variation"] * 3 + ["edit"] * 3
+    assert in_texts("t_align", texts) == in_texts("t_early", texts) == ["800", "600", "400"] * 2
+    assert in_texts("start_mix", texts) == ["1.0", "1.0", "0.5"] * 2
+    assert in_texts("early_steps", texts) == ["1000"] * 3 + ["900"] * 3
+    for index, picture in enumerate(answer.pictures):
+        for other in answer.pictures[:index]:
+            assert largest_difference([picture], [other]) > 5
+
+
+@pytest.mark.parametrize("settings", [[True], {}])
+def test_a_cell_is_the_picture_of_a_request_with_its_values(server, settings):
+    x, y = (AXIS["similarity"], "0.25,0.75"), (AXIS["t_early"], "700,300")
+    answer = cells(server, x, y, settings)
+    alone = [
+        pictures(server, {"similarity": similarity, "t_early": t_early})[0]
+        for t_early in (700, 300)
+        for similarity in (0.25, 0.75)
+    ]
+    assert largest_difference(answer.pictures, alone) == 0
+
+
+def test_an_axis_of_modes_sets_what_they_stand_for_over_the_panels_values(server):
+    panel = [True, "text", 0.5, 500, 400, 0.5]
+    texts = cells(server, (AXIS["mode"], "variation,text,edit"), settings=panel).infotexts
+    assert in_texts("early_steps", texts) == ["1000", "960", "900"]
+    assert in_texts("start_mix", texts) == ["1.0", "1.0", "0.0"]
+    assert in_texts("t_align", texts) == ["500"] * 3
+    texts = cells(server, (AXIS["mode"], "edit"), (AXIS["start_mix"], "0.25,0.75"), panel).infotexts
+    assert in_texts("start_mix", texts) == ["0.25", "0.75"]
+
+
+@pytest.mark.parametrize("settings", [None, {"enabled": False}, [False]])
+def test_an_axis_switches_rival_on_unless_the_axis_of_the_switch_says_otherwise(server, settings):
+    x, y = (AXIS["similarity"], "0.25,0.75"), (AXIS["enabled"], "False,True")
+    answer = cells(server, x, y, settings)
+    assert in_texts("similarity", answer.infotexts) == [None, None, "0.25", "0.75"]
+    assert not any("RIVAL" in text for text in answer.infotexts[:2])
+    # the host draws the next cell's latent anew
+    assert largest_difference(answer.pictures[:1], pictures(server)) == 0
+    assert largest_difference(answer.pictures[:2], answer.pictures[2:]) > 20
+    assert in_texts("mode", cells(server, x, settings=settings).infotexts) == ["variation"] * 2
+
+
+def test_a_cells_empty_text_is_not_the_one_of_the_cell_before(server):
+    texts = cells(server, (AXIS["exemplar_prompt"], "a pizza,")).infotexts
+    assert in_texts("exemplar_prompt", texts) == ["a pizza", None]
+
+
+@pytest.mark.parametrize("name", [field.name for field in PASTED])
+def test_only_the_fields_that_say_so_invert_anew(server, name):
+    before = infotext(server, {})
+    text = cells(server, (AXIS[name], str(OTHERS[name])), settings={}).infotexts[0]
+    assert in_texts(name, [text]) == [str(OTHERS[name])] != in_texts(name, [before])
+    # what leaves the chain as it is counts for nothing without LoRAs or an exemplar's prompt
+    if name not in {"exact", "plain_inversion"}:
+        assert ("stored inversion" in text) == (name not in INVERTED_ANEW)
+
+
+def test_in_txt2img_the_exemplar_is_the_panels(server):
+    text = {"prompt": "a pizza", "seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5}
+    settings = {"mode": "text", "exemplar": base64_of(exemplar("house-emojione-blue")), "exemplar_prompt": "a fork"}
+    axes = [(AXIS["t_align"], "200,800"), (AXIS["layers"], "fine,all")]
+    always_on = {"RIVAL": {"args": [settings]}}
+    answer = server.txt2img(**text, sampler_name="Euler", plot=axes, alwayson_scripts=always_on)
+    assert answer.status == 200, answer.sentence
+    assert in_texts("t_align", answer.infotexts) == ["200", "800"] * 2
+    assert in_texts("layers", answer.infotexts) == ["fine", "fine", "all", "all"]
+    assert ["inverted in" in text for text in answer.infotexts] == [True, False, False, False]
+    assert largest_difference(answer.pictures[:1], answer.pictures[1:2]) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "sentence"),
+    [
+        ("similarity", "0.5,1.5", "similarity must be a number from 0 to 1, not 1.5"),
+        ("similarity", "much", "[RIVAL] Similarity must be a number from 0 to 1, not 'much'"),
+        ("t_align", "600.5", "[RIVAL] t_align must be a whole number from 0 to 1000, not '600.5'"),
+        ("t_early", "1200", "t_early must be a whole number from 0 to 1000, not 1200"),
+        ("mode", "variation,paint", "mode must be one of variation, text, edit, inpaint, not 'paint'"),
+        ("mode", "variation,inpaint", "mode inpaint needs a mask"),
+        ("layers", "some", "layers must be all, fine, coarse, or sizes"),
+        ("exact", "yes", "[RIVAL] Exact guidance must be true or false, not 'yes'"),
+    ],
+)
+def test_a_wrong_value_is_a_sentence_that_names_the_axis_and_nothing_is_sampled(server, name, written, sentence):
+    answer = server.img2img(**request({}, plot=[(AXIS[name], written), ONE_SEED]))
+    assert answer.status == 422
+    assert sentence in answer.sentence
+    assert server.calls() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "values"),
+    [
+        ("similarity", "0-1 (+0.25)", ["0.0", "0.25", "0.5", "0.75", "1.0"]),
+        ("start_mix", "0.1-0.5 [3]", ["0.1", "0.3", "0.5"]),
+        ("t_align", "200-600 (+200)", ["200", "400", "600"]),
+    ],
+)
+def test_the_hosts_ranges_are_written_out(server, name, written, values):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: its plot has no ranges")
+    assert in_texts(name, cells(server, (AXIS[name], written)).infotexts) == values
+
+
+def test_without_values_it_says_so(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: its plot has no empty axis")
+    answer = server.img2img(**request({}, plot=[(AXIS["t_align"], ""), ONE_SEED]))
+    assert (answer.status, answer.sentence) == (422, "RIVAL: the axis [RIVAL] t_align has no values; give it some.")
