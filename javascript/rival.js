@@ -48,6 +48,9 @@ const rival = (() => {
         return [id, ...withTabs(...others)];
     };
 
+    // just uploaded, a picture that can be painted on has no strokes yet, which the server cannot read
+    const readable = (picture) => [picture?.image ? {...picture, mask: picture.mask ?? picture.image} : null];
+
     const show = (tab) => () => {
         const button = [...gradioApp().querySelectorAll("#tabs > .tab-nav > button")]
             .find(({textContent}) => textContent.trim() === tab);
@@ -60,7 +63,7 @@ const rival = (() => {
     };
 
     return {
-        ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck},
+        ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck, readable},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

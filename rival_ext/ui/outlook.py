@@ -98,7 +98,7 @@ class Outlook:
         for event in (exemplar.upload, exemplar.clear):
             # a step of its own before, since these come while the control has its former value still
             settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
-            settled.then(fn=digest, inputs=[exemplar], outputs=[shown], show_progress=False)
+            settled.then(fn=digest, _js="rival.readable", inputs=[exemplar], outputs=[shown], show_progress=False)
 
     def _connect_recommended(self, host: dict[str, Any]) -> None:
         def values(mode: str) -> list[float]:

@@ -278,6 +278,7 @@ def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
     expect_plan(page, "Uses the stored inversion; makes 4 images.")
 
     # what changes no inversion, and what does
+    page.locator(f"{PANEL}more > .label-wrap").click()
     set_number(page, "#img2img_seed", 7)
     set_number(page, f"{PANEL}t_align", 300)
     expect_plan(page, "t_align 300")
@@ -287,6 +288,7 @@ def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
         expect_plan(page, "Inverts the img2img image")
         set_number(page, name, former)
         expect_plan(page, "Uses the stored inversion")
+    page.locator(f"{PANEL}exemplars > .label-wrap").click()
     upload(page, f"{PANEL}exemplar")
     expect_plan(page, "Inverts the uploaded exemplar in 20 steps")
 

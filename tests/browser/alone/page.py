@@ -1,0 +1,192 @@
+"""A page with the panel alone, under the gradio that the WebUI has; `python page.py PORT` serves it on 127.0.0.1.
+
+What the panel takes of the WebUI is stood in for. "Generate" answers with the settings as the extension would read
+them, written as generation parameters; "Paste" sets every control from them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import gradio as gr
+
+ROOT = Path(__file__).resolve().parents[3]
+HOST_SCRIPT = """
+const gradioApp = () => document;
+const get_tab_index = () => 0;
+const [randomId, requestProgress, showSubmitButtons] = [() => "task(1)", () => {}, () => {}];
+"""
+"""What the panel's script finds on the WebUI's page."""
+
+
+class ToolButton(gr.Button):
+    """As the host's."""
+
+    def get_block_name(self):
+        return "button"
+
+
+class InputAccordion(gr.Checkbox):
+    """An accordion with a switch, here above it."""
+
+    def __init__(self, value, elem_id, label):
+        super().__init__(value, label=label, elem_id=f"{elem_id}-checkbox")
+        self.accordion = gr.Accordion(label, open=True, elem_id=elem_id)
+
+    def get_block_name(self):
+        return "checkbox"
+
+    def __enter__(self):
+        self.accordion.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.accordion.__exit__(*error)
+
+
+class PasteField(tuple):
+    """As the host's."""
+
+    def __new__(cls, component, target):
+        return super().__new__(cls, (component, target))
+
+
+def stand_in():
+    """Puts the host's modules where the panel finds them."""
+    members = {
+        "call_queue": {"wrap_queued_call": lambda function: function, "wrap_gradio_gpu_call": _as_the_host_wraps},
+        "deepbooru": {"model": SimpleNamespace(tag=lambda image: "pizza, food")},
+        "extra_networks": {"parse_prompt": lambda prompt: (prompt, {})},
+        "images": {"read_info_from_image": lambda image: (image.info.get("parameters"), {})},
+        "infotext_utils": {
+            "PasteField": PasteField,
+            "create_override_settings_dict": lambda texts: {},
+            "parse_generation_parameters": lambda text: {"Prompt": text.partition("\n")[0]},
+        },
+        "sd_samplers_common": {
+            "setup_img2img_steps": lambda p: (p.steps, int(min(p.denoising_strength, 0.999) * p.steps))
+        },
+        "shared": {"interrogator": SimpleNamespace(interrogate=lambda image: "a slice of pizza")},
+        "ui_components": {"FormRow": gr.Row, "InputAccordion": InputAccordion, "ToolButton": ToolButton},
+    }
+    package = sys.modules["modules"] = ModuleType("modules")
+    for name, attributes in members.items():
+        module = sys.modules[f"modules.{name}"] = ModuleType(f"modules.{name}")
+        vars(module).update(attributes)
+        setattr(package, name, module)
+    made = gr.components.IOComponent.__init__
+
+    def make(self, *args, tooltip=None, **kwargs):
+        """The host shows the tooltip, gradio knows of none."""
+        made(self, *args, **kwargs)
+
+    gr.components.IOComponent.__init__ = make
+
+
+def _as_the_host_wraps(function, extra_outputs):
+    def run(*args):
+        try:
+            return function(*args)
+        except Exception as error:
+            return [*extra_outputs, f"<div class='error'>{type(error).__name__}: {error}</div>"]
+
+    return run
+
+
+class Host:
+    """One tab of the WebUI, as far as the panel looks at it."""
+
+    def __init__(self, tab):
+        self.tab = tab
+        self.followers = {}
+
+    def on_after_component(self, callback, *, elem_id):
+        self.followers[elem_id] = callback
+
+    def built(self, component):
+        """A control of the host, of which the panel is told."""
+        if component.elem_id in self.followers:
+            self.followers[component.elem_id](SimpleNamespace(component=component))
+        return component
+
+    def before_the_panel(self):
+        tab = self.tab
+        self.built(gr.Textbox(label="Prompt", elem_id=f"{tab}_prompt"))
+        if tab == "img2img":
+            for name in ("img2img_image", "img2img_sketch", "img2maskimg", "inpaint_sketch", "img_inpaint_base"):
+                self.built(gr.Image(label=name, type="pil", elem_id=name, visible=name == "img2img_image", height=120))
+            self.built(
+                gr.Radio(["Just resize", "Crop and resize"], type="index", value="Just resize", elem_id="resize_mode")
+            )
+        self.built(gr.Dropdown(["Euler", "DPM adaptive", "LCM"], value="Euler", elem_id=f"{tab}_sampling"))
+        self.built(gr.Dropdown(["Automatic", "Karras"], value="Automatic", elem_id=f"{tab}_scheduler"))
+        self.built(gr.Slider(1, 150, value=20, step=1, label="Steps", elem_id=f"{tab}_steps"))
+
+    def after_the_panel(self):
+        tab = self.tab
+        numbers = {"width": 512, "height": 512, "batch_count": 1, "batch_size": 1, "cfg_scale": 7}
+        if tab == "img2img":
+            numbers |= {"denoising_strength": 0.75, "scale": 1}
+        for name, value in numbers.items():
+            self.built(gr.Number(value=value, label=name, elem_id=f"{tab}_{name}"))
+        self.built(gr.Dropdown([], multiselect=True, elem_id=f"{tab}_override_settings"))
+        self.built(gr.Textbox(elem_id=f"generation_info_{tab}", visible=False))
+
+
+def build():
+    """The page: the img2img and the txt2img panel in a tab each."""
+    from rival_ext.settings import FIELDS, parse_settings
+    from rival_ext.ui.host_controls import HostControls
+    from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
+    from rival_ext.ui.panel import Panel
+
+    defaults = {field.name: field.default for field in FIELDS}
+
+    def generate(*values):
+        settings = parse_settings({field.name: value for field, value in zip(FIELDS, values, strict=True)})
+        shown = {name: str(value) for name, value in settings_to_infotext(settings).items()}
+        return json.dumps(shown), settings.exemplar, settings.exemplar_mask
+
+    def paste(text, *present):
+        pasted = json.loads(text)
+        values = [target(pasted) for target in PASTE_TARGETS.values()]
+        # as the host does it: a text becomes what the control's first value is
+        kinds = [type(defaults[name]) for name in PASTE_TARGETS]
+        return [
+            was if value is None else value if isinstance(value, kind) else kind(value)
+            for value, kind, was in zip(values, kinds, present, strict=True)
+        ]
+
+    with gr.Blocks(title="RIVAL's panel", css=(ROOT / "style.css").read_text()) as page:
+        page.load(fn=None, _js=f"() => {{ {_script()} }}")
+        for tab in ("img2img", "txt2img"):
+            with gr.Tab(tab):
+                host = Host(tab)
+                controls = HostControls(tab)
+                controls.follow(host)
+                host.before_the_panel()
+                panel = Panel(tab, controls, lambda: "Released 0.0 MB.", lambda *asked: False, None)
+                host.after_the_panel()
+                answer = gr.Textbox(label="Generation parameters", elem_id=f"{tab}_answer")
+                seen = [gr.Image(label=name, type="pil", elem_id=f"{tab}_{name}") for name in ("seen", "region")]
+                gr.Button("Generate", elem_id=f"{tab}_generate").click(generate, panel.controls, [answer, *seen])
+                fields = [component for component, _ in panel.paste_fields]
+                gr.Button("Paste", elem_id=f"{tab}_paste").click(paste, [answer, *fields], fields)
+    return page
+
+
+def _script():
+    """Adds the panel's script to the page, as the WebUI does."""
+    text = json.dumps(HOST_SCRIPT + (ROOT / "javascript" / "rival.js").read_text())
+    return (
+        f"const script = document.createElement('script'); script.textContent = {text}; document.head.append(script);"
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    stand_in()
+    build().launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), quiet=True)

@@ -1,0 +1,242 @@
+"""The panel alone in a real browser, under the gradio of AUTOMATIC1111 1.10, without a WebUI.
+
+With RIVAL_SCREENSHOTS naming a folder, the panel is saved there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+ALONE = Path(__file__).parent / "alone"
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+PANEL = "#img2img_rival_"
+STARTUP_SECONDS = 60
+
+IN_ORDER = [
+    *("enabled-checkbox", "mode", "similarity", "slots", "weight", "exemplar_prompt"),
+    *("prompt_png_info", "prompt_clip", "prompt_deepbooru", "recommend", "check"),
+    *("t_align", "t_early", "early_steps", "start_mix", "inversion_iterations", "exemplar_tokens"),
+    *("alignment", "features", "layers", "strength", "plain_inversion", "preset", "preset_save", "preset_delete"),
+    "release",
+]
+"""What the keyboard reaches, everything opened, from the top to the bottom; gradio's field for an image it does not."""
+
+UNNAMED = """panel => [...panel.querySelectorAll("input:not([type=file]), textarea, button")]
+    .filter(control => control.offsetParent)
+    .filter(control => ![
+        ...[...(control.labels ?? [])].map(label => label.innerText),
+        ...[control.getAttribute("aria-label"), control.title, control.innerText],
+        control.closest(".block")?.querySelector("label, [data-testid=block-label]")?.innerText,
+    ].some(name => name?.trim()))
+    .map(control => control.outerHTML)"""
+"""Controls of the panel that nothing names."""
+
+
+@pytest.fixture(scope="module")
+def address(pytestconfig):
+    """Where the page is served, by a Python of its own that has that gradio."""
+    if CHROMIUM is None:
+        pytest.skip("browser: no Chromium found")
+    python = _environment(Path(pytestconfig.cache.mkdir("gradio-3.41.2")))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
+    process = subprocess.Popen([python, str(ALONE / "page.py"), str(port)], env=environment)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _environment(folder):
+    """Its Python; made once for each list of requirements."""
+    python, made = folder / "bin" / "python", folder / "requirements.txt"
+    wanted = (ALONE / "requirements.txt").read_text()
+    if not made.exists() or made.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(ALONE / "requirements.txt")]
+        subprocess.run([python, *install], check=True)
+        made.write_text(wanted)
+    return python
+
+
+def _wait_for(address, process):
+    end = time.monotonic() + STARTUP_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(address).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the page of the panel did not start (exit status {process.poll()})")
+
+
+@pytest.fixture(scope="module")
+def browser(address):
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(20_000)
+    playwright_api.expect.set_options(timeout=20_000)
+    page.goto(f"{address}/?__theme=light")
+    page.locator(f"{PANEL}mode").wait_for()
+    page.wait_for_function("typeof rival !== 'undefined'")
+    yield page
+    page.close()
+
+
+def set_number(page, selector, value):
+    box = page.locator(f"{selector} input[type=number]")
+    box.fill(str(value))
+    box.blur()
+
+
+def switch_on(page):
+    page.locator(f"{PANEL}enabled-checkbox input").check()
+    playwright_api.expect(plan(page)).to_contain_text("Inverts the img2img image in 16 steps, then makes 1 image.")
+
+
+def plan(page):
+    return page.locator(f"{PANEL}plan").last
+
+
+def open_all(page):
+    for accordion in ("exemplars", "more"):
+        page.locator(f"{PANEL}{accordion} > .label-wrap").click()
+    page.locator(f"{PANEL}t_align").wait_for()
+
+
+def upload(page, selector, name="pizza"):
+    page.locator(f"{selector} input[type=file]").set_input_files(str(ROOT / "demo" / f"{name}.png"))
+    page.locator(f"{selector} img").first.wait_for()
+
+
+def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation_parameters(page):
+    switch_on(page)
+    open_all(page)
+    numbers = {
+        **{"similarity": 0.75, "t_align": 450, "t_early": 350, "early_steps": 960, "start_mix": 0.25},
+        **{"inversion_iterations": 2, "exemplar_tokens": 0.5, "strength": 0.8, "weight": 0.4},
+    }
+    page.locator(f"{PANEL}mode label", has_text="edit").click()
+    playwright_api.expect(page.locator(f"{PANEL}early_steps input[type=number]")).to_have_value("900")
+    set_number(page, f"{PANEL}similarity", 0.75)
+    playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value("400")
+    for name, value in numbers.items():
+        set_number(page, f"{PANEL}{name}", value)
+    choices = {"alignment": "latent", "features": "live"}
+    for name, value in choices.items():
+        page.locator(f"{PANEL}{name} label", has_text=value).click()
+    page.locator(f"{PANEL}exemplar_prompt textarea").fill("a pizza, hot")
+    page.locator(f"{PANEL}exact input").check()
+
+    page.locator("#img2img_generate").click()
+    answer = page.locator("#img2img_answer textarea")
+    playwright_api.expect(answer).to_have_value(re.compile("RIVAL mode"))
+    parameters = answer.input_value()
+
+    page.reload()
+    page.locator(f"{PANEL}mode").wait_for()
+    open_all(page)
+    answer.fill(parameters)
+    answer.blur()
+    page.locator("#img2img_paste").click()
+    playwright_api.expect(page.locator(f"{PANEL}enabled-checkbox input")).to_be_checked()
+    for name, value in numbers.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
+    for name, value in {**choices, "mode": "edit"}.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+    playwright_api.expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value("a pizza, hot")
+    playwright_api.expect(page.locator(f"{PANEL}exact input")).to_be_checked()
+
+
+def test_what_is_painted_over_is_the_region_that_is_seen(page):
+    switch_on(page)
+    open_all(page)
+    upload(page, f"{PANEL}exemplar", "house")
+    playwright_api.expect(plan(page)).to_contain_text("Inverts the uploaded exemplar")
+    page.locator("#img2img_generate").click()
+    page.locator("#img2img_seen img").wait_for()
+    assert page.locator("#img2img_region img").count() == 0
+
+    canvas = page.locator(f"{PANEL}exemplar canvas[key=interface]")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    canvas.hover()
+    left, top = box["x"] + box["width"] / 3, box["y"] + box["height"] / 3
+    page.mouse.move(left, top)
+    page.mouse.down()
+    page.mouse.move(left + box["width"] / 3, top + box["height"] / 3, steps=10)
+    page.mouse.up()
+    page.locator("#img2img_generate").click()
+    page.locator("#img2img_region img").wait_for()
+
+
+def test_the_prompt_buttons_read_the_image_that_is_shown(page):
+    prompt = page.locator(f"{PANEL}exemplar_prompt textarea")
+    page.locator(f"{PANEL}prompt_clip").click()
+    playwright_api.expect(page.locator(f"{PANEL}message").last).to_have_text(
+        "There is no exemplar to read: upload one."
+    )
+    upload(page, "#img2img_image")
+    for button, text in {"clip": "a slice of pizza", "deepbooru": "pizza, food"}.items():
+        page.locator(f"{PANEL}prompt_{button}").click()
+        playwright_api.expect(prompt).to_have_value(text)
+
+
+def test_every_control_has_a_name(page):
+    switch_on(page)
+    open_all(page)
+    assert page.locator(f"{PANEL}enabled").evaluate(UNNAMED) == []
+
+
+def test_the_keyboard_reaches_everything_from_the_top_to_the_bottom(page):
+    open_all(page)
+    page.locator(f"{PANEL}enabled-checkbox input").focus()
+    seen = []
+    while "release" not in seen and len(seen) < 200:
+        name = page.evaluate(
+            "() => document.activeElement.closest('[id^=img2img_rival_]')?.id.replace('img2img_rival_', '')"
+        )
+        seen.append(name)
+        page.keyboard.press("Tab")
+    reached = [name for name in dict.fromkeys(seen) if name in IN_ORDER]
+    assert reached == [name for name in IN_ORDER if name in reached]
+    assert set(IN_ORDER) - set(reached) == set()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
+def test_the_panel_fits_its_page(page, address, theme, width):
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(f"{address}/?__theme={theme}")
+    page.locator(f"{PANEL}mode").wait_for()
+    switch_on(page)
+    open_all(page)
+    panel = page.locator(f"{PANEL}enabled")
+    assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+    folder = os.environ.get("RIVAL_SCREENSHOTS")
+    if folder:
+        panel.screenshot(path=str(Path(folder) / f"alone-{theme}-{width}.png"))
