@@ -62,6 +62,14 @@ const rival = (() => {
         return [];
     };
 
+    // the host's title has the percentage alone, its bar what is being done as well
+    const nameInTitle = () => {
+        const bar = gradioApp().querySelector(".progressDiv > .progress")?.textContent ?? "";
+        const [doing] = bar.match(/^(Inverting|Reconstructing) \d+\/\d+/) ?? [];
+        if (doing && !document.title.includes(doing)) document.title = document.title.replace("[", `[${doing} `);
+    };
+    onUiLoaded(() => new MutationObserver(nameInTitle).observe(document.querySelector("title"), {childList: true}));
+
     return {
         ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck, readable},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},

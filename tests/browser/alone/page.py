@@ -16,7 +16,7 @@ import gradio as gr
 ROOT = Path(__file__).resolve().parents[3]
 HOST_SCRIPT = """
 const gradioApp = () => document;
-const get_tab_index = () => 0;
+const [get_tab_index, onUiLoaded] = [() => 0, () => {}];
 const [randomId, requestProgress, showSubmitButtons] = [() => "task(1)", () => {}, () => {}];
 """
 """What the panel's script finds on the WebUI's page."""
