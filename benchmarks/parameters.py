@@ -1,0 +1,217 @@
+"""What each setting does, from low to high: the strips of docs/parameters.md, written to docs/parameters/.
+
+    python benchmarks/parameters.py [SETTING ...]
+
+Runs the small demo model; some minutes on two cores. Needs scipy and scikit-image beside what the command line needs.
+The page itself is written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from effect import labelled_grid
+from exemplars import ROOT, STEPS, Exemplar, read_exemplars
+from PIL import Image, ImageDraw
+from studio import Studio
+from tqdm import tqdm
+
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+
+PIZZA, HOUSE, BUS, TAXI, HEART = (
+    "pizza-emojione-yellow",
+    "house-emojione-blue",
+    "bus-emojione-pink",
+    "taxi-twemoji-green",
+    "red-heart-emojione-purple",
+)
+COLOURS = 96
+"""Of a strip's file."""
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TIMESTEPS = (0, 200, 400, 600, 800, 1000)
+
+Rows = dict[str, list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row of a strip shows, whatever its columns: an exemplar, a prompt, the settings that stay."""
+
+    exemplar: str
+    prompt: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One setting's values, a column each, in cases, a row each.
+
+    titles: of the columns, if they are not the values. steps: of the sampling.
+    """
+
+    values: Sequence[Any]
+    cases: Sequence[Case]
+    titles: Sequence[str] = ()
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the strips are made with: one seed throughout."""
+
+    studio: Studio
+    exemplars: dict[str, Exemplar]
+
+    def image(self, name: str) -> Image.Image:
+        """An exemplar's picture."""
+        return self.exemplars[name].image
+
+    def made(self, scene: Scene, prompt: str, **fields: Any) -> Image.Image:
+        """One picture with RIVAL."""
+        return self.studio.rival(scene, prompt, **fields)[0]
+
+
+VARIED = (Case(PIZZA, "a pizza"), Case(HOUSE, "a house"))
+ANOTHER = (Case(PIZZA, "a star"), Case(HOUSE, "a dog face"))
+
+STRIPS = {
+    "similarity": Strip(SHARES, VARIED),
+    "t_align": Strip(TIMESTEPS, VARIED),
+    "t_early": Strip(TIMESTEPS, VARIED),
+    "start_mix": Strip(SHARES, VARIED),
+    "exemplar_prompt": Strip(
+        ("", "{concept}", "{caption}", "a penguin"),
+        [
+            Case(PIZZA, "a pizza, blue background", {"mode": "edit"}),
+            Case(HOUSE, "a house, green background", {"mode": "edit"}),
+        ],
+        ("empty", "the concept", "the caption", "wrong: a penguin"),
+    ),
+    "layers": Strip(("all", "fine", "coarse", "8", "16", "32"), ANOTHER),
+    "strength": Strip(SHARES, ANOTHER),
+    "early_steps": Strip((200, 400, 600, 800, 900, 960, 1000), ANOTHER),
+    "alignment": Strip(("off", "noise", "latent"), (*VARIED, Case(BUS, "a bus"))),
+    "inversion_iterations": Strip(
+        (1, 2, 3, 5, 10), [Case(PIZZA, "", {"mode": "edit"}), Case(HOUSE, "", {"mode": "edit"})], steps=6
+    ),
+    "exemplar_tokens": Strip((0.25, 0.5, 0.75, 1.0), VARIED),
+}
+
+
+def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
+    """The exemplar, and a picture for each value of a setting."""
+    studio = replace(bench.studio, steps=strip.steps)
+    rows: Rows = {}
+    for case in strip.cases:
+        exemplar = bench.exemplars[case.exemplar]
+        rows[case.prompt or "no prompt"] = [exemplar.image] + [
+            studio.rival(Scene.of(exemplar.image), case.prompt, **case.fields, **{name: _filled(value, exemplar)})[0]
+            for value in strip.values
+        ]
+    titles = strip.titles or [_title(value) for value in strip.values]
+    return labelled_grid(["exemplar", *titles], _broken(rows))
+
+
+def modes(bench: Bench) -> Image.Image:
+    """What each mode makes of one exemplar."""
+    rows: Rows = {}
+    for name, had, asked in ((PIZZA, "yellow", "blue"), (HOUSE, "blue", "green")):
+        exemplar = bench.exemplars[name]
+        scene, (hole, emptied) = Scene.of(exemplar.image), right_half(exemplar.image)
+        changed = f"{exemplar.concept}, {asked} background"
+        rows[f"{exemplar.concept}"] = [
+            exemplar.image,
+            bench.made(scene, exemplar.concept),
+            bench.made(scene, "a star", mode="text"),
+            bench.made(scene, changed, mode="edit", exemplar_prompt=f"{exemplar.concept}, {had} background"),
+            emptied,
+            bench.made(Scene(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"),
+        ]
+    return labelled_grid(["exemplar", "variation", "text: a star", "edit: ground", "hole", "inpaint"], rows)
+
+
+def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """A mask of it, and the picture without it."""
+    hole = Image.new("L", image.size)
+    ImageDraw.Draw(hole).rectangle((image.width // 2, 0, *image.size), fill=255)
+    return hole, Image.composite(Image.new("RGB", image.size, "lightgray"), image, hole)
+
+
+def weights(bench: Bench) -> Image.Image:
+    """From all of one exemplar to all of another."""
+    rows: Rows = {}
+    for pair, prompt in {(PIZZA, HOUSE): "", (TAXI, HEART): "a star"}.items():
+        first, second = (bench.image(name) for name in pair)
+        pictures = []
+        for share in reversed(SHARES):
+            shown = [Shown(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
+            pictures.append(bench.made(Scene(shown, first.size), prompt))
+        rows[prompt or "no prompt"] = [first, *pictures, second]
+    titles = [f"{share:g} : {1 - share:g}" for share in reversed(SHARES)]
+    return labelled_grid(["first", *titles, "second"], rows)
+
+
+def regions(bench: Bench) -> Image.Image:
+    """The exemplar seen whole, and through masks that show less and less of it."""
+    rows: Rows = {}
+    for name in (PIZZA, HOUSE):
+        exemplar = bench.exemplars[name]
+        image = exemplar.image
+        rows[exemplar.concept] = [image, bench.made(Scene.of(image), exemplar.concept)]
+        for mask in (circle(image.size, 0), circle(image.size, 0, "outside"), circle(image.size, 40)):
+            blank = Image.new("RGB", image.size, "white")
+            seen = Scene([Shown(image, mask)], image.size)
+            rows[exemplar.concept] += [Image.composite(image, blank, mask), bench.made(seen, exemplar.concept)]
+    titles = ["exemplar", "whole", "shown", "from it", "shown", "from it", "shown", "from it"]
+    return labelled_grid(titles, rows)
+
+
+def circle(size: tuple[int, int], margin: int, side: str = "inside") -> Image.Image:
+    """A mask, white inside of a circle so many pixels off the edge, or outside of it."""
+    inside, outside = (255, 0) if side == "inside" else (0, 255)
+    mask = Image.new("L", size, outside)
+    ImageDraw.Draw(mask).ellipse((margin, margin, size[0] - margin - 1, size[1] - margin - 1), fill=inside)
+    return mask
+
+
+SPECIAL: dict[str, Callable[[Bench], Image.Image]] = {
+    "mode": modes,
+    "weight": weights,
+    "exemplar_mask": regions,
+}
+
+
+@click.command()
+@click.argument("settings", nargs=-1, type=click.Choice([*STRIPS, *SPECIAL]))
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "parameters", help="Folder to write.")
+def main(settings: Sequence[str], out: Path) -> None:
+    """Makes the strips of the named SETTINGS, or of all."""
+    quieten_libraries()
+    bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT), seeds=(1,), steps=STEPS), read_exemplars())
+    out.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(settings or [*STRIPS, *SPECIAL], unit="strip"):
+        strip = SPECIAL[name](bench) if name in SPECIAL else varied(bench, name, STRIPS[name])
+        strip.quantize(COLOURS, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
+
+
+def _filled(value: Any, exemplar: Exemplar) -> Any:
+    """A text with the exemplar's own concept or caption in it."""
+    return value.format(concept=exemplar.concept, caption=exemplar.caption) if isinstance(value, str) else value
+
+
+def _title(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _broken(rows: Rows) -> Rows:
+    """The rows with their names on as many lines as they have parts."""
+    return {name.replace(", ", ",\n").replace(" background", ""): pictures for name, pictures in rows.items()}
+
+
+if __name__ == "__main__":
+    main()
