@@ -29,7 +29,7 @@ PIZZA, HOUSE, BUS, TAXI, HEART = (
     "taxi-twemoji-green",
     "red-heart-emojione-purple",
 )
-COLOURS = 96
+COLOURS = 256
 """Of a strip's file."""
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -40,10 +40,11 @@ Rows = dict[str, list[Image.Image]]
 
 @dataclass(frozen=True)
 class Case:
-    """What a row of a strip shows, whatever its columns: an exemplar, a prompt, the settings that stay."""
+    """What a row of a strip shows, whatever its columns: its name, an exemplar, a prompt, the settings that stay."""
 
+    name: str
     exemplar: str
-    prompt: str
+    prompt: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,8 +77,9 @@ class Bench:
         return self.studio.rival(scene, prompt, **fields)[0]
 
 
-VARIED = (Case(PIZZA, "a pizza"), Case(HOUSE, "a house"))
-ANOTHER = (Case(PIZZA, "a star"), Case(HOUSE, "a dog face"))
+VARIED = (Case("a pizza", PIZZA, "a pizza"), Case("a house", HOUSE, "a house"))
+ANOTHER = (Case("a star", PIZZA, "a star"), Case("a dog face", HOUSE, "a dog face"))
+EDIT = {"mode": "edit"}
 
 STRIPS = {
     "similarity": Strip(SHARES, VARIED),
@@ -86,18 +88,20 @@ STRIPS = {
     "start_mix": Strip(SHARES, VARIED),
     "exemplar_prompt": Strip(
         ("", "{concept}", "{caption}", "a penguin"),
-        [
-            Case(PIZZA, "a pizza, blue background", {"mode": "edit"}),
-            Case(HOUSE, "a house, green background", {"mode": "edit"}),
-        ],
+        (
+            Case("a pizza\non blue", PIZZA, "a pizza, blue background", EDIT),
+            Case("a house\non green", HOUSE, "a house, green background", EDIT),
+        ),
         ("empty", "the concept", "the caption", "wrong: a penguin"),
     ),
-    "layers": Strip(("all", "fine", "coarse", "8", "16", "32"), ANOTHER),
+    "layers": Strip(("32", "16", "coarse", "fine", "all"), ANOTHER),
     "strength": Strip(SHARES, ANOTHER),
     "early_steps": Strip((200, 400, 600, 800, 900, 960, 1000), ANOTHER),
-    "alignment": Strip(("off", "noise", "latent"), (*VARIED, Case(BUS, "a bus"))),
+    "alignment": Strip(("off", "noise", "latent"), (VARIED[0], Case("a bus", BUS, "a bus"))),
     "inversion_iterations": Strip(
-        (1, 2, 3, 5, 10), [Case(PIZZA, "", {"mode": "edit"}), Case(HOUSE, "", {"mode": "edit"})], steps=6
+        (1, 2, 3, 5, 10),
+        (Case("house,\nno prompt", HOUSE, fields=EDIT), Case("pizza,\nno prompt", PIZZA, fields=EDIT)),
+        steps=4,
     ),
     "exemplar_tokens": Strip((0.25, 0.5, 0.75, 1.0), VARIED),
 }
@@ -109,12 +113,14 @@ def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
     rows: Rows = {}
     for case in strip.cases:
         exemplar = bench.exemplars[case.exemplar]
-        rows[case.prompt or "no prompt"] = [exemplar.image] + [
-            studio.rival(Scene.of(exemplar.image), case.prompt, **case.fields, **{name: _filled(value, exemplar)})[0]
+        scene = Scene.of(exemplar.image)
+        made = [
+            studio.rival(scene, case.prompt, **case.fields, **{name: _filled(value, exemplar)})[0]
             for value in strip.values
         ]
+        rows[case.name] = [exemplar.image, *made]
     titles = strip.titles or [_title(value) for value in strip.values]
-    return labelled_grid(["exemplar", *titles], _broken(rows))
+    return labelled_grid(["exemplar", *titles], rows)
 
 
 def modes(bench: Bench) -> Image.Image:
@@ -124,7 +130,7 @@ def modes(bench: Bench) -> Image.Image:
         exemplar = bench.exemplars[name]
         scene, (hole, emptied) = Scene.of(exemplar.image), right_half(exemplar.image)
         changed = f"{exemplar.concept}, {asked} background"
-        rows[f"{exemplar.concept}"] = [
+        rows[exemplar.concept] = [
             exemplar.image,
             bench.made(scene, exemplar.concept),
             bench.made(scene, "a star", mode="text"),
@@ -132,7 +138,7 @@ def modes(bench: Bench) -> Image.Image:
             emptied,
             bench.made(Scene(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"),
         ]
-    return labelled_grid(["exemplar", "variation", "text: a star", "edit: ground", "hole", "inpaint"], rows)
+    return labelled_grid(["exemplar", "variation", "text: a star", "edit: its ground", "hole", "inpaint"], rows)
 
 
 def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -145,13 +151,13 @@ def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 def weights(bench: Bench) -> Image.Image:
     """From all of one exemplar to all of another."""
     rows: Rows = {}
-    for pair, prompt in {(PIZZA, HOUSE): "", (TAXI, HEART): "a star"}.items():
+    for pair, prompt in {(PIZZA, HOUSE): "a dog face", (TAXI, HEART): "a star"}.items():
         first, second = (bench.image(name) for name in pair)
         pictures = []
         for share in reversed(SHARES):
             shown = [Shown(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
             pictures.append(bench.made(Scene(shown, first.size), prompt))
-        rows[prompt or "no prompt"] = [first, *pictures, second]
+        rows[prompt] = [first, *pictures, second]
     titles = [f"{share:g} : {1 - share:g}" for share in reversed(SHARES)]
     return labelled_grid(["first", *titles, "second"], rows)
 
@@ -196,7 +202,7 @@ def main(settings: Sequence[str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in tqdm(settings or [*STRIPS, *SPECIAL], unit="strip"):
         strip = SPECIAL[name](bench) if name in SPECIAL else varied(bench, name, STRIPS[name])
-        strip.quantize(COLOURS, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
+        strip.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
 
 
 def _filled(value: Any, exemplar: Exemplar) -> Any:
@@ -206,11 +212,6 @@ def _filled(value: Any, exemplar: Exemplar) -> Any:
 
 def _title(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:g}"
-
-
-def _broken(rows: Rows) -> Rows:
-    """The rows with their names on as many lines as they have parts."""
-    return {name.replace(", ", ",\n").replace(" background", ""): pictures for name, pictures in rows.items()}
 
 
 if __name__ == "__main__":
