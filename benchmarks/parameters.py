@@ -1,9 +1,9 @@
-"""What each setting does, from low to high: the strips of docs/parameters.md, written to docs/parameters/.
+"""What each setting does, from low to high: the strips of docs/parameters.md and recipes.md, in docs/parameters/.
 
-    python benchmarks/parameters.py [SETTING ...]
+    python benchmarks/parameters.py [STRIP ...]
 
 Runs the small demo model; some minutes on two cores. Needs scipy and scikit-image beside what the command line needs.
-The page itself is written by hand.
+The pages themselves are written by hand.
 """
 
 from __future__ import annotations
@@ -104,6 +104,14 @@ STRIPS = {
         steps=4,
     ),
     "exemplar_tokens": Strip((0.25, 0.5, 0.75, 1.0), VARIED),
+    "exact": Strip(
+        (False, True),
+        (
+            Case("a pizza", PIZZA, "a pizza", {"exemplar_prompt": "{caption}"}),
+            Case("a house\non green", HOUSE, "a house, green background", EDIT | {"exemplar_prompt": "{caption}"}),
+        ),
+        ("off", "on"),
+    ),
 }
 
 
@@ -115,7 +123,7 @@ def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
         exemplar = bench.exemplars[case.exemplar]
         scene = Scene.of(exemplar.image)
         made = [
-            studio.rival(scene, case.prompt, **case.fields, **{name: _filled(value, exemplar)})[0]
+            studio.rival(scene, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
             for value in strip.values
         ]
         rows[case.name] = [exemplar.image, *made]
@@ -146,6 +154,25 @@ def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     hole = Image.new("L", image.size)
     ImageDraw.Draw(hole).rectangle((image.width // 2, 0, *image.size), fill=255)
     return hole, Image.composite(Image.new("RGB", image.size, "lightgray"), image, hole)
+
+
+def filling(bench: Bench) -> Image.Image:
+    """A hole in one picture filled from another one, with and without a prompt; and without RIVAL."""
+    rows: Rows = {}
+    for name, other, prompt in ((HOUSE, BUS, "a bus"), (PIZZA, HEART, "a red heart")):
+        canvas, source = bench.image(name), bench.image(other)
+        hole = circle(canvas.size, 14)
+        emptied = Image.composite(Image.new("RGB", canvas.size, "lightgray"), canvas, hole)
+        scene = Scene([Shown(source)], canvas.size, canvas, hole)
+        rows[prompt] = [
+            canvas,
+            emptied,
+            source,
+            bench.studio.plain(scene, prompt, "inpaint")[0],
+            bench.made(scene, prompt, mode="inpaint"),
+            bench.made(scene, "", mode="inpaint"),
+        ]
+    return labelled_grid(["photo", "hole", "exemplar", "without RIVAL", "from exemplar", "no prompt"], rows)
 
 
 def weights(bench: Bench) -> Image.Image:
@@ -189,25 +216,27 @@ SPECIAL: dict[str, Callable[[Bench], Image.Image]] = {
     "mode": modes,
     "weight": weights,
     "exemplar_mask": regions,
+    "filling": filling,
 }
 
 
 @click.command()
-@click.argument("settings", nargs=-1, type=click.Choice([*STRIPS, *SPECIAL]))
+@click.argument("strips", nargs=-1, type=click.Choice([*STRIPS, *SPECIAL]))
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "parameters", help="Folder to write.")
-def main(settings: Sequence[str], out: Path) -> None:
-    """Makes the strips of the named SETTINGS, or of all."""
+def main(strips: Sequence[str], out: Path) -> None:
+    """Makes the named STRIPS, or all."""
     quieten_libraries()
     bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT), seeds=(1,), steps=STEPS), read_exemplars())
     out.mkdir(parents=True, exist_ok=True)
-    for name in tqdm(settings or [*STRIPS, *SPECIAL], unit="strip"):
+    for name in tqdm(strips or [*STRIPS, *SPECIAL], unit="strip"):
         strip = SPECIAL[name](bench) if name in SPECIAL else varied(bench, name, STRIPS[name])
         strip.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
 
 
-def _filled(value: Any, exemplar: Exemplar) -> Any:
-    """A text with the exemplar's own concept or caption in it."""
-    return value.format(concept=exemplar.concept, caption=exemplar.caption) if isinstance(value, str) else value
+def _filled(fields: Mapping[str, Any], exemplar: Exemplar) -> dict[str, Any]:
+    """The fields with the exemplar's own concept and caption in their texts."""
+    words = {"concept": exemplar.concept, "caption": exemplar.caption}
+    return {name: value.format(**words) if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def _title(value: Any) -> str:

@@ -54,8 +54,12 @@ def test_no_other_setting_is_on_the_page():
 
 
 def test_every_strip_is_shown_once():
-    shown = re.findall(r"\(parameters/(\w+)\.png\)", page("parameters.md"))
+    shown = re.findall(r"\(parameters/(\w+)\.png\)", page("parameters.md") + page("recipes.md"))
     assert sorted(shown) == sorted(path.stem for path in (DOCS / "parameters").iterdir())
+
+
+def test_the_strips_are_small():
+    assert sum(path.stat().st_size for path in (DOCS / "parameters").iterdir()) < 2.5e6
 
 
 # links
