@@ -33,9 +33,11 @@ class Studio:
     steps: int = 20
     store: ChainStore = field(default_factory=ChainStore)
 
-    def host(self, scene: Scene, prompt: str = "", guidance: float = 5.0, exemplar_prompt: str = "") -> DiffusersHost:
+    def host(
+        self, scene: Scene, prompt: str = "", guidance: float = 5.0, exemplar_prompt: str = "", exact: bool = False
+    ) -> DiffusersHost:
         """The embedded host for a scene."""
-        request = Request(prompt, exemplar_prompt, guidance, "ddim", self.steps)
+        request = Request(prompt, exemplar_prompt, guidance, "ddim", self.steps, exact)
         return DiffusersHost(self.pipeline, request, scene, lambda done, total: None)
 
     def rival(self, scene: Scene, prompt: str = "", **fields: Any) -> list[Image.Image]:
@@ -46,7 +48,7 @@ class Studio:
     def guided(self, scene: Scene, prompt: str = "", **fields: Any) -> tuple[DiffusersHost, Guide]:
         """A host and the guide for its next sampling."""
         settings = parse_settings(fields)
-        host = self.host(scene, prompt, GUIDANCE[settings.mode], settings.exemplar_prompt)
+        host = self.host(scene, prompt, GUIDANCE[settings.mode], settings.exemplar_prompt, settings.exact)
         return host, prepare(host, settings, self.store, Report(settings.mode, settings.t_align, settings.t_early))
 
     def plain(self, scene: Scene, prompt: str = "", mode: str = "variation") -> list[Image.Image]:

@@ -1,0 +1,247 @@
+"""What each setting does, from low to high: the strips of docs/parameters.md and recipes.md, in docs/parameters/.
+
+    python benchmarks/parameters.py [STRIP ...]
+
+Runs the small demo model; some minutes on two cores. Needs scipy and scikit-image beside what the command line needs.
+The pages themselves are written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from effect import labelled_grid
+from exemplars import ROOT, STEPS, Exemplar, read_exemplars
+from PIL import Image, ImageDraw
+from studio import Studio
+from tqdm import tqdm
+
+from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+
+PIZZA, HOUSE, BUS, TAXI, HEART = (
+    "pizza-emojione-yellow",
+    "house-emojione-blue",
+    "bus-emojione-pink",
+    "taxi-twemoji-green",
+    "red-heart-emojione-purple",
+)
+COLOURS = 256
+"""Of a strip's file."""
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TIMESTEPS = (0, 200, 400, 600, 800, 1000)
+
+Rows = dict[str, list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row of a strip shows, whatever its columns: its name, an exemplar, a prompt, the settings that stay."""
+
+    name: str
+    exemplar: str
+    prompt: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One setting's values, a column each, in cases, a row each.
+
+    titles: of the columns, if they are not the values. steps: of the sampling.
+    """
+
+    values: Sequence[Any]
+    cases: Sequence[Case]
+    titles: Sequence[str] = ()
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the strips are made with: one seed throughout."""
+
+    studio: Studio
+    exemplars: dict[str, Exemplar]
+
+    def image(self, name: str) -> Image.Image:
+        """An exemplar's picture."""
+        return self.exemplars[name].image
+
+    def made(self, scene: Scene, prompt: str, **fields: Any) -> Image.Image:
+        """One picture with RIVAL."""
+        return self.studio.rival(scene, prompt, **fields)[0]
+
+
+VARIED = (Case("a pizza", PIZZA, "a pizza"), Case("a house", HOUSE, "a house"))
+ANOTHER = (Case("a star", PIZZA, "a star"), Case("a dog face", HOUSE, "a dog face"))
+EDIT = {"mode": "edit"}
+
+STRIPS = {
+    "similarity": Strip(SHARES, VARIED),
+    "t_align": Strip(TIMESTEPS, VARIED),
+    "t_early": Strip(TIMESTEPS, VARIED),
+    "start_mix": Strip(SHARES, VARIED),
+    "exemplar_prompt": Strip(
+        ("", "{concept}", "{caption}", "a penguin"),
+        (
+            Case("a pizza\non blue", PIZZA, "a pizza, blue background", EDIT),
+            Case("a house\non green", HOUSE, "a house, green background", EDIT),
+        ),
+        ("empty", "the concept", "the caption", "wrong: a penguin"),
+    ),
+    "layers": Strip(("32", "16", "coarse", "fine", "all"), ANOTHER),
+    "strength": Strip(SHARES, ANOTHER),
+    "early_steps": Strip((200, 400, 600, 800, 900, 960, 1000), ANOTHER),
+    "alignment": Strip(("off", "noise", "latent"), (VARIED[0], Case("a bus", BUS, "a bus"))),
+    "inversion_iterations": Strip(
+        (1, 2, 3, 5, 10),
+        (Case("house,\nno prompt", HOUSE, fields=EDIT), Case("pizza,\nno prompt", PIZZA, fields=EDIT)),
+        steps=4,
+    ),
+    "exemplar_tokens": Strip((0.25, 0.5, 0.75, 1.0), VARIED),
+    "exact": Strip(
+        (False, True),
+        (
+            Case("a pizza", PIZZA, "a pizza", {"exemplar_prompt": "{caption}"}),
+            Case("a house\non green", HOUSE, "a house, green background", EDIT | {"exemplar_prompt": "{caption}"}),
+        ),
+        ("off", "on"),
+    ),
+}
+
+
+def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
+    """The exemplar, and a picture for each value of a setting."""
+    studio = replace(bench.studio, steps=strip.steps)
+    rows: Rows = {}
+    for case in strip.cases:
+        exemplar = bench.exemplars[case.exemplar]
+        scene = Scene.of(exemplar.image)
+        made = [
+            studio.rival(scene, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
+            for value in strip.values
+        ]
+        rows[case.name] = [exemplar.image, *made]
+    titles = strip.titles or [_title(value) for value in strip.values]
+    return labelled_grid(["exemplar", *titles], rows)
+
+
+def modes(bench: Bench) -> Image.Image:
+    """What each mode makes of one exemplar."""
+    rows: Rows = {}
+    for name, had, asked in ((PIZZA, "yellow", "blue"), (HOUSE, "blue", "green")):
+        exemplar = bench.exemplars[name]
+        scene, (hole, emptied) = Scene.of(exemplar.image), right_half(exemplar.image)
+        changed = f"{exemplar.concept}, {asked} background"
+        rows[exemplar.concept] = [
+            exemplar.image,
+            bench.made(scene, exemplar.concept),
+            bench.made(scene, "a star", mode="text"),
+            bench.made(scene, changed, mode="edit", exemplar_prompt=f"{exemplar.concept}, {had} background"),
+            emptied,
+            bench.made(Scene(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"),
+        ]
+    return labelled_grid(["exemplar", "variation", "text: a star", "edit: its ground", "hole", "inpaint"], rows)
+
+
+def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """A mask of it, and the picture without it."""
+    hole = Image.new("L", image.size)
+    ImageDraw.Draw(hole).rectangle((image.width // 2, 0, *image.size), fill=255)
+    return hole, Image.composite(Image.new("RGB", image.size, "lightgray"), image, hole)
+
+
+def filling(bench: Bench) -> Image.Image:
+    """A hole in one picture filled from another one, with and without a prompt; and without RIVAL."""
+    rows: Rows = {}
+    for name, other, prompt in ((HOUSE, BUS, "a bus"), (PIZZA, HEART, "a red heart")):
+        canvas, source = bench.image(name), bench.image(other)
+        hole = circle(canvas.size, 14)
+        emptied = Image.composite(Image.new("RGB", canvas.size, "lightgray"), canvas, hole)
+        scene = Scene([Shown(source)], canvas.size, canvas, hole)
+        rows[prompt] = [
+            canvas,
+            emptied,
+            source,
+            bench.studio.plain(scene, prompt, "inpaint")[0],
+            bench.made(scene, prompt, mode="inpaint"),
+            bench.made(scene, "", mode="inpaint"),
+        ]
+    return labelled_grid(["photo", "hole", "exemplar", "without RIVAL", "from exemplar", "no prompt"], rows)
+
+
+def weights(bench: Bench) -> Image.Image:
+    """From all of one exemplar to all of another."""
+    rows: Rows = {}
+    for pair, prompt in {(PIZZA, HOUSE): "a dog face", (TAXI, HEART): "a star"}.items():
+        first, second = (bench.image(name) for name in pair)
+        pictures = []
+        for share in reversed(SHARES):
+            shown = [Shown(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
+            pictures.append(bench.made(Scene(shown, first.size), prompt))
+        rows[prompt] = [first, *pictures, second]
+    titles = [f"{share:g} : {1 - share:g}" for share in reversed(SHARES)]
+    return labelled_grid(["first", *titles, "second"], rows)
+
+
+def regions(bench: Bench) -> Image.Image:
+    """The exemplar seen whole, and through masks that show less and less of it."""
+    rows: Rows = {}
+    for name in (PIZZA, HOUSE):
+        exemplar = bench.exemplars[name]
+        image = exemplar.image
+        rows[exemplar.concept] = [image, bench.made(Scene.of(image), exemplar.concept)]
+        for mask in (circle(image.size, 0), circle(image.size, 0, "outside"), circle(image.size, 40)):
+            blank = Image.new("RGB", image.size, "white")
+            seen = Scene([Shown(image, mask)], image.size)
+            rows[exemplar.concept] += [Image.composite(image, blank, mask), bench.made(seen, exemplar.concept)]
+    titles = ["exemplar", "whole", "shown", "from it", "shown", "from it", "shown", "from it"]
+    return labelled_grid(titles, rows)
+
+
+def circle(size: tuple[int, int], margin: int, side: str = "inside") -> Image.Image:
+    """A mask, white inside of a circle so many pixels off the edge, or outside of it."""
+    inside, outside = (255, 0) if side == "inside" else (0, 255)
+    mask = Image.new("L", size, outside)
+    ImageDraw.Draw(mask).ellipse((margin, margin, size[0] - margin - 1, size[1] - margin - 1), fill=inside)
+    return mask
+
+
+SPECIAL: dict[str, Callable[[Bench], Image.Image]] = {
+    "mode": modes,
+    "weight": weights,
+    "exemplar_mask": regions,
+    "filling": filling,
+}
+
+
+@click.command()
+@click.argument("strips", nargs=-1, type=click.Choice([*STRIPS, *SPECIAL]))
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "parameters", help="Folder to write.")
+def main(strips: Sequence[str], out: Path) -> None:
+    """Makes the named STRIPS, or all."""
+    quieten_libraries()
+    bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT), seeds=(1,), steps=STEPS), read_exemplars())
+    out.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(strips or [*STRIPS, *SPECIAL], unit="strip"):
+        strip = SPECIAL[name](bench) if name in SPECIAL else varied(bench, name, STRIPS[name])
+        strip.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
+
+
+def _filled(fields: Mapping[str, Any], exemplar: Exemplar) -> dict[str, Any]:
+    """The fields with the exemplar's own concept and caption in their texts."""
+    words = {"concept": exemplar.concept, "caption": exemplar.caption}
+    return {name: value.format(**words) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _title(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+if __name__ == "__main__":
+    main()
