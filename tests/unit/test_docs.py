@@ -95,12 +95,16 @@ VARIABLE = "\0"
 """In place of what a sentence is filled with."""
 
 
+FOLDER = ROOT / "rival_ext"
+TREES = {path.relative_to(FOLDER).as_posix(): ast.parse(path.read_text()) for path in sorted(FOLDER.rglob("*.py"))}
+
+
 class Sentences(ast.NodeVisitor):
     """Collects what a file of the extension can say; what is filled in is `VARIABLE`."""
 
     def __init__(self, name):
         self.name = name
-        self.tree = ast.parse((ROOT / "rival_ext" / name).read_text())
+        self.tree = TREES[name]
         self.found = []
         self.visit(self.tree)
 
@@ -122,7 +126,7 @@ class Sentences(ast.NodeVisitor):
             self.found += self.texts(node.value)
 
     def texts(self, node):
-        """What an expression can be, as far as it is written in this file."""
+        """What an expression can be, as far as it is written in this file or is another one's constant."""
         if isinstance(node, ast.Constant):
             return [node.value] if isinstance(node.value, str) else []
         if isinstance(node, ast.JoinedStr):
@@ -141,15 +145,14 @@ class Sentences(ast.NodeVisitor):
         return [node.value for node in returns if node.value]
 
     def assigned(self, name):
-        assignments = (node for node in ast.walk(self.tree) if isinstance(node, ast.Assign))
+        constants = [node for tree in TREES.values() for node in tree.body]
+        assignments = (node for node in [*ast.walk(self.tree), *constants] if isinstance(node, ast.Assign))
         return [node.value for node in assignments if any(getattr(aim, "id", "") == name for aim in node.targets)]
 
 
 def sentences():
     """(file, sentence) of everything that the extension says about a user's request."""
-    folder = ROOT / "rival_ext"
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
-    return [(name, text) for name in names for text in dict.fromkeys(Sentences(name).found)]
+    return [(name, text) for name in TREES for text in dict.fromkeys(Sentences(name).found)]
 
 
 def test_the_sentences_are_found():
@@ -160,8 +163,8 @@ def test_the_sentences_are_found():
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
     assert "the sampler finds its own noise levels" in by_file["prepare.py"]
     assert len(by_file["ui/forecast.py"]) == 5
-    for name in (path.relative_to(ROOT / "rival_ext").as_posix() for path in (ROOT / "rival_ext").rglob("*.py")):
-        raises = "raise RivalError(" in (ROOT / "rival_ext" / name).read_text()
+    for name in TREES:
+        raises = "raise RivalError(" in (FOLDER / name).read_text()
         assert name in by_file or not raises, f"no sentence of {name} was found"
 
 
@@ -191,5 +194,5 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
     }
     for name, parts in said.items():
         for part in parts:
-            assert part in (ROOT / "rival_ext" / name).read_text()
+            assert part in (FOLDER / name).read_text()
             assert part in text
