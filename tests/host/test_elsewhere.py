@@ -51,7 +51,8 @@ def made_on(device, settings, kind="img2img", **fields):
     return answer.pictures
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+# an adaptive sampler's hundred steps would show nothing that the others do not
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "DPM adaptive"])
 def test_every_sampler_makes_the_same_pictures(sampler):
     one, other = (made_on(device, {}, sampler_name=sampler) for device in (ELSEWHERE, CPU))
     assert largest_difference(one, other) <= 4
