@@ -40,12 +40,12 @@ class InversionCheck:
         self.button = gr.Button("Check inversion", elem_id=f"{prefix}_check", size="sm")
 
     def build_result(self, prefix: str) -> None:
-        """Where the two images and the verdict are shown."""
+        """Where the three images and the verdict are shown."""
         self.verdict = gr.HTML(elem_id=f"{prefix}_verdict")
         self.images = gr.Gallery(
             label="The exemplar, and as its inversion gives it back",
             elem_id=f"{prefix}_checked",
-            columns=2,
+            columns=3,
             object_fit="contain",
             visible=False,
         )
@@ -96,7 +96,11 @@ class InversionCheck:
 
 
 def _pictures(checked: Checked) -> list[tuple[Any, str]]:
-    return [(checked.original, "The exemplar"), (checked.reconstruction, f"Given back, {checked.psnr:.1f} dB")]
+    return [
+        (checked.original, "The exemplar"),
+        (checked.ceiling, "VAE alone"),
+        (checked.reconstruction, "Given back"),
+    ]
 
 
 def _words(checked: Checked) -> str:

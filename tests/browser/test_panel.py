@@ -295,7 +295,7 @@ def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
 
 def test_a_check_shows_the_exemplar_as_its_inversion_gives_it_back(page):
     upload(page, "#img2img_image", ROOT / "demo" / "house.png")
-    fill_in(page, "img2img", "", cfg_scale=5, denoising_strength=1, steps=60)
+    fill_in(page, "img2img", "a house", cfg_scale=5, denoising_strength=1, steps=60)
     enable(page)
     page.locator(f"{PANEL}check").click()
     # in the WebUI's own bar and in the page's title
@@ -304,7 +304,7 @@ def test_a_check_shows_the_exemplar_as_its_inversion_gives_it_back(page):
     )
     page.wait_for_function(r"/^\[Inverting \d+\/60 \d+%.*\] /.test(document.title)")
     playwright_api.expect(page.locator(f"{PANEL}verdict .rival-good")).to_contain_text(re.compile(r"\d\d\.\d dB"))
-    playwright_api.expect(page.locator(f"{PANEL}checked .thumbnail-item img")).to_have_count(2)
+    playwright_api.expect(page.locator(f"{PANEL}checked .thumbnail-item img")).to_have_count(3)
     expect_plan(page, "Uses the stored inversion")
     generate(page)
     expect_report(page, "stored inversion")
