@@ -196,3 +196,9 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
         for part in parts:
             assert part in (FOLDER / name).read_text()
             assert part in text
+
+
+def test_the_api_page_has_every_field_in_the_order_of_the_positional_form():
+    table = page("api.md").partition("| field | type |")[2].partition("\n\n")[0]
+    in_table = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert in_table == [field.name for field in FIELDS]
