@@ -314,6 +314,18 @@ def test_a_check_shows_the_exemplar_as_its_inversion_gives_it_back(page):
     screenshot(page, "panel-check.png")
 
 
+def test_a_check_is_interrupted_as_a_run_is(page):
+    upload(page, "#img2img_image", ROOT / "demo" / "house.png")
+    fill_in(page, "img2img", "", denoising_strength=1, steps=150)
+    enable(page)
+    page.locator(f"{PANEL}check").click()
+    playwright_api.expect(page.locator("#img2img_results .progress")).to_contain_text("Inverting")
+    page.locator("#img2img_interrupt").click()
+    playwright_api.expect(page.locator(f"{PANEL}verdict .error")).to_contain_text("RIVAL: the check was interrupted")
+    page.locator("#img2img_interrupt").wait_for(state="hidden")
+    playwright_api.expect(page.locator("#img2img_generate")).to_be_visible()
+
+
 def test_a_check_without_an_image_says_so(page):
     enable(page)
     page.locator(f"{PANEL}check").click()
