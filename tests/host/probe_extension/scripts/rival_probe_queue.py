@@ -1,0 +1,46 @@
+"""An extension for a real WebUI under test: every run from the same state of the global generator; the queue's state.
+
+The host draws img2img's latent from the VAE's posterior with the global generator, so that without this a picture
+depends on those made before it, with or without RIVAL.
+"""
+
+import torch
+from modules import call_queue, script_callbacks, scripts, shared
+
+PINNED = {"seed": None}
+
+
+class Pin(scripts.Script):
+    """Before the host draws anything for a run."""
+
+    def title(self):
+        return "RIVAL probe: pin"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        if PINNED["seed"] is not None:
+            torch.manual_seed(PINNED["seed"])
+
+
+def add_routes(_, app):
+    """`/probe/pin` and `/probe/queue`."""
+
+    @app.post("/probe/pin")
+    def pin(seed: int):
+        PINNED["seed"] = seed
+
+    @app.get("/probe/queue")
+    def queue():
+        lock, state = call_queue.queue_lock, shared.state
+        return {
+            "locked": lock._lock.locked(),
+            "waiting": len(lock._pending_threads),
+            "job": state.job,
+            "job_count": state.job_count,
+            "interrupted": state.interrupted,
+        }
+
+
+script_callbacks.on_app_started(add_routes)
