@@ -20,7 +20,7 @@ from rival_ext.inversion import Progress, invert, part_of
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import Settings
-from rival_ext.store import ChainStore, digest
+from rival_ext.store import Store, digest
 
 FEWEST_POSITIONS = 4
 """Statistics of fewer positions of a latent mean nothing."""
@@ -94,7 +94,7 @@ class Host(Protocol):
         """Bytes that chains may take in all."""
 
 
-def prepare(host: Host, settings: Settings, store: ChainStore | None, report: Report) -> Guide:
+def prepare(host: Host, settings: Settings, store: Store | None, report: Report) -> Guide:
     """The guide for a host's next sampling; inverts what the store has no chain of.
 
     Raises RivalError before any evaluation if no layer could see the exemplar at any step.
@@ -151,7 +151,7 @@ class Wanted(NamedTuple):
 class _Chains:
     """The chains of one run: from the store, or inverted now; together within the memory budget."""
 
-    def __init__(self, host: Host, settings: Settings, levels: Tensor, store: ChainStore | None, report: Report):
+    def __init__(self, host: Host, settings: Settings, levels: Tensor, store: Store | None, report: Report):
         self.host = host
         self.settings = settings
         self.levels = levels

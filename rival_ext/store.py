@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -25,6 +26,19 @@ class Kept:
     chain: Chain
     id: str = field(default_factory=secrets.token_urlsafe)
     made: float = field(default_factory=time.time)
+
+
+class Store(Protocol):
+    """Where the chains of earlier runs are found, and this one's kept."""
+
+    def get(self, key: str) -> Chain | None:
+        """The chain kept under the key, or None."""
+
+    def put(self, key: str, chain: Chain, budget: float) -> None:
+        """Keeps the chain, if `budget` bytes of memory for all have room for it."""
+
+    def make_room(self, size: int, budget: float) -> bool:
+        """Whether `size` more bytes of memory can be had within the budget."""
 
 
 class ChainStore:

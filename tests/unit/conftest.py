@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from rival_ext.attention import self_attention_layers
+from rival_ext.cli import main
 from rival_ext.exemplar import Exemplar
 from rival_ext.guide import Guide
 from rival_ext.inversion import invert
@@ -48,3 +49,18 @@ def make_live_guide():
 def sample():
     """(host, start, seeds, guide or None) -> final latents."""
     return lambda host, start, seeds, guide: host.sample(start, seeds, guide, lambda done, total: None)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """(arguments) -> (exit code, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            return stopped.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call

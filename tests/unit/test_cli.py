@@ -33,21 +33,6 @@ REPORT = {
 }
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """(arguments) -> (exit code, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stopped:
-            return stopped.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return call
-
-
 def report_of(folder):
     return json.loads((folder / "report.json").read_text())
 
