@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from hashlib import sha256
 from secrets import compare_digest
 from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol
 
@@ -200,13 +201,21 @@ def router(backend: Backend, credentials: Mapping[str, str]) -> APIRouter:
 
 
 def _admission(credentials: Mapping[str, str]) -> Callable[..., None]:
+    admitted = [_digest(user, password) for user, password in credentials.items()]
+
     def admit(given: HTTPBasicCredentials = PASSWORD) -> None:
-        expected = credentials.get(given.username)
-        if expected is None or not compare_digest(expected.encode(), given.password.encode()):
+        asking = _digest(given.username, given.password)
+        # with each of them, and by digests of one length: the time taken tells neither a user's name nor a length
+        if not sum(compare_digest(asking, known) for known in admitted):
             sentence = "RIVAL: wrong user or password; they are those of the WebUI's own API."
             raise HTTPException(401, sentence, headers={"WWW-Authenticate": "Basic"})
 
     return admit
+
+
+def _digest(user: str, password: str) -> bytes:
+    # neither the host's command line nor HTTP lets a user's name have a colon
+    return sha256(f"{user}:{password}".encode()).digest()
 
 
 def _stored(kept: Kept) -> StoredChain:

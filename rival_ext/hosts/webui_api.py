@@ -22,8 +22,17 @@ def add_routes(_: Any, app: Any) -> None:
         return
     from rival_ext.api import router
 
-    pairs = (pair.partition(":") for pair in (shared.cmd_opts.api_auth or "").split(",") if pair)
-    app.include_router(router(WebuiBackend(), {user: password for user, _, password in pairs}))
+    app.include_router(router(WebuiBackend(), _credentials(shared.cmd_opts.api_auth)))
+
+
+def _credentials(api_auth: str | None) -> dict[str, str]:
+    """User -> password, as the host itself reads its --api-auth.
+
+    Raises ValueError for what it cannot read either, so that there are no routes rather than open ones.
+    """
+    if not api_auth:
+        return {}
+    return dict(pair.split(":") for pair in api_auth.split(","))
 
 
 class WebuiBackend:
@@ -52,6 +61,7 @@ class WebuiBackend:
         )
 
     def store(self) -> ChainStore:
+        # whoever has the API's password is one user, and none of those who log in to the page
         from rival_ext.hosts.webui import STORE
 
         return STORE
