@@ -42,27 +42,38 @@ class Store(Protocol):
 
 
 class ChainStore:
-    """Chains in memory by key, the least recently used one leaving first."""
+    """One user's chains in memory, by key; the least recently used one of all users leaves first.
 
-    def __init__(self) -> None:
-        self._chains: OrderedDict[str, Kept] = OrderedDict()
+    Nobody finds, lists or gives back another's. user: None is whoever has not logged in.
+    """
+
+    def __init__(self, user: str | None = None) -> None:
+        self._user = user
+        self._chains: OrderedDict[tuple[str | None, str], Kept] = OrderedDict()
+
+    def of(self, user: str | None) -> ChainStore:
+        """Another user's, in the same memory."""
+        store = ChainStore(user)
+        store._chains = self._chains
+        return store
 
     @property
     def bytes(self) -> int:
         """Memory that the kept chains hold."""
-        return sum(kept.chain.bytes for kept in self.kept)
+        return _bytes(self.kept)
 
     @property
     def kept(self) -> list[Kept]:
         """Everything in it, the least recently used first."""
-        return list(self._chains.values())
+        return [kept for _, kept in self._own()]
 
     def get(self, key: str) -> Chain | None:
         """The chain kept under the key, or None."""
-        if key not in self._chains:
+        own = (self._user, key)
+        if own not in self._chains:
             return None
-        self._chains.move_to_end(key)
-        return self._chains[key].chain
+        self._chains.move_to_end(own)
+        return self._chains[own].chain
 
     def id_of(self, chain: Chain) -> str | None:
         """What this very chain is called outside, or None if it is not kept."""
@@ -70,25 +81,39 @@ class ChainStore:
 
     def remove(self, id: str) -> bool:  # noqa: A002  what it is called everywhere
         """Gives the memory of one chain back; False if none has this id."""
-        key = next((key for key, kept in self._chains.items() if kept.id == id), None)
-        return key is not None and self._chains.pop(key, None) is not None
+        own = next((own for own, kept in self._own() if kept.id == id), None)
+        return own is not None and self._chains.pop(own, None) is not None
 
     def make_room(self, size: int, budget: float) -> bool:
-        """Lets the oldest chains go until `size` more bytes fit into `budget`; False if they never will."""
+        """Lets the oldest chains, whosever, go until `size` more bytes fit into `budget`; False if they never will."""
         fits = size <= budget
-        while self._chains and self.bytes + size * fits > budget:
+        while self._chains and _bytes(self._chains.values()) + size * fits > budget:
             self._chains.popitem(last=False)
         return fits
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Keeps the chain, within `budget` bytes for all: the oldest make room; one that cannot fit is not kept."""
-        self._chains.pop(key, None)
+        own = (self._user, key)
+        self._chains.pop(own, None)
         if self.make_room(chain.bytes, budget):
-            self._chains[key] = Kept(chain)
+            self._chains[own] = Kept(chain)
 
     def clear(self) -> None:
-        """Gives all memory back."""
+        """Gives the memory of all of them back."""
+        for own, _ in self._own():
+            self._chains.pop(own, None)
+
+    def clear_for_all(self) -> None:
+        """Gives every user's memory back."""
         self._chains.clear()
+
+    def _own(self) -> list[tuple[tuple[str | None, str], Kept]]:
+        # copied at once, since a run of another thread may change it meanwhile
+        return [(own, kept) for own, kept in list(self._chains.items()) if own[0] == self._user]
+
+
+def _bytes(several: Iterable[Kept]) -> int:
+    return sum(kept.chain.bytes for kept in several)
 
 
 def digest(parts: Iterable[Tensor | object]) -> str:

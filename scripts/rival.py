@@ -71,19 +71,25 @@ def check(request):
     return webui_check.check(webui_check.CheckRequest(**request))
 
 
-def release_memory(*_):
-    """Gives the memory of all stored inversions back; says how much that was."""
+def release_memory(user):
+    """Gives the memory of a user's stored inversions back; says how much that was."""
     if HOST not in sys.modules:
         return "No inversion is stored."
-    store = sys.modules[HOST].STORE
+    store = sys.modules[HOST].STORE.of(user)
     freed = store.bytes
     store.clear()
     return f"Released {freed / 2**20:.1f} MB."
+
+
+def forget_all(*_):
+    """Gives the memory of every user's stored inversions back."""
+    if HOST in sys.modules:
+        sys.modules[HOST].STORE.clear_for_all()
 
 
 script_callbacks.on_app_started(add_routes)
 script_callbacks.on_ui_settings(add_options)
 script_callbacks.on_after_component(GalleryButtons(PANELS).see)
 script_callbacks.on_before_ui(add_axes)
-script_callbacks.on_model_loaded(release_memory)
-script_callbacks.on_script_unloaded(release_memory)
+script_callbacks.on_model_loaded(forget_all)
+script_callbacks.on_script_unloaded(forget_all)

@@ -43,7 +43,7 @@ from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 __all__ = ["STORE", "announce", "arm", "is_stored"]
 
 STORE = ChainStore()
-"""The chains of this server."""
+"""The chains of this server, as those see them who have not logged in, such as the API's clients."""
 
 Sample = Callable[[Sequence[Tensor]], Tensor]
 """(latents that the host's method starts from) -> final latents."""
@@ -169,7 +169,7 @@ class GuidedSampling:
         with host.job:
             try:
                 with host.inversion_networks():
-                    guide = prepare(host, settings, STORE, report)
+                    guide = prepare(host, settings, STORE.of(p.user), report)
             except Interrupted as stopped:
                 p.extra_generation_params[self.kind.report] = f"stopped in the inversion at step {stopped}"
                 host.job.begin_sampling()

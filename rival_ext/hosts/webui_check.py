@@ -35,6 +35,7 @@ class CheckRequest:
     image: the img2img image; None checks a run of txt2img, whose exemplar is in the settings.
     prompt, styles: for their LoRA tags. scheduler: empty is the sampler's own. resize_mode: 0 to 3, as the API counts.
     override_settings: the WebUI's options for this run alone: checkpoint, VAE, clip skip.
+    user: who logged in to ask for it.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class CheckRequest:
     denoising_strength: float = 1.0
     resize_mode: int = 0
     override_settings: Mapping[str, Any] = field(default_factory=dict)
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def check(request: CheckRequest) -> Checked:
     settings = Settings(**{**dict(request.settings), "mode": "variation"})
     script = CheckScript(settings)
     with closing(_processing(request)) as p, _nothing_kept():
+        p.user = request.user
         p.scripts = script.runner()
         p.script_args = ()
         pictures = processing.process_images(p).images
@@ -185,7 +188,7 @@ class ThereAndBack(GuidedSampling):
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
         pictures = host.pictures_of_request
-        self.tell(Found(pictures.shown(pictures.slots[0]), report, STORE.id_of(chain)))
+        self.tell(Found(pictures.shown(pictures.slots[0]), report, STORE.of(host.p.user).id_of(chain)))
         return torch.cat([pictures.exemplars[0].latent, back])
 
 

@@ -24,12 +24,16 @@ NETWORK = re.compile(r"<[^<>]+:[^<>]*>")
 _chains: dict[str, list[ref[Chain]]] = {}
 
 
-def outline(request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: Iterable[str]) -> str:
+def outline(
+    user: str | None, request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: Iterable[str]
+) -> str:
     """One text for all that decides on the inversions of a request, of the options and of the loaded checkpoint.
 
-    request: with the names above. settings: by field. images: digests of the exemplars' pixels, in order.
+    user: whose request it is, since nobody finds another's. request: with the names above. settings: by field.
+    images: digests of the exemplars' pixels, in order.
     """
     parts = [
+        user,
         [request.get(name) for name in OF_REQUEST],
         sorted(NETWORK.findall(prompt)),
         [settings[name] for name in sorted(INVERTED_ANEW)],
@@ -49,7 +53,7 @@ def outline_of(p: Any, settings: Settings) -> str | None:
     request = {name: getattr(p, name, None) for name in OF_REQUEST}
     if own is None:
         request |= {"denoising_strength": None, "resize_mode": None}
-    return outline(request, p.prompt, dict(settings), map(digest, images))
+    return outline(p.user, request, p.prompt, dict(settings), map(digest, images))
 
 
 def remember(seen: str | None, chains: Sequence[Chain]) -> None:
@@ -60,7 +64,9 @@ def remember(seen: str | None, chains: Sequence[Chain]) -> None:
         del _chains[gone]
 
 
-def is_stored(request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: Sequence[str]) -> bool:
+def is_stored(
+    user: str | None, request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: Sequence[str]
+) -> bool:
     """Whether all inversions of a run are kept still; as `outline`."""
-    asked = outline(request, prompt, settings, images)
+    asked = outline(user, request, prompt, settings, images)
     return asked in _chains and all(chain() for chain in _chains[asked])

@@ -11,7 +11,7 @@ import gradio as gr
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.infotext_utils import create_override_settings_dict
 
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.settings import FIELDS, Settings, parse_settings
 from rival_ext.ui.exemplar_prompt import image_of
 from rival_ext.ui.host_controls import IMAGES, HostControls
 
@@ -57,11 +57,16 @@ class InversionCheck:
 
     def _connect(self, fields: Mapping[str, Any], places: Sequence[Any], host: dict[str, Any]) -> None:
         settings = [field.name for field in FIELDS if field.name != "enabled"]
-        run = partial(self._run, settings, list(host))
-        # the host shows who runs by the function's name
-        run.__name__ = "rival_check"  # type: ignore[attr-defined]
+        names = list(host)
+
+        # gradio gives the request for this annotation; the host shows who runs by the function's name
+        def rival_check(_task: str, request: gr.Request, image_tab: float, size_tab: float, *values: Any) -> Any:
+            wanted = parse_settings(dict(zip(settings, values[: len(settings)], strict=True)))
+            of = dict(zip(names, values[len(settings) :], strict=True))
+            return self._run(request.username, wanted, of, int(image_tab), int(size_tab))
+
         self.button.click(
-            fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update(visible=False)]),
+            fn=wrap_gradio_gpu_call(rival_check, extra_outputs=[gr.update(visible=False)]),
             _js="rival.startCheck",
             inputs=[self.task, *places, *(fields[name] for name in settings), *host.values()],
             outputs=[self.images, self.verdict],
@@ -69,12 +74,10 @@ class InversionCheck:
         )
 
     def _run(
-        self, settings: list[str], host: list[str], _task: str, image_tab: float, size_tab: float, *values: Any
+        self, user: str | None, wanted: Settings, of: Mapping[str, Any], image_tab: int, size_tab: int
     ) -> tuple[Any, str]:
-        wanted = parse_settings(dict(zip(settings, values[: len(settings)], strict=True)))
-        of = dict(zip(host, values[len(settings) :], strict=True))
         images = [image_of(of[name]) for name in IMAGES if name in of]
-        image = images[int(image_tab)] if int(image_tab) < len(images) else None
+        image = images[image_tab] if image_tab < len(images) else None
         width, height = of["width"], of["height"]
         if image and size_tab == SIZE_BY:
             width, height = (int(side * of["scale"]) // 8 * 8 for side in image.size)
@@ -90,6 +93,7 @@ class InversionCheck:
                 "height": height,
                 **{name: of[name] for name in ("denoising_strength", "resize_mode") if name in of},
                 "override_settings": create_override_settings_dict(of["override_settings"]),
+                "user": user,
             }
         )
         return gr.update(value=_pictures(checked), visible=True), _words(checked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -36,10 +35,16 @@ those of sizes the one with width and height."""
 
 
 class IsStored(Protocol):
-    """Whether the inversions of a run are kept: its request, its prompt, the settings, digests of its exemplars."""
+    """Whether the inversions of a run are kept: whose it is, its request, its prompt, the settings, digests of its
+    exemplars."""
 
     def __call__(
-        self, request: Mapping[str, Any], prompt: str, settings: Mapping[str, Any], images: list[str]
+        self,
+        user: str | None,
+        request: Mapping[str, Any],
+        prompt: str,
+        settings: Mapping[str, Any],
+        images: list[str],
     ) -> bool: ...
 
 
@@ -77,8 +82,14 @@ class Outlook:
         image, generated = host.pop("image", None), host.pop("generation_info")
         watched = {name: self.fields[name] for name in SETTINGS} | host
         names = [*self.digests, *watched]
+
+        # gradio gives the request for this annotation
+        def line(request: gr.Request, image_tab: float, size_tab: float, *values: Any) -> str:
+            of = dict(zip(names, values, strict=True))
+            return self._line(of, image_tab == size_tab == FIRST_TAB and self._finds_stored(request.username, of))
+
         show = {
-            "fn": partial(self._line, names),
+            "fn": line,
             "_js": "rival.withTabs",
             "inputs": [*self.open_tabs, *self.digests.values(), *watched.values()],
             "outputs": [self.plan],
@@ -107,8 +118,7 @@ class Outlook:
 
         self.recommend.click(fn=values, inputs=[self.fields["mode"]], outputs=[*host.values()], show_progress=False)
 
-    def _line(self, names: list[str], image_tab: float, size_tab: float, *values: Any) -> str:
-        of = dict(zip(names, values, strict=True))
+    def _line(self, of: Mapping[str, Any], is_stored: bool) -> str:
         uploads = [of["exemplar" + ending] for ending in SLOTS if of["exemplar" + ending] and of["weight" + ending] > 0]
         strength = of.get("denoising_strength")
         return forecast(
@@ -118,7 +128,7 @@ class Outlook:
                 steps=of["steps"] if strength is None else steps_at(of["steps"], strength),
                 images=int(of["batch_count"] * of["batch_size"]),
                 uploads=len(uploads),
-                is_stored=image_tab == size_tab == FIRST_TAB and self._finds_stored(of),
+                is_stored=is_stored,
                 sampler=of["sampling"],
                 cfg_scale=of["cfg_scale"],
                 denoising_strength=strength,
@@ -126,14 +136,14 @@ class Outlook:
             )
         )
 
-    def _finds_stored(self, of: Mapping[str, Any]) -> bool:
+    def _finds_stored(self, user: str | None, of: Mapping[str, Any]) -> bool:
         if of["override_settings"]:
             return False
         first = of["exemplar"] or of["image"]
         shown = [first, *(of["exemplar" + ending] for ending in SLOTS[1:])]
         images = [image for image, ending in zip(shown, SLOTS, strict=True) if image and of["weight" + ending] > 0]
         request = {"sampler_name": of["sampling"], **{name: of.get(name) for name in REQUEST}}
-        return bool(images) and self.is_stored(request, of["prompt"], of, images)
+        return bool(images) and self.is_stored(user, request, of["prompt"], of, images)
 
 
 REQUEST = ("scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")

@@ -32,17 +32,19 @@ EMPTY = {
 }
 
 
+ReleaseMemory = Callable[[str | None], str]
+"""Gives a user's stored inversions back, None's being theirs who have not logged in; returns a sentence to show."""
+
+
 class Panel:
     """One tab's controls.
 
-    tab: img2img or txt2img. host: the tab's own controls. release_memory: what the button for it does; returns a
-    sentence to show. is_stored: whether the inversions of a run are kept, as `Outlook` asks for it. check: inverts and
-    leads back, as `InversionCheck` asks for it.
+    tab: img2img or txt2img. host: the tab's own controls. release_memory: what the button for it does.
+    is_stored: whether the inversions of a run are kept, as `Outlook` asks for it. check: inverts and leads back, as
+    `InversionCheck` asks for it.
     """
 
-    def __init__(
-        self, tab: str, host: HostControls, release_memory: Callable[[], str], is_stored: IsStored, check: Check
-    ):
+    def __init__(self, tab: str, host: HostControls, release_memory: ReleaseMemory, is_stored: IsStored, check: Check):
         self.tab = tab
         self.prefix = f"{tab}_rival"
         self.of_field: dict[str, Any] = {}
@@ -66,7 +68,7 @@ class Panel:
         for name in names:
             self.of_field[name] = self._control(FIELD[name], **how)
 
-    def _build(self, release_memory: Callable[[], str], check: Check) -> None:
+    def _build(self, release_memory: ReleaseMemory, check: Check) -> None:
         with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{self.prefix}_enabled") as enabled:
             self.of_field["enabled"] = enabled
             self._place("mode", "similarity")
@@ -94,7 +96,7 @@ class Panel:
                         with gr.Accordion("Region from a mask image", open=False):
                             self._place("exemplar_mask" + ending)
 
-    def _build_more(self, release_memory: Callable[[], str]) -> None:
+    def _build_more(self, release_memory: ReleaseMemory) -> None:
         rows = (
             ("t_align", "t_early", "early_steps"),
             ("start_mix", "inversion_iterations", "exemplar_tokens"),
@@ -108,7 +110,12 @@ class Panel:
         self.presets = presets.presets(self.prefix)
         release = gr.Button("Release the memory of stored inversions", elem_id=f"{self.prefix}_release", size="sm")
         released = gr.HTML(elem_id=f"{self.prefix}_released")
-        release.click(fn=release_memory, inputs=[], outputs=[released], show_progress=False)
+
+        # gradio gives the request for this annotation
+        def release_own(request: gr.Request) -> str:
+            return release_memory(request.username)
+
+        release.click(fn=release_own, inputs=[], outputs=[released], show_progress=False)
 
     def _connect(self) -> None:
         of = self.of_field

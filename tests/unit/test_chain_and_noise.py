@@ -360,7 +360,7 @@ def chain_of(size):
 
 def kept(store, keys):
     """Which of the keys the store holds, without touching their order."""
-    return [key for key in keys if key in store._chains]
+    return [key for key in keys if (None, key) in store._chains]
 
 
 def test_a_chain_is_found_under_its_key_alone():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import wraps
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -87,6 +88,7 @@ def stand_in():
 
 
 def _as_the_host_wraps(function, extra_outputs):
+    @wraps(function)
     def run(*args):
         try:
             return function(*args)
@@ -168,7 +170,7 @@ def build():
                 controls = HostControls(tab)
                 controls.follow(host)
                 host.before_the_panel()
-                panel = Panel(tab, controls, lambda: "Released 0.0 MB.", lambda *asked: False, None)
+                panel = Panel(tab, controls, lambda user: "Released 0.0 MB.", lambda *asked: False, None)
                 host.after_the_panel()
                 answer = gr.Textbox(label="Generation parameters", elem_id=f"{tab}_answer")
                 seen = [gr.Image(label=name, type="pil", elem_id=f"{tab}_{name}") for name in ("seen", "region")]

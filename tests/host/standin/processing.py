@@ -62,6 +62,7 @@ class Processing:
     override_settings: dict = field(default_factory=dict)
     extra_generation_params: dict = field(default_factory=dict)
     comments: dict = field(default_factory=dict)
+    user: str | None = None
 
     def comment(self, text):
         self.comments[text] = 1

@@ -1,0 +1,101 @@
+"""Two users of one WebUI, on the stand-in; tests/browser/test_users.py has two who really log in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from rival_ext.settings import FIELDS, parse_settings
+from tests.conftest import exemplar
+from tests.host.asking import infotext
+from tests.host.routes import client_of_routes
+from tests.host.servers import StandInServer
+from tests.host.test_routes import asked
+
+PIZZA = exemplar("pizza-emojione-yellow")
+STEPS = 2
+
+
+@pytest.fixture
+def check(server, monkeypatch):
+    """(user) -> what the check found that this user asked for."""
+    if not isinstance(server, StandInServer):
+        pytest.skip("real WebUI: tests/browser/test_users.py logs in there")
+    from modules import shared
+
+    from rival_ext.hosts import webui_check
+    from rival_ext.hosts.webui import STORE
+
+    monkeypatch.setattr(shared, "sd_model", server.checkpoint)
+    STORE.clear_for_all()
+
+    def check(user):
+        fields = {"steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler", "user": user}
+        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings({}), PIZZA, **fields))
+
+    return check
+
+
+@pytest.fixture
+def script(check, server):
+    """What stands in the WebUI's door, scripts/rival.py, as the server has loaded it."""
+    return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
+
+
+def test_the_picture_that_another_user_has_inverted_is_inverted_anew(check):
+    assert [check(user).is_stored for user in ("ann", "bob", "ann", None)] == [False, False, True, False]
+
+
+def test_each_check_names_a_chain_of_the_users_own(check):
+    assert len({check(user).chain for user in ("ann", "bob", "ann", None)}) == 3
+
+
+def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
+    check("ann")
+    assert "inverted in" in infotext(server, {}, steps=STEPS)
+    assert "stored inversion" in infotext(server, {}, steps=STEPS, user=None)
+    assert "inverted in" in infotext(server, {}, steps=STEPS, user="bob")
+    assert "stored inversion" in infotext(server, {}, steps=STEPS, user="ann")
+
+
+def test_the_plan_of_a_run_does_not_tell_of_anothers(check, server):
+    from rival_ext.hosts.webui import is_stored
+    from rival_ext.ui.outlook import digest
+
+    infotext(server, {}, steps=STEPS, user="ann")
+    of = {field.name: field.default for field in FIELDS}
+    request = {"sampler_name": "Euler", "scheduler": "Automatic", "steps": STEPS, "width": 128, "height": 128}
+    request |= {"denoising_strength": 1, "resize_mode": 0}
+    known = [is_stored(user, request, "a pizza", of, [digest(PIZZA)]) for user in ("ann", "bob", None)]
+    assert known == [True, False, False]
+
+
+def test_the_button_releases_the_users_own(check, script):
+    check("ann")
+    assert script.release_memory("bob") == "Released 0.0 MB."
+    assert check("ann").is_stored
+    assert script.release_memory("ann") != "Released 0.0 MB."
+    assert not check("ann").is_stored
+
+
+def test_another_checkpoint_takes_everybodys(check, script):
+    check("ann")
+    check(None)
+    script.forget_all()
+    assert not check("ann").is_stored
+    assert not check(None).is_stored
+
+
+def test_the_routes_are_of_those_who_have_not_logged_in(check, monkeypatch):
+    from modules import shared
+
+    monkeypatch.setattr(shared.cmd_opts, "api", True)
+    client = client_of_routes()
+    anns = check("ann").chain
+    assert client.get("/rival/v1/store").json() == {"bytes": 0, "chains": []}
+    assert client.delete(f"/rival/v1/store/{anns}").status_code == 404
+    assert client.delete("/rival/v1/store").json() == {"bytes": 0, "chains": 0}
+    assert not client.post("/rival/v1/invert", json=asked(steps=STEPS)).json()["stored"]
+    assert client.post("/rival/v1/invert", json=asked(user="ann")).status_code == 422
+    assert check("ann").chain == anns

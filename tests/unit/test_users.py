@@ -1,0 +1,92 @@
+"""Chains of several users in one memory: nobody finds, lists or gives back another's."""
+
+from __future__ import annotations
+
+import base64
+from itertools import pairwise
+
+import pytest
+import torch
+
+from rival_ext.chain import Chain
+from rival_ext.noise import levels_tensor
+from rival_ext.prepare import prepare
+from rival_ext.report import Report
+from rival_ext.settings import parse_settings
+from rival_ext.store import ChainStore
+
+SIZE = 8
+
+
+def chain():
+    """One of `SIZE` bytes."""
+    return Chain(levels_tensor([0.0, 1.0]), torch.zeros(2, 1, 1, 1))
+
+
+@pytest.fixture
+def stores():
+    """Of those who have not logged in, of Ann and of Bob, with a chain in each under the same key."""
+    store = ChainStore()
+    stores = [store, store.of("ann"), store.of("bob")]
+    for one in stores:
+        one.put("key", chain(), 10 * SIZE)
+    return stores
+
+
+def test_each_finds_the_own_chain(stores):
+    found = [store.get("key") for store in stores]
+    assert len({id(one) for one in found}) == 3
+    assert stores[0].of("ann").get("key") is found[1]
+    assert stores[0].of("eve").get("key") is None
+
+
+def test_each_lists_the_own_chain(stores):
+    assert [len(store.kept) for store in stores] == [1, 1, 1]
+    assert [store.bytes for store in stores] == [SIZE] * 3
+    assert stores[1].kept[0].chain is stores[1].get("key")
+    assert stores[1].id_of(stores[1].get("key")) == stores[1].kept[0].id
+    assert stores[1].id_of(stores[2].get("key")) is None
+
+
+def test_each_gives_back_the_own_chain(stores):
+    ann, bob = stores[1:]
+    assert not bob.remove(ann.kept[0].id)
+    bob.clear()
+    assert [len(store.kept) for store in stores] == [1, 1, 0]
+    assert ann.remove(ann.kept[0].id)
+    assert [len(store.kept) for store in stores] == [1, 0, 0]
+
+
+def test_another_checkpoint_takes_everybodys(stores):
+    stores[1].clear_for_all()
+    assert [store.bytes for store in stores] == [0, 0, 0]
+
+
+def test_the_memory_is_one_for_all(stores):
+    nobody, ann, bob = stores
+    nobody.get("key")
+    bob.put("another", chain(), 3 * SIZE)
+    assert [len(store.kept) for store in stores] == [1, 0, 2]
+    assert ann.make_room(SIZE, SIZE)
+    assert [store.bytes for store in stores] == [0, 0, 0]
+
+
+def test_one_users_inversion_is_no_help_to_another(make_host):
+    store, reports = ChainStore(), []
+    for user in ("ann", "bob", "ann", None):
+        reports.append(Report("variation", 600, 600))
+        prepare(make_host(steps=2), parse_settings({}), store.of(user), reports[-1])
+    assert [report.store for report in reports] == ["miss", "miss", "hit", "miss"]
+
+
+def test_an_id_is_random_and_says_nothing_of_its_chain():
+    store, same, ids = ChainStore(), chain(), []
+    for _ in range(500):
+        store.put("key", same, SIZE)
+        ids.append(base64.urlsafe_b64decode(store.id_of(same) + "="))
+    assert {len(one) for one in ids} == {32}
+    # no bit stands still or keeps time, as in a digest of the picture, a clock or a counter
+    bits = [int.from_bytes(one, "big") for one in ids]
+    for bit in range(8 * 32):
+        assert 0.3 < sum(one >> bit & 1 for one in bits) / len(bits) < 0.7
+        assert 0.3 < sum((one ^ after) >> bit & 1 for one, after in pairwise(bits)) / len(bits) < 0.7
