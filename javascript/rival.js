@@ -27,8 +27,9 @@ const rival = (() => {
     };
 
     const applyPreset = (name, ...values) => {
-        const present = values.slice(0, values.length / 2);
-        return read()[name] ?? present;
+        const [presets, present] = [read(), values.slice(0, values.length / 2)];
+        // a name like "constructor" is no preset, though every object has it
+        return Object.hasOwn(presets, name) ? presets[name] : present;
     };
 
     const openTab = (id) => (gradioApp().getElementById(id) ? get_tab_index(id) : 0);

@@ -206,6 +206,26 @@ def test_the_prompt_buttons_read_the_image_that_is_shown(page):
         playwright_api.expect(prompt).to_have_value(text)
 
 
+def test_a_name_that_no_preset_has_changes_nothing(page):
+    broken = []
+    page.on("pageerror", lambda error: broken.append(error))
+    open_all(page)
+    set_number(page, f"{PANEL}t_align", 450)
+    name = page.locator(f"{PANEL}preset input")
+    # what every object of the browser's language has
+    name.fill("constructor")
+    name.press("Enter")
+    page.locator(f"{PANEL}preset_save").click()
+    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('constructor')")
+    page.locator(f"{PANEL}preset_delete").click()
+    page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
+    name.fill("constructor")
+    name.press("Enter")
+    page.wait_for_timeout(500)
+    playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value("450")
+    assert broken == []
+
+
 def test_every_control_has_a_name(page):
     switch_on(page)
     open_all(page)
