@@ -73,9 +73,9 @@ def check(request):
 
 def release_memory(user):
     """Gives the memory of a user's stored inversions back; says how much that was."""
-    if HOST not in sys.modules:
-        return "No inversion is stored."
-    store = sys.modules[HOST].STORE.of(user)
+    # the same sentence whether another user has stored any or nobody has
+    if HOST not in sys.modules or not (store := sys.modules[HOST].STORE.of(user)).kept:
+        return "No inversion of yours is stored."
     freed = store.bytes
     store.clear()
     return f"Released {freed / 2**20:.1f} MB."

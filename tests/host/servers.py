@@ -148,7 +148,7 @@ class RealServer:
 
     name = "real"
 
-    def __init__(self, folder: Path, data: Path, with_extension=True, options=None, flags=()):
+    def __init__(self, folder: Path, data: Path, with_extension=True, options=None, flags=(), environment=None):
         self._fill(data, with_extension)
         self._add_options(data, options or {})
         self.port = _free_port()
@@ -162,8 +162,12 @@ class RealServer:
             *("--server-name", "127.0.0.1", "--port", str(self.port)),
             *flags,
         ]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        environment["GRADIO_ANALYTICS_ENABLED"] = "False"
+        environment = {
+            **os.environ,
+            **{"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            **(environment or {}),
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(python_of(folder)), "launch.py", "--skip-prepare-environment", *options],

@@ -170,7 +170,9 @@ def build():
                 controls = HostControls(tab)
                 controls.follow(host)
                 host.before_the_panel()
-                panel = Panel(tab, controls, lambda user: "Released 0.0 MB.", lambda *asked: False, None)
+                panel = Panel(
+                    tab, controls, lambda user: "No inversion of yours is stored.", lambda *asked: False, None
+                )
                 host.after_the_panel()
                 answer = gr.Textbox(label="Generation parameters", elem_id=f"{tab}_answer")
                 seen = [gr.Image(label=name, type="pil", elem_id=f"{tab}_{name}") for name in ("seen", "region")]
