@@ -15,7 +15,7 @@ from tests.host.servers import StandInServer
 from tests.host.test_routes import asked
 
 PIZZA = exemplar("pizza-emojione-yellow")
-STEPS = 2
+SMALL = {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
 
 
 @pytest.fixture
@@ -32,8 +32,7 @@ def check(server, monkeypatch):
     STORE.clear_for_all()
 
     def check(user):
-        fields = {"steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler", "user": user}
-        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings({}), PIZZA, **fields))
+        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings({}), PIZZA, **SMALL, user=user))
 
     return check
 
@@ -54,20 +53,19 @@ def test_each_check_names_a_chain_of_the_users_own(check):
 
 def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     check("ann")
-    assert "inverted in" in infotext(server, {}, steps=STEPS)
-    assert "stored inversion" in infotext(server, {}, steps=STEPS, user=None)
-    assert "inverted in" in infotext(server, {}, steps=STEPS, user="bob")
-    assert "stored inversion" in infotext(server, {}, steps=STEPS, user="ann")
+    assert "inverted in" in infotext(server, {}, **SMALL)
+    assert "stored inversion" in infotext(server, {}, **SMALL, user=None)
+    assert "inverted in" in infotext(server, {}, **SMALL, user="bob")
+    assert "stored inversion" in infotext(server, {}, **SMALL, user="ann")
 
 
 def test_the_plan_of_a_run_does_not_tell_of_anothers(check, server):
     from rival_ext.hosts.webui import is_stored
     from rival_ext.ui.outlook import digest
 
-    infotext(server, {}, steps=STEPS, user="ann")
+    infotext(server, {}, **SMALL, user="ann")
     of = {field.name: field.default for field in FIELDS}
-    request = {"sampler_name": "Euler", "scheduler": "Automatic", "steps": STEPS, "width": 128, "height": 128}
-    request |= {"denoising_strength": 1, "resize_mode": 0}
+    request = {**SMALL, "scheduler": "Automatic", "denoising_strength": 1, "resize_mode": 0}
     known = [is_stored(user, request, "a pizza", of, [digest(PIZZA)]) for user in ("ann", "bob", None)]
     assert known == [True, False, False]
 
@@ -97,6 +95,6 @@ def test_the_routes_are_of_those_who_have_not_logged_in(check, monkeypatch):
     assert client.get("/rival/v1/store").json() == {"bytes": 0, "chains": []}
     assert client.delete(f"/rival/v1/store/{anns}").status_code == 404
     assert client.delete("/rival/v1/store").json() == {"bytes": 0, "chains": 0}
-    assert not client.post("/rival/v1/invert", json=asked(steps=STEPS)).json()["stored"]
+    assert not client.post("/rival/v1/invert", json=asked(**SMALL)).json()["stored"]
     assert client.post("/rival/v1/invert", json=asked(user="ann")).status_code == 422
     assert check("ann").chain == anns
