@@ -21,7 +21,7 @@ from rival_ext.attention import (
 )
 from rival_ext.errors import RivalError
 from rival_ext.exemplar import Canvas, Exemplar, JointFeatures, joint_statistics
-from rival_ext.inversion import PredictNoise
+from rival_ext.inversion import PredictNoise, require_numbers
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import PIXELS_PER_POSITION, Settings
@@ -131,6 +131,7 @@ class Guide:
             )
         with record(self.layers) as features:
             exemplar_noise = self.predict_noise(chain.latent(noise_level), noise_level)
+        require_numbers(bool(exemplar_noise.isfinite().all()))
         return features, exemplar_noise
 
     def _context(self, noise_level: float) -> Context | None:

@@ -7,6 +7,7 @@ noise level during generation, so its self-attention inputs are recorded and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rival_ext.attention import Features, Layers, record
 from rival_ext.chain import Chain
+from rival_ext.errors import RivalError
 from rival_ext.noise import scale_to_vp
 from rival_ext.transfer import to_sixteen_bits
 
@@ -38,6 +40,14 @@ variance-preserving latent stays where it is."""
 
 TOLERANCE = 1e-4
 """A step's iteration ends when its update is smaller than this, relative to the latent."""
+
+
+def require_numbers(are_finite: bool) -> None:
+    """Raises RivalError if a prediction for the exemplar is not `are_finite`: half precision overflowed."""
+    if not are_finite:
+        raise RivalError(
+            "the inversion gave values that are not numbers; start the WebUI with --no-half or --upcast-sampling."
+        )
 
 
 def part_of(progress: Progress, index: int, parts: int) -> Progress:
@@ -82,6 +92,7 @@ def invert(
     layers: whose inputs to record; empty records nothing.
     iterations: fixed-point iterations a step at most, 1 or more; each is one evaluation.
     make_room: asked before each node's features are kept; from the first refusal on, nodes have none.
+    Raises RivalError at the first prediction that holds anything but numbers.
     """
     levels = noise_levels.tolist()
     # variance-exploding form of a latent that lies at the lowest level, which is 0 or nearly so
@@ -103,6 +114,7 @@ def invert(
             evaluations += 1
             latest = latents[-1] + step * prediction
             update = float((latest - guess).norm() / latest.norm())
+            require_numbers(math.isfinite(update))
             guess = latest
             if update < TOLERANCE:
                 break

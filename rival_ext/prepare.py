@@ -17,6 +17,7 @@ from rival_ext.errors import RivalError
 from rival_ext.exemplar import Canvas, Exemplar, positions_in
 from rival_ext.guide import Guide
 from rival_ext.inversion import Progress, invert, part_of
+from rival_ext.memory import is_lack_of_memory
 from rival_ext.noise import NoiseSchedule
 from rival_ext.report import Report
 from rival_ext.settings import Settings
@@ -180,6 +181,21 @@ class _Chains:
         return digest([wanted.latent, self.levels, iterations, list(wanted.layers), *fingerprint])
 
     def _invert(self, key: str, wanted: Wanted, progress: Progress) -> Chain:
+        """Made now and kept; without features where memory runs out while they are recorded."""
+        try:
+            return self._made(key, wanted, progress)
+        except Exception as error:  # torch has a class of its own for CUDA's lack of memory only
+            if not (wanted.layers and is_lack_of_memory(error)):
+                raise
+        # not in the handler: its traceback holds what was recorded
+        self.report.features = "live"
+        self.report.note("memory ran out while features were recorded")
+        if self.store is not None:
+            self.store.make_room(0, budget=0)
+        unrecorded = Wanted(wanted.latent, {})
+        return self._made(self._key(unrecorded), unrecorded, progress)
+
+    def _made(self, key: str, wanted: Wanted, progress: Progress) -> Chain:
         host, report = self.host, self.report
         with count_rows(host.unet) as rows:
             chain = invert(
@@ -191,10 +207,6 @@ class _Chains:
                 make_room=self._make_room,
                 progress=progress,
                 preview=host.preview,
-            )
-        if not torch.isfinite(chain.top).all():
-            raise RivalError(
-                "the inversion gave values that are not numbers; start the WebUI with --no-half or --upcast-sampling."
             )
         report.rows.inversion += sum(rows)
         report.inversion.add(chain.evaluations, self.settings.inversion_iterations, chain.residual)

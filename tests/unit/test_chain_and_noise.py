@@ -281,6 +281,91 @@ def test_an_inversion_that_is_not_finite_is_an_error(make_host):
         prepare(host, parse_settings({}), None, Report("variation", 600, 600))
 
 
+LACKS = [
+    MemoryError(),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)"),
+    RuntimeError("Could not allocate tensor with 9 bytes. There is not enough GPU video memory available!"),
+]
+"""As Python, CUDA, the CPU on Linux and Windows, Apple's GPUs and DirectML say it."""
+
+
+def failing_once(host, error, at):
+    """Has the host's `predict_noise` fail at one of its calls; the layers that ran before have been recorded."""
+    predict, calls = host.predict_noise, iter(range(1, 1000))
+
+    def predict_noise(latent, noise_level):
+        noise = predict(latent, noise_level)
+        if next(calls) == at:
+            raise error
+        return noise
+
+    host.predict_noise = predict_noise
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+@pytest.mark.parametrize("error", LACKS)
+def test_where_memory_runs_out_in_recording_the_exemplar_is_evaluated_live(make_host, sample, error, at):
+    host, store, report = make_host(steps=4), ChainStore(), Report("variation", 600, 600)
+    store.put("other", chain_of(1), 1e9)
+    failing_once(host, error, at)
+    guide = prepare(host, parse_settings({}), store, report)
+    assert guide.exemplars[0].chain.features == {}
+    assert kept(store, ["other"]) == []
+    final = sample(host, guide.start([1], host.latent_size), [1], guide)
+    assert (report.features, report.notes) == ("live", ["memory ran out while features were recorded"])
+    other = make_host(steps=4)
+    live = prepare(other, parse_settings({"features": "live"}), None, Report("variation", 600, 600))
+    assert torch.equal(final, sample(other, live.start([1], other.latent_size), [1], live))
+
+
+def test_a_lack_of_memory_that_recording_has_no_part_in_comes_out_as_it_is(make_host):
+    for settings, calls in (({"features": "live"}, 1), ({}, 2)):
+        host, store = make_host(steps=4), ChainStore()
+        for at in range(1, calls + 1):
+            # the second attempt's first call follows the first's failure
+            failing_once(host, LACKS[0], at)
+        with pytest.raises(MemoryError):
+            prepare(host, parse_settings(settings), store, Report("variation", 600, 600))
+        assert store.kept == []
+
+
+def test_any_other_error_is_not_taken_for_a_lack_of_memory(make_host):
+    host = make_host(steps=4)
+    failing_once(host, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        prepare(host, parse_settings({}), ChainStore(), Report("variation", 600, 600))
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_one_value_that_is_no_number_ends_the_inversion_at_once_and_nothing_is_stored(make_host, at):
+    host, store = make_host(steps=4), ChainStore()
+    predict, calls = host.predict_noise, []
+
+    def predict_noise(latent, noise_level):
+        calls.append(noise_level)
+        noise = predict(latent, noise_level)
+        if len(calls) == at:
+            noise[0, 2, 5, 5] = math.nan
+        return noise
+
+    host.predict_noise = predict_noise
+    with pytest.raises(RivalError, match="not numbers"):
+        prepare(host, parse_settings({}), store, Report("variation", 600, 600))
+    assert len(calls) == at
+    assert store.kept == []
+
+
+def test_an_exemplar_that_is_evaluated_live_must_give_numbers(make_host, sample):
+    host = make_host(steps=4)
+    guide = prepare(host, parse_settings({"features": "live"}), None, Report("variation", 600, 600))
+    guide.predict_noise = lambda latent, noise_level: torch.full_like(latent, math.inf)
+    with pytest.raises(RivalError, match="not numbers"):
+        sample(host, guide.start([1], host.latent_size), [1], guide)
+
+
 def test_settings_by_which_no_step_would_see_the_exemplar_are_refused_before_any_evaluation(make_host):
     host = make_host(steps=2)
     host.predict_noise = None
