@@ -29,6 +29,8 @@ OPTIONS = {
     # the host gives an option that a request overrides its value back only if its settings name it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
+IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0, "interrupted": False}
+"""Of the queue, between requests."""
 PLOT = "x/y/z plot"
 NO_AXIS = [0, "", []]
 OPTIONS_OF_PLOT = [True, True, False, False, False, False, False, 0, True]
@@ -91,8 +93,8 @@ class StandInServer:
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
         script.args_from, script.args_to = 1, 1 + len(self.defaults)
 
-    def plan(self, at_call=0, action=""):
-        self.probe.plan(at_call, action)
+    def plan(self, at_call=0, action="", inside=False):
+        self.probe.plan(at_call, action, inside)
 
     def calls(self):
         return self.probe.calls
@@ -102,6 +104,27 @@ class StandInServer:
 
     def hooked(self):
         return self.probe.hooked
+
+    def foreign_forwards(self):
+        return self.probe.layers() - self.probe.own_forwards()
+
+    def tensor_bytes(self):
+        return self.probe.tensor_bytes()
+
+    def is_idle(self):
+        from modules import call_queue
+
+        return not call_queue.queue_lock.locked()
+
+    def stored(self):
+        from rival_ext.hosts.webui import STORE
+
+        return len(STORE.kept)
+
+    def forget(self):
+        from rival_ext.hosts.webui import STORE
+
+        STORE.clear()
 
     def imported(self):
         return self.probe.imported()
@@ -212,8 +235,9 @@ class RealServer:
                 raise RuntimeError("the real WebUI did not start:\n" + self.log.read_text(errors="replace")[-3000:])
             time.sleep(0.5)
 
-    def plan(self, at_call=0, action=""):
-        self.client.post("/probe/plan", params={"at_call": at_call, "action": action}).raise_for_status()
+    def plan(self, at_call=0, action="", inside=False):
+        asked = {"at_call": at_call, "action": action, "inside": inside}
+        self.client.post("/probe/plan", params=asked).raise_for_status()
 
     def calls(self):
         return self._state()["calls"]
@@ -223,6 +247,27 @@ class RealServer:
 
     def hooked(self):
         return self._state()["hooked"]
+
+    def foreign_forwards(self):
+        """How many self-attention layers run another forward than their class's."""
+        state = self._state()
+        return state["layers"] - state["own_forwards"]
+
+    def tensor_bytes(self):
+        """Memory of all live tensors."""
+        return self.client.get("/probe/memory").json()["tensors"]
+
+    def is_idle(self):
+        """Whether nothing runs, waits, or is still marked as running."""
+        return self.client.get("/probe/queue").json() == IDLE
+
+    def stored(self):
+        """How many inversions are kept."""
+        return len(self.client.get("/rival/v1/store").json()["chains"])
+
+    def forget(self):
+        """Releases all of them."""
+        self.client.delete("/rival/v1/store").raise_for_status()
 
     def imported(self):
         return self._state()["imported"]

@@ -24,7 +24,6 @@ CLIENTS = 8
 CALLS_OF_A_CLIENT = 12
 SLOPE = 0.1
 """MB of resident memory that a call may add."""
-IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0, "interrupted": False}
 
 HOUSE = base64_of(exemplar("house-emojione-blue"))
 HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
@@ -93,9 +92,9 @@ def twins(server, tmp_path_factory):
         for name in PLAIN:
             alone["plain", name] = made(bare, "plain", name)
     for name in RIVAL:
-        server.client.delete("/rival/v1/store").raise_for_status()
+        server.forget()
         alone["RIVAL", name] = made(server, "RIVAL", name)
-    server.client.delete("/rival/v1/store").raise_for_status()
+    server.forget()
     return alone
 
 
@@ -114,10 +113,6 @@ def pinned(folder, with_extension):
 
 def resident_mb(server):
     return psutil.Process(server.process.pid).memory_info().rss / 2**20
-
-
-def queue(server):
-    return server.client.get("/probe/queue").json()
 
 
 def meddle(server, done):
@@ -142,7 +137,7 @@ def test_real_many_requests_in_a_row_are_each_as_if_alone_and_memory_stays_flat(
     slope, _ = np.polyfit(range(CALLS - SETTLING), resident[SETTLING:], 1)
     print(f"{CALLS} calls: {resident[0]:.0f}, {resident[SETTLING]:.0f}, {resident[-1]:.0f} MB; {slope:.4f} MB a call")
     assert slope < SLOPE
-    assert queue(server) == IDLE
+    assert server.is_idle()
     assert server.leftovers() == []
 
 
@@ -161,5 +156,5 @@ def test_real_many_clients_at_once_get_the_pictures_of_their_own_requests(server
         finally:
             done.set()
         assert meddling.result() > CLIENTS
-    assert queue(server) == IDLE
+    assert server.is_idle()
     assert server.leftovers() == []

@@ -18,18 +18,33 @@ def add_routes(_, app):
     script_callbacks.on_model_loaded(lambda model: probe.watch(model.model.diffusion_model))
 
     @app.post("/probe/plan")
-    def plan(at_call: int = 0, action: str = ""):
-        probe.plan(at_call, action)
+    def plan(at_call: int = 0, action: str = "", inside: bool = False):
+        probe.plan(at_call, action, inside)
+
+    @app.post("/probe/release")
+    def release():
+        probe.release()
 
     @app.get("/probe/state")
     def state():
         return {
             "calls": probe.calls,
             "layers": probe.layers(),
+            "own_forwards": probe.own_forwards(),
+            "waiting": probe.waiting.is_set(),
             "leftovers": probe.leftovers(),
             "hooked": probe.hooked,
             "imported": probe.imported(),
         }
+
+    @app.get("/probe/memory")
+    def memory():
+        return {"tensors": probe.tensor_bytes()}
+
+    @app.post("/probe/reload-ui")
+    def reload_ui():
+        # what the page's button does
+        shared.state.request_restart()
 
 
 script_callbacks.on_app_started(add_routes)

@@ -1,0 +1,168 @@
+"""Faults injected into an inversion, a sampling, a layer: afterwards the host is as if there had been none."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from tests.conftest import exemplar
+from tests.host.asking import largest_difference, pictures, request
+from tests.host.servers import base64_of
+from tests.host.test_modes import text_request
+
+STEPS = 3
+SMALL = {"steps": STEPS, "width": 64, "height": 64}
+PLAIN = request(**SMALL)
+VARIED = request({}, **SMALL)
+HOUSE = base64_of(exemplar("house-emojione-blue"))
+HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
+
+SCENES = {
+    "variation": ("img2img", VARIED),
+    "live features": ("img2img", request({"features": "live"}, **SMALL)),
+    "two exemplars": ("img2img", request({"exemplar_2": HOUSE}, **SMALL)),
+    "a hole": ("img2img", request({"mode": "inpaint", "exemplar": HOUSE}, **SMALL, mask=HOLE, mask_blur=0)),
+    "text": ("txt2img", text_request({"mode": "text", "exemplar": HOUSE}, **SMALL)),
+    "exact guidance": ("img2img", request({"exact": True, "exemplar_prompt": "a pizza"}, **SMALL)),
+}
+HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+SCENES_OF_REAL = {
+    "hires fix": ("txt2img", text_request({"mode": "text", "exemplar": HOUSE}, **SMALL, **HIRES)),
+    "two batches": ("img2img", request({}, **SMALL, n_iter=2)),
+}
+"""What the stand-in has not."""
+
+RAISED = ("error", "memory", "python's memory")
+STOPPED = ("interrupt", "skip")
+NOT_NUMBERS = ("nan", "one nan")
+INVERSION, SAMPLING = (1, 2, STEPS), (STEPS + 1, STEPS + 2, 2 * STEPS)
+"""UNet calls of a variation: the first, a middle and the last one of each part."""
+
+TOLERATED = 0.05
+"""Of the memory before."""
+
+
+@pytest.fixture(scope="module")
+def twins(hosts):
+    """(a plain picture of a server that never had the extension, a variation of one that had no fault yet)."""
+    server, bare = hosts
+    server.forget()
+    return made(bare, PLAIN), made(server, VARIED)
+
+
+def made(server, payload):
+    server.plan()
+    answer = server.img2img(**payload)
+    assert answer.status == 200, answer.sentence
+    return answer.pictures
+
+
+def with_fault(server, at_call, action, scene="variation", inside=False):
+    """The answer to a request of which one UNet call goes wrong; nothing was stored before."""
+    tab, payload = (SCENES | SCENES_OF_REAL)[scene]
+    server.forget()
+    server.plan(at_call, action, inside)
+    return getattr(server, tab)(**payload)
+
+
+def assert_as_if_nothing_had_been(server, twins, memory):
+    """Nothing hooked or held, no queue stuck; a plain picture and a variation come out as ever."""
+    assert server.leftovers() == []
+    assert server.foreign_forwards() == 0
+    assert server.is_idle()
+    plain, varied = twins
+    assert largest_difference(made(server, PLAIN), plain) == 0
+    assert largest_difference(made(server, VARIED), varied) == 0
+    server.forget()
+    assert server.tensor_bytes() <= memory * (1 + TOLERATED)
+
+
+@pytest.fixture
+def memory(server, twins):
+    """Of live tensors with nothing stored, after a run without a fault."""
+    made(server, VARIED)
+    server.forget()
+    return server.tensor_bytes()
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["before the UNet", "inside a layer"])
+@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
+@pytest.mark.parametrize("action", RAISED)
+def test_after_an_error(server, twins, memory, action, at_call, inside):
+    answer = with_fault(server, at_call, action, inside=inside)
+    if action == "error" or at_call in SAMPLING:
+        assert answer.status == 500
+        assert "planned fault" in answer.sentence
+        assert server.calls() == at_call
+        assert server.stored() == (at_call in SAMPLING)
+    else:
+        assert answer.status == 200
+        assert "live features" in answer.infotexts[0]
+        assert "memory ran out while features were recorded" in answer.infotexts[0]
+        assert server.calls() == at_call + STEPS + 2 * STEPS
+        assert largest_difference(answer.pictures, pictures(server, {"features": "live"}, **SMALL)) == 0
+    assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["before the UNet", "inside a layer"])
+@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
+@pytest.mark.parametrize("action", STOPPED)
+def test_after_a_stop(server, twins, memory, action, at_call, inside):
+    answer = with_fault(server, at_call, action, inside=inside)
+    assert answer.status == 200
+    assert server.calls() == at_call
+    # what is wished for during the last evaluation of the inversion is heard after it
+    assert server.stored() == (at_call in SAMPLING)
+    assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
+@pytest.mark.parametrize("action", NOT_NUMBERS)
+def test_after_a_prediction_that_is_no_number(server, twins, memory, action, at_call):
+    answer = with_fault(server, at_call, action)
+    if at_call in INVERSION:
+        assert (answer.status, server.calls()) == (422, at_call)
+        assert "not numbers" in answer.sentence
+        assert server.stored() == 0
+    elif answer.status != 200:
+        # the host looks at the first value only
+        assert "NaN" in answer.sentence
+    assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@cache
+def calls_of(server, scene):
+    """How many UNet calls a scene takes that goes well."""
+    assert with_fault(server, 0, "", scene).status == 200
+    return server.calls()
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.75, 1], ids="at {}".format)
+@pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
+@pytest.mark.parametrize("scene", [*SCENES, *SCENES_OF_REAL])
+def test_in_other_scenes(server, twins, memory, scene, action, share):
+    if scene in SCENES_OF_REAL and server.name == "stand-in":
+        pytest.skip("stand-in: it has no hires fix, and its batches are the contract's")
+    total = calls_of(server, scene)
+    at_call = 1 + round(share * (total - 1))
+    answer = with_fault(server, at_call, action, scene)
+    assert server.calls() >= at_call
+    expected = {"error": {500}, "memory": {200, 500}, "interrupt": {200}, "one nan": {200, 422, 500}}[action]
+    assert answer.status in expected, answer.sentence
+    if answer.status == 500:
+        assert re.search("planned fault|NaN", answer.sentence)
+    assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
+@pytest.mark.parametrize("at_call", [1, STEPS, STEPS + 1, 2 * STEPS])
+def test_after_a_fault_in_a_check(server, twins, memory, action, at_call):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: its routes are those of test_routes.py")
+    asked = {"image": VARIED["init_images"][0], "sampler_name": "Euler", **SMALL}
+    server.plan(at_call, action)
+    answer = server.client.post("/rival/v1/invert", json=asked)
+    assert answer.status_code in {"error": {500}, "interrupt": {422}}.get(action, {200, 422, 500}), answer.text
+    assert_as_if_nothing_had_been(server, twins, memory)
