@@ -29,7 +29,7 @@ OPTIONS = {
     # the host gives an option that a request overrides its value back only if its settings name it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
-IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0, "interrupted": False}
+IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
 """Of the queue, between requests."""
 PLOT = "x/y/z plot"
 NO_AXIS = [0, "", []]

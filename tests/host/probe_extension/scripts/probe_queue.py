@@ -39,7 +39,6 @@ def add_routes(_, app):
             "waiting": len(lock._pending_threads),
             "job": state.job,
             "job_count": state.job_count,
-            "interrupted": state.interrupted,
         }
 
 
