@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
@@ -108,8 +109,8 @@ class StandInServer:
     def foreign_forwards(self):
         return self.probe.layers() - self.probe.own_forwards()
 
-    def tensor_bytes(self):
-        return self.probe.tensor_bytes()
+    def memory(self):
+        return {"tensors": self.probe.tensor_bytes()}
 
     def is_idle(self):
         from modules import call_queue
@@ -253,9 +254,10 @@ class RealServer:
         state = self._state()
         return state["layers"] - state["own_forwards"]
 
-    def tensor_bytes(self):
-        """Memory of all live tensors."""
-        return self.client.get("/probe/memory").json()["tensors"]
+    def memory(self):
+        """Bytes of all live tensors, and of the process."""
+        tensors = self.client.get("/probe/memory").json()["tensors"]
+        return {"tensors": tensors, "resident": psutil.Process(self.process.pid).memory_info().rss}
 
     def is_idle(self):
         """Whether nothing runs, waits, or is still marked as running."""

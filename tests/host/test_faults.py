@@ -92,14 +92,15 @@ def assert_as_if_nothing_had_been(server, twins, memory):
     assert largest_difference(made(server, PLAIN), plain) == 0
     assert largest_difference(made(server, VARIED), varied) == 0
     server.forget()
-    assert server.tensor_bytes() <= memory * (1 + TOLERATED)
+    for kind, held in server.memory().items():
+        assert held <= memory[kind] * (1 + TOLERATED), kind
 
 
 @pytest.fixture(scope="module")
 def memory(hosts, twins):
-    """Of live tensors with nothing stored, before any fault."""
+    """With nothing stored, before any fault."""
     hosts[0].forget()
-    return hosts[0].tensor_bytes()
+    return hosts[0].memory()
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["before the UNet", "inside a layer"])

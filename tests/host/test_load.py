@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from threading import Event
 
 import numpy as np
-import psutil
 import pytest
 
 from tests.conftest import exemplar
@@ -111,10 +110,6 @@ def pinned(folder, with_extension):
         server.stop()
 
 
-def resident_mb(server):
-    return psutil.Process(server.process.pid).memory_info().rss / 2**20
-
-
 def meddle(server, done):
     """Lists, inverts and clears what is stored, outside of the queue, until all is done; how often."""
     rounds = 0
@@ -133,7 +128,7 @@ def test_real_many_requests_in_a_row_are_each_as_if_alone_and_memory_stays_flat(
     resident = []
     for kind, name in alternating(CALLS, seed=1):
         assert largest_difference(made(server, kind, name), twins[kind, name]) == 0, (kind, name)
-        resident.append(resident_mb(server))
+        resident.append(server.memory()["resident"] / 2**20)
     slope, _ = np.polyfit(range(CALLS - SETTLING), resident[SETTLING:], 1)
     print(f"{CALLS} calls: {resident[0]:.0f}, {resident[SETTLING]:.0f}, {resident[-1]:.0f} MB; {slope:.4f} MB a call")
     assert slope < SLOPE
