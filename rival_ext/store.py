@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Protocol
 
 from torch import Tensor
@@ -44,17 +45,19 @@ class Store(Protocol):
 class ChainStore:
     """One user's chains in memory, by key; the least recently used one of all users leaves first.
 
-    Nobody finds, lists or gives back another's. user: None is whoever has not logged in.
+    Nobody finds, lists or gives back another's. user: None is whoever has not logged in. The page and the routes give
+    chains back while a run of another thread looks one up: each method has the memory for itself meanwhile.
     """
 
     def __init__(self, user: str | None = None) -> None:
         self._user = user
         self._chains: OrderedDict[tuple[str | None, str], Kept] = OrderedDict()
+        self._alone = RLock()
 
     def of(self, user: str | None) -> ChainStore:
         """Another user's, in the same memory."""
         store = ChainStore(user)
-        store._chains = self._chains
+        store._chains, store._alone = self._chains, self._alone
         return store
 
     @property
@@ -70,10 +73,11 @@ class ChainStore:
     def get(self, key: str) -> Chain | None:
         """The chain kept under the key, or None."""
         own = (self._user, key)
-        if own not in self._chains:
-            return None
-        self._chains.move_to_end(own)
-        return self._chains[own].chain
+        with self._alone:
+            if own not in self._chains:
+                return None
+            self._chains.move_to_end(own)
+            return self._chains[own].chain
 
     def id_of(self, chain: Chain) -> str | None:
         """What this very chain is called outside, or None if it is not kept."""
@@ -81,35 +85,40 @@ class ChainStore:
 
     def remove(self, id: str) -> bool:  # noqa: A002  what it is called everywhere
         """Gives the memory of one chain back; False if none has this id."""
-        own = next((own for own, kept in self._own() if kept.id == id), None)
-        return own is not None and self._chains.pop(own, None) is not None
+        with self._alone:
+            own = next((own for own, kept in self._own() if kept.id == id), None)
+            return own is not None and self._chains.pop(own, None) is not None
 
     def make_room(self, size: int, budget: float) -> bool:
         """Lets the oldest chains, whosever, go until `size` more bytes fit into `budget`; False if they never will."""
         fits = size <= budget
-        while self._chains and _bytes(self._chains.values()) + size * fits > budget:
-            self._chains.popitem(last=False)
+        with self._alone:
+            while self._chains and _bytes(self._chains.values()) + size * fits > budget:
+                self._chains.popitem(last=False)
         return fits
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Keeps the chain, within `budget` bytes for all: the oldest make room; one that cannot fit is not kept."""
         own = (self._user, key)
-        self._chains.pop(own, None)
-        if self.make_room(chain.bytes, budget):
-            self._chains[own] = Kept(chain)
+        with self._alone:
+            self._chains.pop(own, None)
+            if self.make_room(chain.bytes, budget):
+                self._chains[own] = Kept(chain)
 
     def clear(self) -> None:
         """Gives the memory of all of them back."""
-        for own, _ in self._own():
-            self._chains.pop(own, None)
+        with self._alone:
+            for own, _ in self._own():
+                del self._chains[own]
 
     def clear_for_all(self) -> None:
         """Gives every user's memory back."""
-        self._chains.clear()
+        with self._alone:
+            self._chains.clear()
 
     def _own(self) -> list[tuple[tuple[str | None, str], Kept]]:
-        # copied at once, since a run of another thread may change it meanwhile
-        return [(own, kept) for own, kept in list(self._chains.items()) if own[0] == self._user]
+        with self._alone:
+            return [(own, kept) for own, kept in self._chains.items() if own[0] == self._user]
 
 
 def _bytes(several: Iterable[Kept]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -446,6 +448,36 @@ def chain_of(size):
 def kept(store, keys):
     """Which of the keys the store holds, without touching their order."""
     return [key for key in keys if (None, key) in store._chains]
+
+
+def test_chains_are_given_back_while_runs_of_other_threads_look_them_up():
+    """Each line of the store's is a chance for another thread here, which is rare otherwise."""
+    before = sys.getswitchinterval()
+    store, chain = ChainStore(), chain_of(1)
+
+    def run(user):
+        mine = store.of(user)
+        for turn in range(1500):
+            key = "abcdef"[turn % 6]
+            mine.put(key, chain, 8 * 10)
+            assert mine.get(key) in (chain, None)
+            mine.make_room(8, 8 * 4)
+
+    def release(user):
+        mine = store.of(user)
+        for _ in range(1500):
+            for kept in mine.kept[:1]:
+                mine.remove(kept.id)
+            mine.clear()
+            store.clear_for_all()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(act, user) for act in (run, release) for user in (None, "ann")]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_chain_is_found_under_its_key_alone():
