@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from tests.host.servers import RealServer, real_folder
+from tests.host.test_changes import until
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
 
@@ -434,3 +435,26 @@ def test_the_panel_fits_its_page(page, server, theme, width):
     if folder:
         page.wait_for_timeout(800)
         panel.screenshot(path=str(Path(folder) / f"panel-{theme}-{width}.png"))
+
+
+@pytest.mark.parametrize("at_call", [5, 25])
+def test_a_page_closed_during_a_run_leaves_a_server_for_the_next(server, page, at_call):
+    """In the middle of the inversion, and of the sampling."""
+    set_up(page)
+    enable(page)
+    server.client.delete("/rival/v1/store").raise_for_status()
+    server.plan(at_call, "wait")
+    page.locator("#img2img_generate").click()
+    until(server.is_waiting)
+    other = page.context.browser.new_page(viewport=WIDE)
+    page.close()
+    server.release()
+    other.goto(f"{server.url}/?__theme=light")
+    other.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    set_up(other)
+    enable(other)
+    generate(other)
+    # the run of the page that is gone was ended, and its inversion kept
+    expect_report(other, "stored inversion")
+    assert server.leftovers() == []
+    assert server.is_idle()

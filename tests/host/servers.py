@@ -240,6 +240,14 @@ class RealServer:
         asked = {"at_call": at_call, "action": action, "inside": inside}
         self.client.post("/probe/plan", params=asked).raise_for_status()
 
+    def is_waiting(self):
+        """Whether a UNet call stands still, as planned."""
+        return self._state()["waiting"]
+
+    def release(self):
+        """Lets it go on."""
+        self.client.post("/probe/release").raise_for_status()
+
     def calls(self):
         return self._state()["calls"]
 

@@ -1,0 +1,271 @@
+"""What a user changes while a run is at work, or between runs: on a real WebUI, whose server stays as good as new."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.host.asking import largest_difference, request
+from tests.host.conftest import SKIPPED
+from tests.host.servers import (
+    LORA,
+    REFINER,
+    STARTUP_SECONDS,
+    RealServer,
+    checkpoint_in,
+    real_folder,
+)
+from tests.host.test_faults import PLAIN, SMALL, STEPS, TOLERATED, VARIED, made
+
+OTHER_VAE = "other.safetensors"
+WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
+INVERTING, SAMPLING = 2, STEPS + 2
+"""A UNet call in the middle of each part of a variation."""
+PATIENCE = 60
+"""Seconds for what takes one."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Options while it lasts, and what they were. inverts: whether a run then needs another inversion."""
+
+    done: dict
+    undone: dict
+    inverts: bool
+
+
+def option(name, value, former, inverts=False):
+    return Change({name: value}, {name: former}, inverts)
+
+
+CHANGES = {
+    "checkpoint": option("sd_model_checkpoint", REFINER, "tiny-emoji.safetensors", inverts=True),
+    "VAE": option("sd_vae", OTHER_VAE, "Automatic", inverts=True),
+    "clip skip": option("CLIP_stop_at_last_layers", 2, 1, inverts=True),
+    "token merging": option("token_merging_ratio", 0.4, 0.0, inverts=True),
+    "attention": option("cross_attention_optimization", "None", "Automatic", inverts=True),
+    "memory": option("rival_memory_mb", 0, 2048, inverts=True),
+    "noise seed": option("eta_noise_seed_delta", 31337, 0),
+    "background": option("img2img_background_color", "#000000", "#ffffff"),
+    "preview": option("live_previews_enable", False, True),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real WebUI with a second VAE."""
+    if real_folder() is None:
+        pytest.skip(SKIPPED)
+    data = tmp_path_factory.mktemp("webui")
+    server = RealServer(real_folder(), data)
+    server.data = data
+    try:
+        (data / "models" / "VAE").mkdir(exist_ok=True)
+        save_file(_other_vae(data), data / "models" / "VAE" / OTHER_VAE)
+        server.client.post("/sdapi/v1/refresh-vae").raise_for_status()
+        yield server
+    finally:
+        server.stop()
+
+
+def _other_vae(data):
+    first = "first_stage_model."
+    weights = load_file(checkpoint_in(data)).items()
+    return {name.removeprefix(first): 1.02 * value for name, value in weights if name.startswith(first)}
+
+
+@pytest.fixture(scope="module")
+def twins(server):
+    """A plain picture and a variation, before anything was changed."""
+    plain, varied = made(server, PLAIN), made(server, VARIED)
+    # what the host keeps of a first change, or of a first LoRA, it keeps
+    for change in CHANGES.values():
+        server.set(**change.done)
+        server.set(**change.undone)
+    made(server, WITH_LORA)
+    assert largest_difference(made(server, PLAIN), plain) == 0
+    server.forget()
+    return plain, varied, server.memory()
+
+
+def assert_as_good_as_new(server, twins):
+    plain, varied, memory = twins
+    until(server.is_idle)
+    assert server.leftovers() == []
+    assert server.foreign_forwards() == 0
+    assert largest_difference(made(server, PLAIN), plain) == 0
+    assert largest_difference(made(server, VARIED), varied) == 0
+    server.forget()
+    # not the process's: the host's own loading of checkpoints adds to that, with or without RIVAL
+    assert server.memory()["tensors"] <= memory["tensors"] * (1 + TOLERATED)
+
+
+def until(holds, seconds=PATIENCE):
+    """Waits; fails if it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{holds} does not come true"
+        time.sleep(0.2)
+
+
+def meanwhile(server, at_call, act, payload=VARIED):
+    """The answer to a request, in one UNet call of which `act` is done, or queued by the host until it has ended."""
+    server.forget()
+    server.plan(at_call, "wait")
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(server.img2img, **payload)
+        until(server.is_waiting)
+        acted = threads.submit(act)
+        time.sleep(1)
+        server.release()
+        acted.result(PATIENCE)
+        return asked.result(PATIENCE)
+
+
+@pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
+@pytest.mark.parametrize("name", CHANGES)
+def test_real_an_option_changed_during_a_run_is_that_of_the_next(server, twins, name, at_call):
+    change = CHANGES[name]
+    answer = meanwhile(server, at_call, lambda: server.set(**change.done))
+    server.set(**change.undone)
+    assert answer.status == 200, answer.sentence
+    assert largest_difference(answer.pictures, twins[1]) == 0
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_real_an_option_changed_between_runs_inverts_anew_where_it_has_to(server, twins, name):
+    change = CHANGES[name]
+    made(server, VARIED)
+    server.set(**change.done)
+    try:
+        answer = server.img2img(**VARIED)
+    finally:
+        server.set(**change.undone)
+    assert answer.status == 200, answer.sentence
+    assert ("stored inversion" not in answer.infotexts[0]) == change.inverts
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
+def test_real_a_checkpoint_unloaded_during_a_run(server, twins, at_call):
+    def unload():
+        server.client.post("/sdapi/v1/unload-checkpoint").raise_for_status()
+
+    answer = meanwhile(server, at_call, unload)
+    assert answer.status == 200, answer.sentence
+    server.client.post("/sdapi/v1/reload-checkpoint").raise_for_status()
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
+def test_real_a_lora_rewritten_during_a_run_is_that_of_the_next(server, twins, at_call):
+    file = server.data / "models" / "Lora" / f"{LORA}.safetensors"
+    weights = load_file(file)
+    before = made(server, WITH_LORA)
+    rewritten = {name: np.asarray(3 * value) for name, value in weights.items()}
+    answer = meanwhile(server, at_call, lambda: save_file(rewritten, file), WITH_LORA)
+    assert largest_difference(answer.pictures, before) == 0
+    # the host looks at the file again when the prompt's LoRAs change
+    made(server, PLAIN)
+    other = server.img2img(**WITH_LORA)
+    assert "inverted in" in other.infotexts[0]
+    assert largest_difference(other.pictures, before) > 0
+    save_file(weights, file)
+    made(server, PLAIN)
+    assert largest_difference(made(server, WITH_LORA), before) == 0
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
+def test_real_a_client_that_has_gone_leaves_nothing(server, twins, at_call):
+    server.forget()
+    server.plan(at_call, "wait")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=5)
+    assert server.is_waiting()
+    server.release()
+    assert_as_good_as_new(server, twins)
+
+
+# the page built anew
+
+
+def reload_ui(server):
+    """As the page's button does; it takes a while."""
+
+    def starts():
+        return server.log.read_text(errors="replace").count("Startup time")
+
+    before = starts()
+    server.client.post("/probe/reload-ui").raise_for_status()
+    server.release()
+    until(lambda: starts() > before, STARTUP_SECONDS)
+    # what was kept alive is closed
+    server.client.close()
+    server.client = httpx.Client(base_url=server.url, timeout=600)
+
+
+def doubled(server):
+    """What the host shows or serves more than once of ours."""
+    scripts = server.client.get("/sdapi/v1/script-info").json()
+    components = server.client.get("/config").json()["components"]
+    seen = Counter((script["name"], script["is_img2img"]) for script in scripts if "rival" in script["name"])
+    seen += Counter(label for tab in ("img2img", "txt2img") for label in _axes(server, tab))
+    names = (component["props"].get("elem_id") or "" for component in components)
+    seen += Counter(name for name in names if "rival" in name)
+    paths = server.client.get("/openapi.json").json()["paths"]
+    seen += Counter(path for path in paths if path.startswith("/rival/"))
+    return {name for name, times in seen.items() if times > 1}
+
+
+def _axes(server, tab):
+    return [(tab, label) for label in server.axes(tab) if "RIVAL" in label]
+
+
+def has_panel(server):
+    return any(script["name"] == "rival" for script in server.client.get("/sdapi/v1/script-info").json())
+
+
+def test_real_the_page_is_built_anew(server, twins):
+    before = sorted(_axes(server, "img2img"))
+    reload_ui(server)
+    assert doubled(server) == set()
+    assert sorted(_axes(server, "img2img")) == before
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
+def test_real_the_page_is_built_anew_during_a_run(server, twins, at_call):
+    server.forget()
+    server.plan(at_call, "wait")
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
+        until(server.is_waiting)
+        reload_ui(server)
+        # its connection may be closed with the page
+        assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
+    assert doubled(server) == set()
+    assert_as_good_as_new(server, twins)
+
+
+def test_real_the_extension_is_disabled_and_enabled_again(server, twins):
+    server.set(disabled_extensions=["sd-webui-rival"])
+    reload_ui(server)
+    assert not has_panel(server)
+    assert largest_difference(made(server, PLAIN), twins[0]) == 0
+    refused = server.img2img(**VARIED)
+    assert refused.status == 422
+    assert "RIVAL" in refused.sentence
+    server.set(disabled_extensions=[])
+    reload_ui(server)
+    assert has_panel(server)
+    assert doubled(server) == set()
+    assert_as_good_as_new(server, twins)
