@@ -1,6 +1,7 @@
 // What the panel needs of the browser: presets in its own storage, the tab that is open, the progress of a check.
 
-const rival = (() => {
+// `var`: where the extension is installed twice, the page has this file twice, and the first one stays
+var rival = globalThis.rival ?? (() => {
     const STORED = "rival-presets";
 
     const read = () => JSON.parse(localStorage.getItem(STORED) ?? "{}");

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
@@ -288,6 +288,15 @@ def stood_for(choices: Mapping[str, Any]) -> dict[str, Any]:
     if "similarity" in choices:
         stands_for |= similar(choices["similarity"])
     return stands_for
+
+
+def is_switched_on(args: Sequence[Any]) -> bool:
+    """Whether the switch in a request's arguments, an object or the panel's values, is anything but off.
+
+    What is wrong with it is said where the settings are read.
+    """
+    switch = args[0].get("enabled", False) if isinstance(args[0], Mapping) else args[0]
+    return switch is not False
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:

@@ -1,95 +1,43 @@
-"""The WebUI's door to RIVAL: registers the panel and the settings, hands each batch over; no logic of its own."""
+"""The WebUI's door to RIVAL: one copy of it, whole, or with a word on what it lacks in this WebUI; no other logic."""
 
 import sys
+from pathlib import Path
 
 from modules import script_callbacks, scripts
 
-from rival_ext.hosts.webui_api import add_routes
-from rival_ext.ui.axes import add_axes
-from rival_ext.ui.gallery import GalleryButtons
-from rival_ext.ui.host_controls import HostControls
-from rival_ext.ui.infotext import PASTE_TARGETS
-from rival_ext.ui.panel import Panel
-from rival_ext.ui.settings_page import add_options
-
-HOST = "rival_ext.hosts.webui"
-PANELS = {}
-"""By tab."""
+HERE = Path(__file__).parents[1]
+COPIES = [data.basedir for data in scripts.scripts_data if data.script_class.__name__ == "RivalScript"]
+"""What the WebUI has loaded of RIVAL before this one, since it started or since "Reload UI"."""
 
 
-class RivalScript(scripts.Script):
-    """An always-on script whose accordion stands beside the WebUI's own Refiner."""
-
-    section = "accordions"
-    create_group = False
-
-    def title(self):
-        return "RIVAL"
-
-    def show(self, is_img2img):
-        self.host_controls = HostControls(self.tabname)
-        self.host_controls.follow(self)
-        return scripts.AlwaysVisible
-
-    def ui(self, is_img2img):
-        panel = PANELS[self.tabname] = Panel(self.tabname, self.host_controls, release_memory, is_stored, check)
-        self.infotext_fields = panel.paste_fields
-        self.paste_field_names = list(PASTE_TARGETS.values())
-        return panel.controls
-
-    def process_batch(self, p, *args, **kwargs):
-        if wanted(args):
-            host().announce(p, args)
-
-    def process_before_every_sampling(self, p, *args, **kwargs):
-        if wanted(args):
-            host().arm(p, args)
+def forget():
+    """Takes the package out of the process: the next load gets the files as they are then."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rival_ext"]:
+        del sys.modules[name]
 
 
-def wanted(args):
-    """Whether the panel's switch, or the API's, is anything but off; what is wrong with it the host says."""
-    switch = args[0].get("enabled", False) if isinstance(args[0], dict) else args[0]
-    return switch is not False
+if COPIES:
+    print(f"RIVAL: installed twice; {COPIES[0]} is in use, delete {HERE} or disable one of the two.")
+else:
+    if "rival_ext" in sys.modules and not (HERE / "rival_ext").samefile(sys.modules["rival_ext"].__path__[0]):
+        # of a copy that could not be loaded
+        forget()
+    # first, since the WebUI calls the last one first
+    script_callbacks.on_script_unloaded(forget)
 
+    from rival_ext.errors import RivalError
+    from rival_ext.hosts.webui_reliance import check
 
-def host():
-    """Imported late: switched off, the extension costs nothing."""
-    from rival_ext.hosts import webui
+    try:
+        check()
+    except RivalError as refusal:
+        from rival_ext.hosts import webui_off
 
-    return webui
+        print(refusal)
+        RivalScript = webui_off.RivalScript
+        RivalScript.refusal = refusal
+    else:
+        from rival_ext.hosts import webui_script
 
-
-def is_stored(*asked):
-    """Whether a run's inversions are kept; none is before the first one."""
-    return HOST in sys.modules and sys.modules[HOST].is_stored(*asked)
-
-
-def check(request):
-    """What the inversion of a run gives back; the fields of its request by name."""
-    from rival_ext.hosts import webui_check
-
-    return webui_check.check(webui_check.CheckRequest(**request))
-
-
-def release_memory(user):
-    """Gives the memory of a user's stored inversions back; says how much that was."""
-    # the same sentence whether another user has stored any or nobody has
-    if HOST not in sys.modules or not (store := sys.modules[HOST].STORE.of(user)).kept:
-        return "No inversion of yours is stored."
-    freed = store.bytes
-    store.clear()
-    return f"Released {freed / 2**20:.1f} MB."
-
-
-def forget_all(*_):
-    """Gives the memory of every user's stored inversions back."""
-    if HOST in sys.modules:
-        sys.modules[HOST].STORE.clear_for_all()
-
-
-script_callbacks.on_app_started(add_routes)
-script_callbacks.on_ui_settings(add_options)
-script_callbacks.on_after_component(GalleryButtons(PANELS).see)
-script_callbacks.on_before_ui(add_axes)
-script_callbacks.on_model_loaded(forget_all)
-script_callbacks.on_script_unloaded(forget_all)
+        RivalScript = webui_script.RivalScript
+        webui_script.register()

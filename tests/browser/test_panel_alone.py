@@ -260,3 +260,12 @@ def test_the_panel_fits_its_page(page, address, theme, width):
     folder = os.environ.get("RIVAL_SCREENSHOTS")
     if folder:
         panel.screenshot(path=str(Path(folder) / f"alone-{theme}-{width}.png"))
+
+
+def test_installed_twice_the_page_has_the_script_twice_and_keeps_the_first(page):
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.evaluate("globalThis.first = rival; 0")
+    page.add_script_tag(path=str(ROOT / "javascript" / "rival.js"))
+    assert page.evaluate("rival === first")
+    assert errors == []

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -227,13 +228,35 @@ class RealServer:
         settings = json.loads((data / "config.json").read_text())
         (data / "config.json").write_text(json.dumps(settings | options))
 
-    def _wait(self):
+    def reload(self):
+        """As the page's button "Reload UI" does: the scripts are loaded anew in the same process; a call that waits
+        goes on meanwhile."""
+        starts = self._starts()
+        self.client.post("/probe/reload-ui").raise_for_status()
+        self.release()
+        self._wait(starts + 1)
+        # what was kept alive is closed
+        self.client.close()
+        self.client = httpx.Client(base_url=self.url, timeout=600)
+
+    def said(self):
+        """The log so far."""
+        return self.log.read_text(errors="replace")
+
+    def failures(self):
+        """What the log says of extensions that the host could not load, register or call."""
+        return re.findall(r"\*\*\* Error (?:loading|calling|creating|executing|running|#).*", self.said())
+
+    def _starts(self):
+        return self.said().count("Startup time")
+
+    def _wait(self, starts=1):
         """An HTTP request before the log says that it has started could kill the start."""
         deadline = time.monotonic() + STARTUP_SECONDS
-        while "Startup time" not in self.log.read_text(errors="replace"):
+        while self._starts() < starts:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError("the real WebUI did not start:\n" + self.log.read_text(errors="replace")[-3000:])
+                raise RuntimeError("the real WebUI did not start:\n" + self.said()[-3000:])
             time.sleep(0.5)
 
     def plan(self, at_call=0, action="", inside=False):
@@ -281,6 +304,10 @@ class RealServer:
 
     def imported(self):
         return self._state()["imported"]
+
+    def routes(self):
+        """Of the extension, each as often as it is there."""
+        return self._state()["routes"]
 
     def _state(self):
         return self.client.get("/probe/state").json()

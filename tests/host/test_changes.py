@@ -17,7 +17,6 @@ from tests.host.conftest import SKIPPED
 from tests.host.servers import (
     LORA,
     REFINER,
-    STARTUP_SECONDS,
     RealServer,
     checkpoint_in,
     real_folder,
@@ -198,21 +197,6 @@ def test_real_a_client_that_has_gone_leaves_nothing(server, twins, at_call):
 # the page built anew
 
 
-def reload_ui(server):
-    """As the page's button does; it takes a while."""
-
-    def starts():
-        return server.log.read_text(errors="replace").count("Startup time")
-
-    before = starts()
-    server.client.post("/probe/reload-ui").raise_for_status()
-    server.release()
-    until(lambda: starts() > before, STARTUP_SECONDS)
-    # what was kept alive is closed
-    server.client.close()
-    server.client = httpx.Client(base_url=server.url, timeout=600)
-
-
 def doubled(server):
     """What the host shows or serves more than once of ours."""
     scripts = server.client.get("/sdapi/v1/script-info").json()
@@ -236,7 +220,7 @@ def has_panel(server):
 
 def test_real_the_page_is_built_anew(server, twins):
     before = sorted(_axes(server, "img2img"))
-    reload_ui(server)
+    server.reload()
     assert doubled(server) == set()
     assert sorted(_axes(server, "img2img")) == before
     assert_as_good_as_new(server, twins)
@@ -249,7 +233,7 @@ def test_real_the_page_is_built_anew_during_a_run(server, twins, at_call):
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
         until(server.is_waiting)
-        reload_ui(server)
+        server.reload()
         # its connection may be closed with the page
         assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
     assert doubled(server) == set()
@@ -258,14 +242,14 @@ def test_real_the_page_is_built_anew_during_a_run(server, twins, at_call):
 
 def test_real_the_extension_is_disabled_and_enabled_again(server, twins):
     server.set(disabled_extensions=["sd-webui-rival"])
-    reload_ui(server)
+    server.reload()
     assert not has_panel(server)
     assert largest_difference(made(server, PLAIN), twins[0]) == 0
     refused = server.img2img(**VARIED)
     assert refused.status == 422
     assert "RIVAL" in refused.sentence
     server.set(disabled_extensions=[])
-    reload_ui(server)
+    server.reload()
     assert has_panel(server)
     assert doubled(server) == set()
     assert_as_good_as_new(server, twins)

@@ -15,6 +15,7 @@ from tests.host.servers import ROOT, RealServer, real_folder
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
     *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
+    *("rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
     *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
     *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.forecast", "rival_ext.ui.gallery", "rival_ext.ui.host_controls"),
     *("rival_ext.ui.outlook", "rival_ext.ui.axes", "rival_ext.ui.presets", "rival_ext.ui.check"),

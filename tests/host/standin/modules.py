@@ -15,6 +15,15 @@ from PIL import Image, ImageOps
 from tests.host.standin import plot, samplers
 from tests.host.standin.state import cmd_opts, opts, state
 
+REGISTERED = {
+    event: [] for event in ("after_component", "app_started", "model_loaded", "script_unloaded", "ui_settings")
+}
+"""By event the callbacks that the host was given for it."""
+
+
+def nobody(*_, **__):
+    """In place of what the panel alone calls: nobody works it here."""
+
 
 class Control:
     """A gradio component: what it was made with."""
@@ -22,6 +31,7 @@ class Control:
     def __init__(self, *positional, value=None, label=None, **others):
         self.value = value
         self.label = label
+        self.shown = positional
 
     def click(self, **others):
         """Nobody clicks here."""
@@ -36,6 +46,17 @@ class Control:
         return None
 
 
+class EventListenerMethod:
+    __call__ = nobody
+
+
+class Request:
+    """Who asks."""
+
+    def __init__(self, username=None):
+        self.username = username
+
+
 class InputAccordion(Control):
     def __init__(self, value, **others):
         super().__init__(value=value, **others)
@@ -45,10 +66,10 @@ class Script:
     tabname = "img2img"
     args_from = args_to = 0
 
-    def process_batch(self, p, *args):
+    def process(self, p, *args):
         """What a script leaves out does nothing."""
 
-    process_before_every_sampling = process_batch
+    process_batch = process_before_every_sampling = process
 
     def on_after_component(self, callback, *, elem_id):
         """The host's own controls are not built here."""
@@ -68,8 +89,8 @@ def get_learned_conditioning(model, prompts, steps):
     return [[SimpleNamespace(end_at_step=steps, cond=cond)] for cond in model.get_learned_conditioning(prompts)]
 
 
-def reconstruct_cond_batch(schedules, step):
-    return torch.stack([schedule[0].cond for schedule in schedules])
+def reconstruct_cond_batch(c, current_step):
+    return torch.stack([schedule[0].cond for schedule in c])
 
 
 def parse_prompt(prompt):
@@ -77,12 +98,12 @@ def parse_prompt(prompt):
     return re.sub(r"<\w+:[^>]+>", "", prompt), dict(networks)
 
 
-def flatten(image, background):
-    return image.convert("RGB")
+def flatten(img, bgcolor):
+    return img.convert("RGB")
 
 
-def resize_image(mode, image, width, height):
-    return image.resize((width, height))
+def resize_image(resize_mode, im, width, height):
+    return im.resize((width, height))
 
 
 def fill(image, mask):
@@ -90,6 +111,19 @@ def fill(image, mask):
     pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
     pixels[masked] = pixels[~masked].mean(0)
     return Image.fromarray(pixels)
+
+
+class OptionInfo:
+    def __init__(self, default, label, component, component_args, section):
+        self.default = default
+
+    def info(self, info):
+        return self
+
+
+def _keep(event):
+    REGISTERED[event].clear()
+    return lambda callback: REGISTERED[event].append(callback)
 
 
 def install(checkpoint):
@@ -101,6 +135,8 @@ def install(checkpoint):
         "state": state,
         "cmd_opts": cmd_opts,
         "total_tqdm": SimpleNamespace(clear=lambda: None),
+        "interrogator": SimpleNamespace(interrogate=nobody),
+        "OptionInfo": OptionInfo,
         "device": checkpoint.device,
         "sd_model": checkpoint,
         "loaded_hypernetworks": [],
@@ -111,12 +147,12 @@ def install(checkpoint):
             "wrap_queued_call": lambda function: function,
             "wrap_gradio_gpu_call": lambda function, extra_outputs: function,
         },
-        "deepbooru": {"model": None},
+        "deepbooru": {"model": SimpleNamespace(tag=nobody)},
         "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
         "images": {
             **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
-            "read_info_from_image": None,
+            "read_info_from_image": nobody,
         },
         "masking": {"fill": fill},
         "processing": {
@@ -135,11 +171,12 @@ def install(checkpoint):
             "schedulers": [SimpleNamespace(label="Automatic")],
             "schedulers_map": {"Automatic": None, "Karras": None},
         },
+        "sd_samplers_cfg_denoiser": {"CFGDenoiser": samplers.CFGDenoiser},
         "sd_samplers_common": {
             "apply_refiner": lambda denoiser, sigma: False,
             "approximation_indexes": {},
-            "images_tensor_to_samples": None,
-            "setup_img2img_steps": None,
+            "images_tensor_to_samples": nobody,
+            "setup_img2img_steps": samplers.setup_img2img_steps,
             "store_latent": state.store_latent,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
@@ -147,11 +184,7 @@ def install(checkpoint):
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
         "script_callbacks": {
-            "on_after_component": lambda callback: None,
-            "on_app_started": lambda callback: None,
-            "on_model_loaded": lambda callback: None,
-            "on_script_unloaded": lambda callback: None,
-            "on_ui_settings": lambda callback: None,
+            **{f"on_{event}": _keep(event) for event in REGISTERED},
             "on_before_ui": lambda callback: callback(),
         },
         "scripts": {
@@ -162,9 +195,8 @@ def install(checkpoint):
         },
         "infotext_utils": {
             "PasteField": PasteField,
-            "create_override_settings_dict": None,
-            "image_from_url_text": None,
-            "parse_generation_parameters": None,
+            **dict.fromkeys(("create_override_settings_dict", "image_from_url_text"), nobody),
+            "parse_generation_parameters": nobody,
         },
         "ui_components": {"FormRow": Control, "InputAccordion": InputAccordion, "ToolButton": Control},
     }
@@ -176,7 +208,9 @@ def install(checkpoint):
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
-    gradio.update = dict
+    gradio.update = lambda **changed: changed
+    gradio.Request = Request
+    gradio.events = SimpleNamespace(EventListenerMethod=EventListenerMethod)
     for name in (
         "HTML",
         "Textbox",

@@ -31,8 +31,15 @@ def loaded_scripts():
     module = ModuleType("xyz_grid.py")
     OPTIONS[:] = [AxisOption("Seed", int, lambda p, value, values: setattr(p, "seed", value))]
     module.AxisOption, module.axis_options = AxisOption, OPTIONS
-    plot = SimpleNamespace(path="scripts/xyz_grid.py", module=module)
-    return [SimpleNamespace(path="scripts/loopback.py", module=ModuleType("loopback.py")), plot, plot]
+    return [
+        loaded(type("Script", (), {}), "loopback.py", ModuleType("loopback.py")),
+        *(loaded(type(name, (), {}), "xyz_grid.py", module) for name in ("SharedSettingsStackHelper", "Script")),
+    ]
+
+
+def loaded(script_class, file, module, basedir="webui"):
+    """What the host keeps of one class."""
+    return SimpleNamespace(script_class=script_class, path=f"scripts/{file}", basedir=basedir, module=module)
 
 
 def process_plot(p, axes):

@@ -62,6 +62,12 @@ class Processing:
     override_settings: dict = field(default_factory=dict)
     extra_generation_params: dict = field(default_factory=dict)
     comments: dict = field(default_factory=dict)
+    denoising_strength: float = 0.75
+    scripts: Any = None
+    script_args: list = field(default_factory=list)
+    seeds: list = None
+    rng: Any = None
+    is_hr_pass: bool = False
     user: str | None = None
 
     def comment(self, text):
@@ -84,6 +90,8 @@ class Processing:
 class Txt2Img(Processing):
     """It makes its sampler in `sample`, from noise."""
 
+    hr_extra_network_data: dict = None
+
     def sample(self, conditioning, unconditional_conditioning):
         self.sampler = samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
@@ -98,7 +106,6 @@ class Img2Img(Processing):
     """It encodes its image, and a mask with it, in `init`."""
 
     init_images: list = field(default_factory=list)
-    denoising_strength: float = 0.75
     resize_mode: int = 0
     initial_noise_multiplier: float = 1.0
     image_mask: Any = None
@@ -198,6 +205,7 @@ def process_images(p):
 @torch.no_grad()
 def _process_images(p):
     pictures, infotexts = [], []
+    p.scripts.call("process", p)
     p.init()
     if state.job_count == -1:
         state.job_count = p.n_iter

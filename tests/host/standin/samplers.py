@@ -24,12 +24,14 @@ def setup_img2img_steps(p, steps=None):
 class CFGDenoiser(nn.Module):
     """The guided denoiser: rows of all prompts first, then those of the negative prompts, in one call."""
 
-    def __init__(self, model_wrap, blends_before):
+    def __init__(self, sampler, model_wrap, blends_before):
         super().__init__()
+        self.sampler = sampler
         self.model_wrap = model_wrap
         self.blends_before = blends_before
         self.init_latent = self.mask = self.nmask = None
         self.need_last_noise_uncond = False
+        self.last_noise_uncond = None
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
         if state.interrupted or state.skipped:
@@ -71,7 +73,7 @@ class Sampler:
         self.func, self.funcname = solver, f"sample_{solver.__name__}"
         self.config = Config(solver in (heun, dpm_2))
         self.model_wrap = model_wrap
-        self.model_wrap_cfg = CFGDenoiser(model_wrap, blends_before)
+        self.model_wrap_cfg = CFGDenoiser(self, model_wrap, blends_before)
 
     def initialize(self, p):
         self.model_wrap_cfg.mask, self.model_wrap_cfg.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
@@ -81,7 +83,7 @@ class Sampler:
         self.initialize(p)
         state.sampling_steps, state.sampling_step = p.steps, 0
         self.last_latent = x
-        extra_args = {
+        self.sampler_extra_args = {
             **{"uncond": unconditional_conditioning, "cond": conditioning, "cond_scale": p.cfg_scale},
             **{"s_min_uncond": 0, "image_cond": image_conditioning},
         }
@@ -89,7 +91,7 @@ class Sampler:
             return self.func(
                 self.model_wrap_cfg,
                 x,
-                extra_args=extra_args,
+                extra_args=self.sampler_extra_args,
                 disable=False,
                 callback=self.callback_state,
                 **self.known(schedule),
@@ -102,8 +104,8 @@ class Sampler:
         parameters = inspect.signature(self.func).parameters
         return {name: value for name, value in schedule.items() if name in parameters}
 
-    def callback_state(self, seen):
-        state.sampling_step, self.last_latent = seen["i"], seen["x"]
+    def callback_state(self, d):
+        state.sampling_step, self.last_latent = d["i"], d["x"]
 
 
 class SigmaDenoiser(nn.Module):

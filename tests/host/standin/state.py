@@ -42,4 +42,5 @@ opts = SimpleNamespace(
     img2img_color_correction=False,
     data={},
     data_labels={"rival_memory_mb": None},
+    add_option=lambda key, info: None,
 )

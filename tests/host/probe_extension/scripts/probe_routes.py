@@ -9,7 +9,7 @@ PROBE = Path(__file__).resolve().parents[2] / "probe.py"
 
 
 def add_routes(_, app):
-    """`/probe/plan` and `/probe/state`."""
+    """`/probe/plan`, `/probe/state` and others."""
     spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,6 +35,7 @@ def add_routes(_, app):
             "leftovers": probe.leftovers(),
             "hooked": probe.hooked,
             "imported": probe.imported(),
+            "routes": [route.path for route in app.routes if route.path.startswith("/rival/")],
         }
 
     @app.get("/probe/memory")

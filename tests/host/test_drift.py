@@ -1,0 +1,112 @@
+"""A real WebUI that has changed: RIVAL is off and says why, everything else is as without it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.host.asking import request
+from tests.host.conftest import SKIPPED
+from tests.host.servers import RealServer, real_folder
+
+SWAPPED = """
+from modules.sd_samplers_kdiffusion import KDiffusionSampler
+
+original = KDiffusionSampler.sample_img2img
+
+
+def sample_img2img(self, p, noise, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
+    return original(self, p, noise, x, conditioning, unconditional_conditioning, steps, image_conditioning)
+
+
+KDiffusionSampler.sample_img2img = sample_img2img
+"""
+"""The host's own calls still work; who counts on the parameters' meaning is wrong."""
+
+GONE = """
+import sys
+
+from modules import masking
+
+del masking.fill
+sys.modules["modules.deepbooru"] = None
+"""
+
+DRIFTS = {
+    SWAPPED: "modules.sd_samplers_kdiffusion.KDiffusionSampler.sample_img2img(p, x, noise, conditioning, "
+    "unconditional_conditioning, steps=, image_conditioning=)",
+    GONE: "modules.deepbooru and 1 more that it needs",
+}
+"""By what an extension that is loaded before RIVAL does to the host: what RIVAL says is missing."""
+
+OFF = [{"enabled": False}]
+
+
+@contextmanager
+def running(data, drift=None):
+    """A server with RIVAL on a host that this was done to; without `drift` one that never had RIVAL."""
+
+    class Server(RealServer):
+        @staticmethod
+        def _fill(data, with_extension):
+            RealServer._fill(data, with_extension)
+            # scripts are loaded in the order of the folders' names
+            scripts = data / "extensions" / "00-drift" / "scripts"
+            scripts.mkdir(parents=True)
+            (scripts / "drift.py").write_text(drift or "")
+
+    server = Server(real_folder(), data, with_extension=drift is not None)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def plain(server, settings=None):
+    """One picture of each tab."""
+    made = []
+    for tab in ("img2img", "txt2img"):
+        server.plan()
+        answer = getattr(server, tab)(**asked(tab, settings))
+        assert answer.status == 200, answer.sentence
+        made += answer.pictures
+    return made
+
+
+def asked(tab, settings):
+    payload = request(settings)
+    return payload if tab == "img2img" else {name: payload[name] for name in payload if name != "init_images"}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """What a server makes that never had RIVAL."""
+    if real_folder() is None:
+        pytest.skip(SKIPPED)
+    with running(tmp_path_factory.mktemp("bare")) as server:
+        return plain(server)
+
+
+@pytest.mark.parametrize("drift", DRIFTS, ids=["real-a parameter moved", "real-a name and a module gone"])
+def test_rival_is_off_and_says_why_and_the_rest_is_as_without_it(bare, tmp_path, drift):
+    sentence = f"RIVAL: off, since this WebUI has no {DRIFTS[drift]}; update the WebUI or the extension."
+    with running(tmp_path / "webui", drift) as server:
+        assert server.said().splitlines().count(sentence) == 1
+        assert server.failures() == []
+        scripts = [script for script in server.client.get("/sdapi/v1/script-info").json() if script["name"] == "rival"]
+        assert [[arg["label"] for arg in script["args"]] for script in scripts] == [[sentence]] * 2
+        shown = [component["props"] for component in server.client.get("/config").json()["components"]]
+        assert [component.get("value") for component in shown].count(sentence) == 2
+        assert not any("rival" in str(component.get("elem_id")) for component in shown)
+        assert not any("RIVAL" in axis for axis in server.axes())
+        assert server.routes() == []
+        for settings in (None, OFF):
+            for made, of_bare in zip(plain(server, settings), bare, strict=True):
+                assert np.array_equal(made, of_bare)
+        for tab in ("img2img", "txt2img"):
+            answer = getattr(server, tab)(**asked(tab, {}))
+            assert (answer.status, answer.sentence) == (422, sentence)
+        server.reload()
+        assert server.said().splitlines().count(sentence) == 2
