@@ -6,8 +6,10 @@ from pathlib import Path
 from modules import script_callbacks, scripts
 
 HERE = Path(__file__).parents[1]
-COPIES = [data.basedir for data in scripts.scripts_data if data.script_class.__name__ == "RivalScript"]
-"""What the WebUI has loaded of RIVAL before this one, since it started or since "Reload UI"."""
+LOADED = [Path(data.basedir) for data in scripts.scripts_data if data.script_class.__name__ == "RivalScript"]
+"""Where the WebUI has loaded RIVAL from, since it started or since "Reload UI"."""
+
+COPIES = [folder for folder in LOADED if folder != HERE]
 
 
 def forget():

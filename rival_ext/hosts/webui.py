@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from modules import extra_networks, sd_samplers_common, shared
@@ -21,9 +22,10 @@ from rival_ext.hosts.webui_conditioning import ExemplarConditioning
 from rival_ext.hosts.webui_fingerprint import fingerprint
 from rival_ext.hosts.webui_foresight import is_stored, outline_of, remember
 from rival_ext.hosts.webui_neighbours import (
-    controlnet_leaves,
     instance_attribute,
+    neighbours_leave,
     references_apart,
+    samples_by_itself,
     undisturbed,
     with_neighbours_defaults,
 )
@@ -57,6 +59,14 @@ def announce(p: Any, args: Sequence[Any]) -> None:
         return
     if settings.enabled:
         p.extra_generation_params.update(settings_to_infotext(settings))
+        if samples_by_itself(p):
+            # there is no other call of the host's to raise in: `arm` is never reached
+            p.sample = partial(_refuse_sampling, p)
+
+
+def _refuse_sampling(p: Any, **_: Any) -> None:
+    with neighbours_leave(p):
+        raise RivalError("DemoFusion samples by itself, and RIVAL guides the WebUI's own sampling; switch one off.")
 
 
 def arm(p: Any, args: Sequence[Any]) -> None:
@@ -149,7 +159,7 @@ class GuidedSampling:
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self.placed.close()
-        with controlnet_leaves(p):
+        with neighbours_leave(p):
             if isinstance(self.wanted, RivalError):
                 raise self.wanted
             return self._sample_guided(self.wanted, p, x, *args, steps=steps, **kwargs)

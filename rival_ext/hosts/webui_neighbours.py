@@ -25,6 +25,14 @@ REPLACED_METHODS = {"_original_inner_forward_cn_hijack": "_forward", "original_f
 TABLES_OF_FORWARDS = {"scripts.ipadapter.plugable_ipadapter": "all_hacks", "scripts.controlnet_lllite": "all_hack"}
 """ControlNet's modules that keep a table of layers they replaced the forward of -> its name; layer -> forward."""
 
+TILED = "tile_methods."
+"""Package of Tiled Diffusion's methods."""
+
+DEMOFUSION = "tileglobal.py"
+"""The WebUI's name for the module of its script DemoFusion."""
+
+TILED_SCRIPTS = ("Tiled Diffusion", "DemoFusion")
+"""Titles of its scripts whose `reset` takes them off the sampler and the checkpoint."""
 
 PROMPT_CACHES = {"cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"}
 """The host's (key, encoded prompts) in a processing, each shared with the next one."""
@@ -60,11 +68,12 @@ def references_apart(p: Any) -> Iterator[None]:
 
 
 @contextmanager
-def controlnet_leaves(p: Any) -> Iterator[None]:
-    """Nothing of ControlNet's stays behind where its own end is not reached: it would go on steering the other tab.
+def neighbours_leave(p: Any) -> Iterator[None]:
+    """Nothing of theirs stays behind where their own end is not reached: it would go on steering what comes next.
 
-    The host skips after an error what takes it off the UNet. The marks that it puts on the host's stored prompts it
-    takes off at the first evaluation, which an error or an interrupt may come before.
+    The host skips after an error what takes ControlNet and Tiled Diffusion off the model. The marks that ControlNet
+    puts on the host's stored prompts it takes off at the first evaluation, which an error or an interrupt may come
+    before.
     """
     script = _controlnet_script(p)
     network = getattr(script, "latest_network", None)
@@ -74,6 +83,9 @@ def controlnet_leaves(p: Any) -> Iterator[None]:
         if network is not None:
             network.restore()
             script.latest_network = None
+        for tiled in TILED_SCRIPTS:
+            if script := _script(p, tiled):
+                script.reset()
         raise
     finally:
         if network is not None:
@@ -98,6 +110,19 @@ def with_neighbours_defaults(p: Any, settings: Settings, asked: Container[str]) 
     if "t_early" in asked or settings.t_early != Settings().t_early or not controlnet_units(p):
         return settings
     return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
+
+
+def evaluates_tiles(p: Any) -> bool:
+    """Whether Tiled Diffusion cuts up what the sampler evaluates: its marks are on the sampler's model (MultiDiffusion)
+    or on the checkpoint (Mixture of Diffusers).
+    """
+    of = getattr(vars(p.sampler.model_wrap).get("forward"), "__self__", None)
+    return type(of).__module__.startswith(TILED) or hasattr(p.sd_model, "apply_model_original_md")
+
+
+def samples_by_itself(p: Any) -> bool:
+    """Whether DemoFusion stands in for the sampling of `p`, which the WebUI then tells no script of."""
+    return getattr(vars(p).get("sample"), "__module__", "") == DEMOFUSION
 
 
 def reorders_rows(p: Any) -> bool:
@@ -140,8 +165,12 @@ def _listed_forwards() -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
 
 
 def _controlnet_script(p: Any) -> Any:
+    return _script(p, "ControlNet")
+
+
+def _script(p: Any, title: str) -> Any:
     scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
-    return next((script for script in scripts if script.title().lower() == "controlnet"), None)
+    return next((script for script in scripts if script.title().lower() == title.lower()), None)
 
 
 def _of_unit(unit: Any, name: str) -> Any:

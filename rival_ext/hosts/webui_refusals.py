@@ -7,7 +7,7 @@ from typing import Any
 from modules import extra_networks, shared
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts.webui_neighbours import reorders_rows
+from rival_ext.hosts.webui_neighbours import evaluates_tiles, reorders_rows
 from rival_ext.settings import MASK_MISSING, Settings
 
 FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
@@ -45,6 +45,8 @@ def refuse(p: Any, settings: Settings) -> None:
         "exemplar_mask.": (
             p.get_token_merging_ratio() > 0 and (settings.layers != "all" or any(slot.mask for slot in settings.slots))
         ),
+        "Tiled Diffusion evaluates tiles, none of which is the whole image; switch it off, or set its tile width and "
+        "height to the image's or more.": evaluates_tiles(p),
         "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
             settings.exact and bool(settings.exemplar_prompt) and reorders_rows(p)
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import ROOT, RealServer, checkpoint_in
+from tests.host.servers import ROOT, RealServer, checkpoint_in, python_of, real_folder
 
 CONTROLNET, SHUFFLE, HYPERNETWORK = "tiny-control", "tiny-shuffle", "tiny-hypernetwork"
 """Names of the models that a server with neighbours finds; ControlNet averages a "shuffle" model's residuals."""
+
+DETECTOR = "tiny-detector.pt"
+"""What adetailer finds beside its own models, which it would download."""
 
 UNET = "model.diffusion_model."
 WIDTHS = (64, 128)
@@ -47,13 +51,22 @@ def freeu() -> Path | None:
     return neighbour("RIVAL_FREEU")
 
 
+def tiled_diffusion() -> Path | None:
+    return neighbour("RIVAL_TILED_DIFFUSION")
+
+
+def adetailer() -> Path | None:
+    return neighbour("RIVAL_ADETAILER")
+
+
 class NeighboursServer(RealServer):
     """A real server with the neighbours that are there linked beside RIVAL, or in its place."""
 
     @staticmethod
     def _fill(data: Path, with_extension: bool) -> None:
         RealServer._fill(data, with_extension)
-        links = [controlnet(), dynamic_thresholding(), freeu(), ROOT / "tests" / "host" / "neighbours_extension"]
+        links = [controlnet(), dynamic_thresholding(), freeu(), tiled_diffusion(), adetailer()]
+        links.append(ROOT / "tests" / "host" / "neighbours_extension")
         for folder in filter(None, links):
             (data / "extensions" / folder.name).symlink_to(folder)
         checkpoint = checkpoint_in(data)
@@ -74,6 +87,8 @@ class NeighboursServer(RealServer):
         file = data / "models" / "hypernetworks" / f"{HYPERNETWORK}.pt"
         # the host reads no newer form
         torch.save(hypernetwork(), file, _use_new_zipfile_serialization=False)
+        if adetailer():
+            make_detector(data / "models" / "adetailer")
 
     def watch(self) -> dict[str, Any]:
         """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
@@ -87,6 +102,16 @@ class NeighboursServer(RealServer):
     def forget(self) -> None:
         """Empties the store of inversions and the counts."""
         self.client.post("/neighbours/forget").raise_for_status()
+
+
+def make_detector(folder: Path) -> None:
+    """A detector for adetailer with random weights: it sees things everywhere, at next to no confidence."""
+    folder.mkdir()
+    code = "import sys, torch, ultralytics; torch.manual_seed(0); ultralytics.YOLO('yolov8n.yaml').save(sys.argv[1])"
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("RIVAL_ADETAILER_PACKAGES", "")}
+    environment |= {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(folder.parent)}
+    python = python_of(real_folder())
+    subprocess.run([str(python), "-c", code, str(folder / DETECTOR)], env=environment, check=True, capture_output=True)
 
 
 def padded(weights: Weights) -> Weights:

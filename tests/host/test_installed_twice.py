@@ -92,10 +92,19 @@ def test_the_second_copy_stands_back_at_the_start_and_after_reload_ui_real(twice
     assert said(FIRST, BETWEEN) == 1
     assert_once(server, OTHER, axes)
 
+    # the first one is damaged
+    damaged = extensions / FIRST / "rival_ext" / "hosts" / "webui_script.py"
+    whole = damaged.read_text()
+    damaged.write_text("half a downl")
+    server.reload()
+    assert server.failures() == ["*** Error loading script: rival.py"]
+    assert_once(server, __version__, axes)
+    damaged.write_text(whole)
+
     # updated, and the first one alone
     set_version(extensions / FIRST, UPDATED)
     (extensions / BETWEEN).unlink()
     server.reload()
-    assert server.failures() == []
+    assert len(server.failures()) == 1
     assert server.said().count("installed twice") == 3
     assert_once(server, UPDATED, axes)

@@ -6,6 +6,7 @@ import ast
 import sys
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
 import numpy as np
@@ -321,16 +322,24 @@ def test_a_request_without_it_is_as_on_a_host_that_never_had_it(off):
         assert answer.infotexts == answers[2].infotexts
 
 
-def test_a_second_copy_stands_back_with_one_sentence(host, checkpoint, capsys):
-    first = type("RivalScript", (), {})
-    loaded = sys.modules["modules.scripts"].scripts_data
-    loaded.append(plot.loaded(first, "rival.py", ModuleType("rival.py"), basedir="extensions/first"))
-    from importlib.util import module_from_spec, spec_from_file_location
-
+def load_door_beside(folder):
+    """The WebUI's door, loaded where RIVAL has been loaded from a folder."""
+    first = plot.loaded(type("RivalScript", (), {}), "rival.py", ModuleType("rival.py"), basedir=str(folder))
+    sys.modules["modules.scripts"].scripts_data.append(first)
     spec = spec_from_file_location("rival.py", ROOT / "scripts" / "rival.py")
-    second = module_from_spec(spec)
-    spec.loader.exec_module(second)
-    assert not hasattr(second, "RivalScript")
+    door = module_from_spec(spec)
+    spec.loader.exec_module(door)
+    return door
+
+
+def test_a_second_copy_stands_back_with_one_sentence(host, capsys):
+    assert not hasattr(load_door_beside("extensions/first"), "RivalScript")
     assert not any(modules.REGISTERED.values())
     said = f"RIVAL: installed twice; extensions/first is in use, delete {ROOT} or disable one of the two.\n"
     assert capsys.readouterr().out == said
+
+
+def test_its_own_file_loaded_again_is_no_second_copy(host, capsys):
+    """As by the WebUI's "Reload custom script bodies"."""
+    assert hasattr(load_door_beside(ROOT), "RivalScript")
+    assert capsys.readouterr().out == ""

@@ -39,7 +39,7 @@ def check(server, monkeypatch):
 
 @pytest.fixture
 def script(check, server):
-    """What stands in the WebUI's door, scripts/rival.py, as the server has loaded it."""
+    """What stands beside the script, in hosts/webui_script.py, as the server has loaded it."""
     return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
 
 

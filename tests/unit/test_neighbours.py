@@ -12,9 +12,11 @@ from torch import nn
 from rival_ext.attention import _suspended
 from rival_ext.hosts.webui_neighbours import (
     T_EARLY_WITH_CONTROLNET,
-    controlnet_leaves,
     controlnet_units,
+    evaluates_tiles,
+    neighbours_leave,
     references_apart,
+    samples_by_itself,
     undisturbed,
     with_neighbours_defaults,
 )
@@ -170,10 +172,10 @@ def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, ask
 def test_controlnet_is_taken_off_after_an_error_only():
     script, restored = ControlNet(), []
     network = script.latest_network = SimpleNamespace(restore=lambda: restored.append(True))
-    with controlnet_leaves(processing(script)):
+    with neighbours_leave(processing(script)):
         pass
     assert script.latest_network is network
-    with pytest.raises(KeyError), controlnet_leaves(processing(script)):
+    with pytest.raises(KeyError), neighbours_leave(processing(script)):
         raise KeyError
     assert (script.latest_network, restored) == (None, [True])
 
@@ -182,7 +184,7 @@ def test_controlnet_is_taken_off_after_an_error_only():
 def test_prompts_that_controlnet_marked_are_not_kept_for_the_next_run(fault):
     script, caches = ControlNet(), {"cached_c": ["key", "marked"], "cached_hr_uc": ["key", "marked"]}
     script.latest_network = SimpleNamespace(restore=lambda: None)
-    with suppress(KeyError), controlnet_leaves(processing(script, **caches)):
+    with suppress(KeyError), neighbours_leave(processing(script, **caches)):
         if fault:
             raise fault
     assert list(caches.values()) == [[None, None]] * 2
@@ -190,6 +192,69 @@ def test_prompts_that_controlnet_marked_are_not_kept_for_the_next_run(fault):
 
 def test_prompts_are_kept_where_controlnet_is_off():
     kept = ["key", "encoded"]
-    with controlnet_leaves(processing(None, cached_c=kept)):
+    with neighbours_leave(processing(None, cached_c=kept)):
         pass
     assert kept == ["key", "encoded"]
+
+
+class Tiled:
+    units = ()
+
+    """As much of a script of Tiled Diffusion's as RIVAL looks at."""
+
+    def __init__(self, title):
+        self.title = lambda: title
+        self.was_reset = False
+
+    def reset(self):
+        self.was_reset = True
+
+
+@pytest.mark.parametrize("title", ["Tiled Diffusion", "DemoFusion"])
+def test_tiled_diffusion_is_taken_off_after_an_error_only(title):
+    script = Tiled(title)
+    with neighbours_leave(processing(script)):
+        pass
+    assert not script.was_reset
+    with pytest.raises(KeyError), neighbours_leave(processing(script)):
+        raise KeyError
+    assert script.was_reset
+
+
+class MultiDiffusion:
+    """What puts a method of its own in the place of a model's `forward`."""
+
+    __module__ = "tile_methods.multidiffusion"
+
+    def forward(self, x):
+        """Tile by tile."""
+
+
+def sampling(checkpoint=None, **own):
+    model = Network()
+    vars(model).update(own)
+    return SimpleNamespace(sampler=SimpleNamespace(model_wrap=model), sd_model=checkpoint or Network())
+
+
+def test_tiles_are_known_by_their_marks():
+    mixed = Network()
+    mixed.apply_model_original_md = mixed.forward
+    assert not evaluates_tiles(sampling())
+    # what another extension replaced is no tiling
+    assert not evaluates_tiles(sampling(forward=replaced))
+    assert not evaluates_tiles(sampling(forward=Tiled("StableSR").reset))
+    assert evaluates_tiles(sampling(forward=MultiDiffusion().forward))
+    assert evaluates_tiles(sampling(mixed))
+
+
+def test_demofusion_is_known_by_the_sampling_that_it_puts_in():
+    def sample():
+        """DemoFusion's."""
+
+    p = processing()
+    assert not samples_by_itself(p)
+    p.sample = replaced
+    assert not samples_by_itself(p)
+    sample.__module__ = "tileglobal.py"
+    p.sample = sample
+    assert samples_by_itself(p)

@@ -1,0 +1,10 @@
+"""What the neighbours import and the WebUI's own environment has not, from a folder beside it."""
+
+import os
+import sys
+
+
+def preload(parser):
+    """Called by the WebUI before it loads a script; its own packages go first."""
+    if "RIVAL_ADETAILER_PACKAGES" in os.environ:
+        sys.path.append(os.environ["RIVAL_ADETAILER_PACKAGES"])
