@@ -27,6 +27,9 @@ from rival_ext.verdict import Verdict, exactness, judge
 MEDDLING = ("save_init_img", "img2img_color_correction")
 """Options with which the host would save the exemplar or change the colours of what is shown."""
 
+SMALLEST_SIDE = 64
+"""Pixels; the panel's *Resize by* can come to less, even to none."""
+
 
 @dataclass(frozen=True)
 class CheckRequest:
@@ -98,6 +101,8 @@ def check(request: CheckRequest) -> Checked:
     image is checked. Raises RivalError, as the run itself would, and if the user interrupts.
     """
     _refuse_unknown_names(request)
+    if min(request.width, request.height) < SMALLEST_SIDE:
+        raise RivalError(f"width and height must be at least {SMALLEST_SIDE}, not {request.width}x{request.height}.")
     # the whole image: mode inpaint would ask for a mask
     settings = Settings(**{**dict(request.settings), "mode": "variation"})
     script = CheckScript(settings)
