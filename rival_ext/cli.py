@@ -161,7 +161,7 @@ def main() -> None:
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
-        sys.exit(_complain(" ".join(error.format_message().split())))
+        sys.exit(_complain(error.format_message()))
     except RivalError as error:
         sys.exit(_complain(str(error)))
     except click.Abort:
@@ -317,5 +317,7 @@ def _unwritable(out: Path, error: Exception) -> RivalError:
 
 
 def _complain(sentence: str) -> int:
-    click.echo(sentence, err=True)
+    # in one line, and of a file's name nothing that a terminal would take for a command
+    line = " ".join(sentence.split())
+    click.echo("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line), err=True)
     return 2

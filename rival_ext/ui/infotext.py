@@ -37,9 +37,9 @@ def _read(field: Field, written: Any) -> Any:
     kind = type(field.default)
     try:
         # the host would take any text for true
-        value = {"True": True, "False": False}[str(written)] if kind is bool else kind(written)
+        value = {"True": True, "False": False}[str(written)] if kind is bool else kind(str(written))
         return dict(parse_settings({field.name: value}))[field.name]
-    except (RivalError, ValueError, TypeError, KeyError):
+    except (RivalError, ValueError, KeyError):
         return None
 
 
