@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from rival_ext import __version__
 from rival_ext.decoding import MEGABYTE
@@ -162,7 +163,7 @@ class PlainRoute(APIRoute):
                 raise HTTPException(422, _sentence(error)) from None
             except RivalError as error:
                 raise HTTPException(error.status_code, error.detail) from None
-            except HTTPException as error:
+            except AnyHTTPException as error:
                 if error.status_code != NO_JSON:
                     raise
                 raise HTTPException(422, "RIVAL: the body: it is no JSON that can be read.") from None

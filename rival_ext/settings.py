@@ -51,6 +51,10 @@ SLOTS = ("", "_2", "_3")
 """What the names of the first, second and third exemplar's fields end with."""
 
 
+LEAST_WEIGHT = 1e-4
+"""A lighter exemplar has neither a token nor a position to give, and its share vanishes in 32 bits: it is left out."""
+
+
 class Slot(NamedTuple):
     """One exemplar as it was asked for; no image is the host's own, no mask is all of it."""
 
@@ -96,7 +100,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=T
         """The exemplars that have a share: the first always has its place, the others where an image is given."""
         values = dict(self)
         slots = [Slot(*(values[name + ending] for name in ("exemplar", "exemplar_mask", "weight"))) for ending in SLOTS]
-        return [slot for slot in slots[:1] + [slot for slot in slots[1:] if slot.image] if slot.weight > 0]
+        return [slot for slot in slots[:1] + [slot for slot in slots[1:] if slot.image] if slot.weight >= LEAST_WEIGHT]
 
     def token_pixels(self, available: Set[int]) -> set[int]:
         """Of the sizes of a token in pixels that the UNet's layers have, those which `layers` names.

@@ -39,6 +39,11 @@ def cases(number):
     )
 
 
+def long_cases(number):
+    """As `cases`, of a property whose cases take so long that a failing one is shown as it was found."""
+    return hypothesis.settings(cases(number), phases=[hypothesis.Phase.generate])
+
+
 def said(action, *arguments):
     """What an action that may refuse its input gives: (its result, "") or (None, the sentence). Counts as a case."""
     TRIED["cases"] += 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rival_ext.errors import RivalError
 from rival_ext.settings import FIELDS, Settings, parse_settings, shown
 from rival_ext.ui.infotext import settings_to_infotext
-from tests.bad_input import NAMES, PICTURES, cases, names, nested, objects, said, values
+from tests.bad_input import NAMES, PICTURES, cases, names, nested, objects, said, two_colours, values
 
 
 def checked(asked):
@@ -98,3 +98,11 @@ def test_nothing_wrong_gets_past_the_model_itself(asked):
         return
     others = {name: value for name, value in settings.items() if name not in (*PICTURES, "layers", "exemplar_prompt")}
     assert dict(parse_settings(others)).items() >= others.items()
+
+
+@pytest.mark.parametrize("weight", [0, 5e-324, 1.4e-45, 1e-38, 9e-5])
+def test_an_exemplar_next_to_without_weight_is_left_out(weight):
+    """Its share would come to nothing in 32 bits, and the start could be drawn from none of its positions."""
+    other = two_colours()
+    assert [slot.image for slot in parse_settings({"weight": weight, "exemplar_2": other}).slots] == [other]
+    assert len(parse_settings({"weight": 1e-4, "exemplar_2": other}).slots) == 2
