@@ -147,7 +147,7 @@ def names_a_field(sentence):
 
 
 @given(runs, settings)
-@long_cases(150)
+@long_cases(100)
 def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
     TRIED["cases"] += 1
     if server.name == "stand-in":
@@ -164,7 +164,7 @@ def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
 
 
 @given(pictures, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
-@long_cases(100)
+@long_cases(60)
 def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, other):
     TRIED["cases"] += 1
     body = {"image": image, "settings": asked, "prompt": prompt, "resize_mode": other, **SMALL}
@@ -235,3 +235,26 @@ def test_a_picture_of_two_hundred_megabytes_is_a_sentence(server):
     answer = generated(server, {}, {"enabled": True, "exemplar": "data:image/png;base64," + "A" * 200_000_000})
     assert answer.status == 422
     assert answer.sentence == "RIVAL: exemplar must be a picture of at most 128 MB, not 143.1 MB."
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "named"),
+    [
+        ((9, 6), 3, "image must have 64 to 4096"),
+        ((5000, 64), 3, "image must have 64 to 4096"),
+        ((1, 3000), 2, "image must be at most 64 times"),
+        ((30000, 1), 1, "image must be at most 64 times"),
+    ],
+)
+def test_a_shape_that_the_host_cannot_resize_is_named(server, size, mode, named):
+    """It answers such an image with a traceback of its own, or takes all memory for it."""
+    body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), "resize_mode": mode, **SMALL}
+    response = server.client.post(INVERT, json=body)
+    assert response.status_code == 422
+    assert plain(response.json()["detail"]).startswith(f"RIVAL: {named}")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
+def test_any_shape_can_be_stretched(server, size):
+    body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), **SMALL}
+    assert server.client.post(INVERT, json=body).status_code == 200

@@ -34,7 +34,7 @@ def read(parameters):
 
 
 @given(pasted_texts, st.booleans())
-@cases(700)
+@cases(500)
 def test_what_is_pasted_is_a_setting_or_nothing(parameters, is_of_rival):
     said(lambda: None)
     parameters |= {PRESENT: parameters.get(PRESENT, "edit")} if is_of_rival else {}

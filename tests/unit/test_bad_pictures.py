@@ -38,7 +38,7 @@ def refused(value):
 
 
 @given(damaged_files())
-@cases(2500)
+@cases(1500)
 def test_a_damaged_file_is_a_picture_or_a_sentence(data):
     image, sentence = said(decoded, data)
     if image is None:

@@ -55,7 +55,7 @@ def body_of(fields):
 
 
 @given(st.dictionaries(st.sampled_from([*FIELDS_OF_REQUEST, "", "picture", "a\0"]), values, min_size=1, max_size=3))
-@cases(700)
+@cases(350)
 def test_any_fields(server, reached, fields):
     sentence = refused(server, content=body_of({**SMALL, **fields}), headers=JSON)
     known = [*FIELDS_OF_REQUEST, *(field.name for field in FIELDS), "prompt and styles", "the run", "unknown field"]
@@ -63,7 +63,7 @@ def test_any_fields(server, reached, fields):
 
 
 @given(objects)
-@cases(500)
+@cases(250)
 def test_any_settings(server, reached, settings):
     sentence = refused(server, content=body_of({**SMALL, "settings": settings}), headers=JSON)
     regions = [field.name for field in FIELDS if field.is_picture]
@@ -78,7 +78,7 @@ def test_anything_in_place_of_the_object(server, reached, value):
 
 
 @given(st.binary(max_size=40), st.sampled_from([None, "application/json", "text/plain", "application/x+json", "\x7f"]))
-@cases(400)
+@cases(200)
 def test_any_body(server, reached, body, kind):
     headers = {} if kind is None else {"content-type": kind}
     assert refused(server, content=body, headers=headers).startswith("RIVAL: the body: ")
@@ -130,7 +130,7 @@ def test_any_id_is_not_found(server, text):
 
 
 @given(st.lists(values, max_size=len(FIELDS) + 4))
-@cases(600)
+@cases(400)
 def test_any_values_in_the_panels_order(server, arguments):
     from rival_ext.hosts.webui import read_arguments
 

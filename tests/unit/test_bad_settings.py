@@ -35,7 +35,7 @@ def checked(asked):
 
 
 @given(objects)
-@cases(1500)
+@cases(900)
 def test_any_object(asked):
     checked(asked)
 
