@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from types import SimpleNamespace
 
 import pytest
+from fastapi import HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.api import BODY_MEGABYTES, InvertRequest
+from rival_ext.api import BODY_MEGABYTES, InvertRequest, _bounded
 from rival_ext.settings import FIELDS
 from tests.bad_input import TRIED, WHOLE, base64_text, cases, names, objects, plain, said, texts, values
 from tests.host.routes import started
@@ -100,18 +102,23 @@ def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
     assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller pictures."
 
 
-def test_a_body_without_a_length_is_cut_off_at_the_bound(server, reached, monkeypatch):
+def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
+    """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
     monkeypatch.setattr("rival_ext.api.BODY_MEGABYTES", 1)
-    sent = []
+    pieces = iter([{"type": "http.request", "body": bytes(2**18), "more_body": True}] * 9)
 
-    def pieces():
-        for _ in range(64):
-            sent.append(1)
-            yield b" " * 2**16
+    async def handed_over():
+        return next(pieces)
 
-    assert refused(server, content=pieces(), headers=JSON).startswith("RIVAL: the body may have 1 MB")
-    fits = b'{"settings": {"t_align": 1.5}}'.rjust(2**20)
-    assert refused(server, content=iter([fits[:99], fits[99:]]), headers=JSON).startswith("RIVAL: t_align must be ")
+    async def read():
+        receive = _bounded(Request({"type": "http", "headers": []}, handed_over))
+        for _ in range(4):
+            await receive()
+        with pytest.raises(HTTPException, match="RIVAL: the body may have 1 MB"):
+            await receive()
+
+    asyncio.run(read())
+    assert len(list(pieces)) == 4
 
 
 @given(texts)
