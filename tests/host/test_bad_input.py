@@ -164,7 +164,7 @@ def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
 
 
 @given(pictures, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
-@long_cases(60)
+@long_cases(30)
 def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, other):
     TRIED["cases"] += 1
     body = {"image": image, "settings": asked, "prompt": prompt, "resize_mode": other, **SMALL}
