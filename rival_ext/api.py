@@ -17,16 +17,26 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from rival_ext import __version__
+from rival_ext.decoding import MEGABYTE
 from rival_ext.errors import RivalError
 from rival_ext.schema import settings_schema
-from rival_ext.settings import PIXELS_PER_POSITION
+from rival_ext.settings import PIXELS_PER_POSITION, shown
 
 if TYPE_CHECKING:
     from rival_ext.store import ChainStore, Kept
 
 PREFIX = "/rival/v1"
+
+BODY_MEGABYTES = 256
+"""The most that the body of a request may have: the largest picture as base64, and half of one beside it."""
+
+MOST_DIGITS = 18
+
+NO_JSON = 400
+"""What fastapi answers where it cannot make anything of a body."""
 
 UNITS = {"hour": 3600, "minute": 60}
 """In seconds."""
@@ -66,6 +76,13 @@ class InvertRequest(BaseModel, extra="forbid"):
     override_settings: dict[str, Any] = pydantic.Field(
         default_factory=dict, description="The WebUI's options for this request alone: checkpoint, VAE, clip skip"
     )
+
+    @pydantic.validator("denoising_strength", pre=True)
+    def _within_all_floats(cls, value: Any) -> Any:  # noqa: N805
+        """Pydantic 1 has no word for a whole number that no float can hold."""
+        if isinstance(value, int) and abs(value) > 1:
+            raise ValueError("must be a number from 0 to 1")
+        return value
 
 
 class InvertResponse(BaseModel):
@@ -134,20 +151,46 @@ class Backend(Protocol):
 
 
 class PlainRoute(APIRoute):
-    """Whatever is wrong with a request is one sentence in `detail`."""
+    """Whatever is wrong with a request is one sentence in `detail`; no body is read further than it may be long."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_plainly(request: Request) -> Response:
             try:
-                return await handle(request)
+                return await handle(Request(request.scope, _bounded(request)))
             except RequestValidationError as error:
                 raise HTTPException(422, _sentence(error)) from None
             except RivalError as error:
                 raise HTTPException(error.status_code, error.detail) from None
+            except AnyHTTPException as error:
+                if error.status_code != NO_JSON:
+                    raise
+                raise HTTPException(422, "RIVAL: the body: it is no JSON that can be read.") from None
 
         return handle_plainly
+
+
+def _bounded(request: Request) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """What a request is received by, up to the bound: by the length that it tells, and by what really comes."""
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or len(told) > MOST_DIGITS or int(told) > BODY_MEGABYTES * MEGABYTE:
+        raise _too_long()
+    received = 0
+
+    async def receive() -> Any:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > BODY_MEGABYTES * MEGABYTE:
+            raise _too_long()
+        return message
+
+    return receive
+
+
+def _too_long() -> HTTPException:
+    return HTTPException(413, f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller pictures.")
 
 
 def router(backend: Backend, credentials: Mapping[str, str]) -> APIRouter:
@@ -236,8 +279,9 @@ def _sentence(error: RequestValidationError) -> str:
     """The first thing that is wrong with a request's body."""
     first = error.errors()[0]
     _, *path = first["loc"]
-    name = ".".join(map(str, path))
+    if not path or not isinstance(path[0], str):
+        return f"RIVAL: the body: {first['msg']}."
     fields = InvertRequest.__annotations__
-    if path and path[0] not in fields and isinstance(path[0], str):
-        return f"RIVAL: unknown field {path[0]!r}; the fields are {', '.join(fields)}."
-    return f"RIVAL: {name or 'the body'}: {first['msg']}."
+    if path[0] not in fields:
+        return f"RIVAL: unknown field {shown(path[0])}; the fields are {', '.join(fields)}."
+    return f"RIVAL: {'.'.join(map(str, path))}: {first['msg']}."

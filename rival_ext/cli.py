@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from rival_ext import __version__
 from rival_ext.errors import RivalError
 from rival_ext.pictures import contact_sheet, fit, grey_mask, on_white, read_picture, size_of_area
 from rival_ext.report import Report
-from rival_ext.settings import FIELDS, GUIDANCE, Field, Settings, parse_settings
+from rival_ext.settings import FIELDS, GUIDANCE, Field, Settings, is_writable, parse_settings, shown
 from rival_ext.verdict import exactness, judge
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
 LARGEST_SIDE = 2048
+SIZE = re.compile(r"(\d{1,4})x(\d{1,4})", re.ASCII)
 OFFERED = tuple(field for field in FIELDS if field.name != "enabled")
 """The fields of the settings that have an option."""
 
@@ -46,10 +48,23 @@ class Size(click.ParamType["tuple[int, int]"]):
     name = "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        sides = tuple(int(side) for side in value.lower().split("x") if side.isdecimal())
-        if len(sides) != 2 or any(side % 8 or not 64 <= side <= LARGEST_SIDE for side in sides):
-            self.fail(f"{value!r} must be WIDTHxHEIGHT, each a multiple of 8 from 64 to {LARGEST_SIDE}.", param, ctx)
-        return sides
+        written = SIZE.fullmatch(value.lower())
+        sides = tuple(map(int, written.groups())) if written else ()
+        if not sides or any(side % 8 or not 64 <= side <= LARGEST_SIDE for side in sides):
+            self.fail(
+                f"{shown(value)} must be WIDTHxHEIGHT, each a multiple of 8 from 64 to {LARGEST_SIDE}.", param, ctx
+            )
+        return sides[0], sides[1]
+
+
+class Guidance(click.FloatRange):
+    """A float range in which a value that is no number has no place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -98,9 +113,7 @@ def _option_kind(field: Field) -> dict[str, Any]:
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
 @click.option("--mask", type=click.Path(path_type=Path), help="For inpainting: white where PHOTO is filled.")
 @click.option("--size", type=Size(), help="Of the images; without it the photo's aspect at the native area.")
-@click.option(
-    "--cfg", type=click.FloatRange(1, 30), show_default="5, 7 but for variation", help="Guidance scale; 1 is off."
-)
+@click.option("--cfg", type=Guidance(1, 30), show_default="5, 7 but for variation", help="Guidance scale; 1 is off.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the demo model.")
 @click.option(
@@ -118,13 +131,15 @@ def command(**options: Any) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     for field in OFFERED:
         if field.is_picture and field.name in given:
-            given[field.name] = read_picture(given[field.name])
+            given[field.name] = read_picture(field.flag, given[field.name])
     vary(Job(**options), parse_settings(given | {"enabled": True}))
 
 
 def vary(job: Job, settings: Settings) -> None:
     """Makes the images, the contact sheet and the report; writes all of them or nothing."""
-    photo = on_white(read_picture(job.photo))
+    if not is_writable(job.prompt):
+        raise RivalError(f"--prompt must be text without broken characters, not {shown(job.prompt)}.")
+    photo = on_white(read_picture("the photo", job.photo))
     hole = _read_hole(job, settings)
     _refuse_folder(job.out)
     host = _load_host(job, settings, photo, hole)
@@ -146,7 +161,7 @@ def main() -> None:
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
-        sys.exit(_complain(" ".join(error.format_message().split())))
+        sys.exit(_complain(error.format_message()))
     except RivalError as error:
         sys.exit(_complain(str(error)))
     except click.Abort:
@@ -203,7 +218,7 @@ def _read_hole(job: Job, settings: Settings) -> Image.Image | None:
         if settings.mode == "inpaint":
             raise RivalError("mode inpaint needs --mask, a picture that is white where PHOTO is filled.")
         return None
-    hole = grey_mask(read_picture(job.mask))
+    hole = grey_mask(read_picture("--mask", job.mask))
     if np.asarray(hole).max() < 255:
         raise RivalError(f"--mask {job.mask} has no white; what is white is filled.")
     return hole
@@ -281,17 +296,28 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
     except OSError as error:
         if not existed:
             shutil.rmtree(out, ignore_errors=True)
-        raise RivalError(f"--out {out} cannot be written: {error.strerror or error}.") from None
+        raise _unwritable(out, error) from None
 
 
 def _refuse_folder(out: Path) -> None:
     """Nothing of the user's is overwritten: an `out` that holds other files than an earlier run's is refused."""
-    if out.exists() and not out.is_dir():
+    try:
+        is_file, holds_something = out.exists() and not out.is_dir(), out.is_dir() and any(out.iterdir())
+        is_of_earlier_run = (out / "report.json").is_file()
+    except (OSError, ValueError) as error:
+        raise _unwritable(out, error) from None
+    if is_file:
         raise RivalError(f"--out {out} is a file; give a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").is_file():
+    if holds_something and not is_of_earlier_run:
         raise RivalError(f"--out {out} holds other files; give a new or empty folder.")
 
 
+def _unwritable(out: Path, error: Exception) -> RivalError:
+    return RivalError(f"--out {out} cannot be written: {getattr(error, 'strerror', None) or error}.")
+
+
 def _complain(sentence: str) -> int:
-    click.echo(sentence, err=True)
+    # in one line, and of a file's name nothing that a terminal would take for a command
+    line = " ".join(sentence.split())
+    click.echo("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line), err=True)
     return 2

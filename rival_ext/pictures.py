@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from rival_ext.decoding import MEGABYTE, MEGABYTES, in_eight_bits, picture_of_data
 from rival_ext.errors import RivalError
 
 GAP = 8
@@ -19,15 +20,24 @@ INK = (40, 40, 40)
 LARGEST_ASPECT = 4
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in a file, upright, with its transparency. Raises RivalError if it is none."""
+def read_picture(name: str, path: Path) -> Image.Image:
+    """The picture in a file, upright, with its transparency, within the bounds of `rival_ext.decoding`.
+
+    name: what the file is given as. Raises RivalError, which names it, if it is no picture.
+    """
     try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGBA")
+        with path.open("rb") as file:
+            # one byte more than is taken tells that there is more, even of a device without an end
+            data = file.read(MEGABYTES * MEGABYTE + 1)
     except FileNotFoundError:
-        raise RivalError(f"the photo {path} does not exist.") from None
-    except Exception:  # a damaged file makes Pillow raise nearly anything
-        raise RivalError(f"{path} is not a picture that can be read.") from None
+        raise RivalError(f"{name} {path} does not exist.") from None
+    except (OSError, ValueError):
+        raise RivalError(f"{name} {path} cannot be read.") from None
+    picture = picture_of_data(f"{name} {path}", data)
+    converted = picture and in_eight_bits(picture)
+    if converted is None:
+        raise RivalError(f"{name} {path} is not a picture that can be read.")
+    return converted
 
 
 def on_white(photo: Image.Image) -> Image.Image:

@@ -5,8 +5,8 @@ Runs on pydantic 1.10 (AUTOMATIC1111) and 2.x (Forge, the command line).
 
 from __future__ import annotations
 
-import base64
-import io
+import math
+import reprlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 from PIL import Image
 from pydantic import BaseModel, StrictBool, StrictStr, ValidationError, confloat, conint
 
+from rival_ext.decoding import in_eight_bits, picture_of_text, refuse_pixels
 from rival_ext.errors import RivalError
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ PIXELS_PER_POSITION = 8
 
 SLOTS = ("", "_2", "_3")
 """What the names of the first, second and third exemplar's fields end with."""
+
+
+LEAST_WEIGHT = 1e-4
+"""A lighter exemplar has neither a token nor a position to give, and its share vanishes in 32 bits: it is left out."""
 
 
 class Slot(NamedTuple):
@@ -95,7 +100,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=T
         """The exemplars that have a share: the first always has its place, the others where an image is given."""
         values = dict(self)
         slots = [Slot(*(values[name + ending] for name in ("exemplar", "exemplar_mask", "weight"))) for ending in SLOTS]
-        return [slot for slot in slots[:1] + [slot for slot in slots[1:] if slot.image] if slot.weight > 0]
+        return [slot for slot in slots[:1] + [slot for slot in slots[1:] if slot.image] if slot.weight >= LEAST_WEIGHT]
 
     def token_pixels(self, available: Set[int]) -> set[int]:
         """Of the sizes of a token in pixels that the UNet's layers have, those which `layers` names.
@@ -151,6 +156,19 @@ class Field:
         """Whether it is an image, which no infotext can carry."""
         return self.expects == A_PICTURE
 
+
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that a sentence shows."""
+
+MOST_BITS_SHOWN = 128
+
+MOST_SIZES = 16
+"""No checkpoint has as many token sizes."""
+
+LARGEST_SIZE = 9999
+
+LONGEST_PROMPT = 10_000
+"""Characters: a hundred times what a tokenizer reads at once."""
 
 A_PICTURE = "an image, or the base64 text of one"
 
@@ -218,7 +236,7 @@ FIELDS = (
     Field(
         "exemplar_prompt",
         "Exemplar prompt",
-        "a text",
+        f"a text of at most {LONGEST_PROMPT} characters",
         "What the exemplar shows, for its inversion; may stay empty",
     ),
     Field(
@@ -306,7 +324,9 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     """
     for name in values:
         if name not in Settings.__annotations__:
-            raise RivalError(f"unknown field {name!r}; the fields are {', '.join(field.name for field in FIELDS)}.")
+            raise RivalError(
+                f"unknown field {shown(name)}; the fields are {', '.join(field.name for field in FIELDS)}."
+            )
     values = {**values, **_drawn_regions(values)}
     given = {**values, **_normalised(values)}
     try:
@@ -346,34 +366,72 @@ def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
             normalised[field.name] = float(value)
     if "layers" in values:
         normalised["layers"] = _layers(values["layers"])
+    if "exemplar_prompt" in values:
+        _refuse_unreadable(values["exemplar_prompt"])
     return normalised
 
 
-def _layers(value: Any) -> Any:
+def _layers(value: Any) -> str:
     """`all`, `fine`, `coarse` or sizes, whichever way they are written, as `Settings` keeps them."""
-    written = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    if not isinstance(written, str):
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not 0 < len(parts) <= MOST_SIZES:
         raise RivalError(_wrong_value("layers", value))
-    parts = [part.strip() for part in written.split(",")]
-    if parts not in (["all"], ["fine"], ["coarse"]) and not all(part.isdecimal() and len(part) < 5 for part in parts):
+    written = [_size(part) for part in parts]
+    if written not in (["all"], ["fine"], ["coarse"]) and not all(part.isdecimal() for part in written):
         raise RivalError(_wrong_value("layers", value))
-    return ",".join(parts)
+    return ",".join(written)
+
+
+def _size(part: Any) -> str:
+    """A size or a name as it was written, empty where it can be neither."""
+    if type(part) is int and 0 <= part <= LARGEST_SIZE:
+        return str(part)
+    text = part.strip() if isinstance(part, str) else ""
+    return text if len(text) <= len(str(LARGEST_SIZE)) or not text.isdecimal() else ""
+
+
+def _refuse_unreadable(text: Any) -> None:
+    """Raises RivalError for an exemplar prompt that no tokenizer could read, or not in a useful time."""
+    if not isinstance(text, str) or len(text) > LONGEST_PROMPT:
+        raise RivalError(_wrong_value("exemplar_prompt", text))
+    if not is_writable(text):
+        raise RivalError(f"exemplar_prompt must be text without broken characters, not {shown(text)}.")
+
+
+def is_writable(text: str) -> bool:
+    """Whether UTF-8 has all of its characters; JSON and a command line can bring others."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decoded_picture(name: str, value: Any) -> Image.Image | None:
     """An image from what a request can carry: nothing, an image, or base64 text, with or without a data URL's head.
 
-    Raises RivalError, which names the field, for anything else and for more pixels than Pillow takes for harmless.
+    It is upright, and grey, RGB or RGBA. Raises RivalError, which names the field, for anything else and for more bytes
+    or pixels than are taken.
     """
-    if value is None or isinstance(value, Image.Image):
-        return value
-    if not isinstance(value, str):
+    image = host_picture(name, value)
+    if image is None:
+        return None
+    converted = in_eight_bits(image)
+    if converted is None:
         raise RivalError(_must_be(name, A_PICTURE, value))
-    try:
-        image = Image.open(io.BytesIO(base64.b64decode(value.rpartition(",")[2], validate=True)))
-        image.load()
-    except Exception:  # a damaged file makes Pillow raise nearly anything
-        raise RivalError(_must_be(name, A_PICTURE, value)) from None
+    return converted
+
+
+def host_picture(name: str, value: Any) -> Image.Image | None:
+    """As `decoded_picture`, but in its file's own colours: for a host that makes of these what it likes."""
+    if value is None:
+        return None
+    image = value
+    if isinstance(value, str):
+        image = picture_of_text(name, value)
+    if not isinstance(image, Image.Image):
+        raise RivalError(_must_be(name, A_PICTURE, value))
+    refuse_pixels(name, image.size)
     return image
 
 
@@ -382,5 +440,25 @@ def _wrong_value(name: str, value: Any) -> str:
 
 
 def _must_be(name: str, expects: str, value: Any) -> str:
-    shown = repr(value)
-    return f"{name} must be {expects}, not {shown if len(shown) <= 60 else shown[:57] + '...'}."
+    return f"{name} must be {expects}, not {shown(value)}."
+
+
+class _Shown(reprlib.Repr):
+    """Never long and never deep, whatever was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxlong = self.maxother = LONGEST_SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out very long ones."""
+        if x.bit_length() <= MOST_BITS_SHOWN:
+            return super().repr_int(x, level)
+        return f"a number of some {int(x.bit_length() * math.log10(2)) + 1} digits"
+
+
+def shown(value: Any) -> str:
+    """A value that was sent, short enough for a sentence."""
+    text = _Shown().repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, Scene, load_pipeline, quieten_libraries
+from tests.bad_input import TRIED
 
 DATA = Path(__file__).parent / "data"
 CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
@@ -55,3 +56,20 @@ def golden(name: str) -> dict[str, Any]:
         return {
             key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value) for key, value in arrays.items()
         }
+
+
+# how many inputs the property tests have tried
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    if call.when == "call":
+        item.user_properties.append(("cases", TRIED.pop("cases", 0)))
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    tried = sum(dict(report.user_properties).get("cases", 0) for report in reports if report.when == "call")
+    if tried:
+        terminalreporter.write_line(f"{tried} cases of bad input were tried.")

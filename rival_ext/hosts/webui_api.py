@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 from modules import shared
 from PIL import Image
 
-from rival_ext.settings import decoded_picture, parse_settings
+from rival_ext.errors import RivalError
+from rival_ext.settings import decoded_picture, host_picture, is_writable, parse_settings, shown
 
 if TYPE_CHECKING:
     from rival_ext.api import InvertRequest, InvertResponse
     from rival_ext.store import ChainStore
+
+
+READ_BY_HOST = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F")
+"""Modes of a picture that Pillow turns into RGB in one step, as the host does."""
 
 
 def add_routes(_: Any, app: Any) -> None:
@@ -42,8 +47,11 @@ class WebuiBackend:
         from rival_ext.api import InvertResponse
         from rival_ext.hosts.webui_check import CheckRequest, check_in_queue
 
+        for text in (asked.prompt, *asked.styles):
+            if not is_writable(text):
+                raise RivalError(f"prompt and styles must be text without broken characters, not {shown(text)}.")
         fields = dict(asked)
-        fields["image"] = decoded_picture("image", asked.image)
+        fields["image"] = _as_the_host_reads(asked.image)
         fields["settings"] = parse_settings(asked.settings)
         checked = check_in_queue(CheckRequest(**fields))
         return InvertResponse(
@@ -65,6 +73,17 @@ class WebuiBackend:
         from rival_ext.hosts.webui import STORE
 
         return STORE
+
+
+def _as_the_host_reads(text: str | None) -> Image.Image | None:
+    """The img2img image with whatever the host makes of its colours, so that a run finds its inversion stored.
+
+    What the host could not read at all is read as any other picture.
+    """
+    image = host_picture("image", text)
+    if image is None or image.mode in READ_BY_HOST:
+        return image
+    return decoded_picture("image", image)
 
 
 def _base64(image: Image.Image) -> str:

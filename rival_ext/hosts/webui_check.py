@@ -19,6 +19,7 @@ from rival_ext.guide import Guide
 from rival_ext.hosts.webui import STORE, GuidedSampling, Sample, WebuiHost
 from rival_ext.hosts.webui_neighbours import instance_attribute
 from rival_ext.hosts.webui_options import options_set
+from rival_ext.hosts.webui_pictures import LATENT_UPSCALE
 from rival_ext.inversion import reconstruct
 from rival_ext.report import Report
 from rival_ext.settings import Settings
@@ -26,6 +27,15 @@ from rival_ext.verdict import Verdict, exactness, judge
 
 MEDDLING = ("save_init_img", "img2img_color_correction")
 """Options with which the host would save the exemplar or change the colours of what is shown."""
+
+SMALLEST_SIDE, LARGEST_SIDE = 64, 4096
+"""Pixels; the panel's *Resize by* can come to less, even to none."""
+
+LARGEST_ASPECT = 64
+"""The host crops and fills by way of a picture of the same aspect, which can have no width or take all memory."""
+
+STRETCH = 0
+"""`resize_mode` for which any shape will do."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def check(request: CheckRequest) -> Checked:
     image is checked. Raises RivalError, as the run itself would, and if the user interrupts.
     """
     _refuse_unknown_names(request)
+    _refuse_sizes(request)
     # the whole image: mode inpaint would ask for a mask
     settings = Settings(**{**dict(request.settings), "mode": "variation"})
     script = CheckScript(settings)
@@ -240,3 +251,19 @@ def _refuse_unknown_names(request: CheckRequest) -> None:
     for name in request.override_settings:
         if name not in shared.opts.data_labels:
             raise RivalError(f"override_settings must name options of the WebUI, not {name!r}.")
+
+
+def _refuse_sizes(request: CheckRequest) -> None:
+    """What the host itself would answer with a traceback, or with all of the memory."""
+    if min(request.width, request.height) < SMALLEST_SIDE:
+        raise RivalError(f"width and height must be at least {SMALLEST_SIDE}, not {request.width}x{request.height}.")
+    if request.image is None or request.resize_mode == STRETCH:
+        return
+    (shorter, longer), shown = sorted(request.image.size), "{}x{}".format(*request.image.size)
+    if request.resize_mode == LATENT_UPSCALE and not SMALLEST_SIDE <= shorter <= longer <= LARGEST_SIDE:
+        raise RivalError(
+            f"image must have {SMALLEST_SIDE} to {LARGEST_SIDE} pixels on each side for resize_mode {LATENT_UPSCALE}, "
+            f"which encodes it as it is, not {shown}."
+        )
+    if longer > LARGEST_ASPECT * shorter:
+        raise RivalError(f"image must be at most {LARGEST_ASPECT} times as long as it is wide, not {shown}; crop it.")

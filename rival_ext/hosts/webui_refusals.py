@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modules import extra_networks, shared
+from PIL import Image
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.webui_neighbours import evaluates_tiles, reorders_rows
 from rival_ext.settings import MASK_MISSING, Settings
+from rival_ext.ui.outlook import digest
 
 FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
 """The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
@@ -34,7 +37,7 @@ def refuse(p: Any, settings: Settings) -> None:
             getattr(p, "mask", None) is not None and not p.nmask.any()
         ),
         "one input image at a time; send each exemplar in a request of its own, or set Batch size to 1 (SD upscale).": (
-            any(image is not images[0] and image.tobytes() != images[0].tobytes() for image in images)
+            _differ(images)
         ),
         f"width and height must be multiples of 8, not {p.width}x{p.height}.": p.width % 8 or p.height % 8,
         "a variation seed is not supported; set Variation strength to 0.": p.subseed_strength > 0,
@@ -57,3 +60,9 @@ def refuse(p: Any, settings: Settings) -> None:
     for sentence, holds in refusals.items():
         if holds:
             raise RivalError(sentence)
+
+
+def _differ(images: Sequence[Image.Image]) -> bool:
+    """Whether they are more than one picture; the host repeats one for the images of a batch."""
+    apart = list({id(image): image for image in images}.values())
+    return len(apart) > 1 and (len({image.size for image in apart}) > 1 or len(set(map(digest, apart))) > 1)

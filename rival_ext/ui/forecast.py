@@ -96,5 +96,7 @@ def _images(plan: Plan) -> tuple[object, ...]:
 
 
 def _line(kind: str, *parts: object) -> str:
-    shown = (f"<span>{escape(part)}</span>" if isinstance(part, str) else f"<b>{part}</b>" for part in parts)
+    shown = (
+        f"<span>{escape(part)}</span>" if isinstance(part, str) else f"<b>{escape(str(part))}</b>" for part in parts
+    )
     return f'<div class="{kind}">{" ".join(shown)}</div>'

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rival_ext.settings import PASTED, Settings
+from rival_ext.errors import RivalError
+from rival_ext.settings import PASTED, Field, Settings, parse_settings
 
 REPORT = "RIVAL report"
 REPORT_OF_HIRES = "RIVAL hires report"
@@ -19,16 +20,27 @@ def settings_to_infotext(settings: Settings) -> dict[str, Any]:
 
 
 def _paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
-    def reader(name: str, default: Any) -> Callable[[Mapping[str, str]], Any]:
+    def reader(field: Field) -> Callable[[Mapping[str, str]], Any]:
         def read(pasted: Mapping[str, str]) -> Any:
-            value = pasted.get(name, default if PRESENT in pasted else None)
-            # the host would take any text for true
-            return value == "True" if isinstance(default, bool) and isinstance(value, str) else value
+            if field.infotext in pasted:
+                return _read(field, pasted[field.infotext])
+            return field.default if PRESENT in pasted else None
 
         return read
 
     targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: PRESENT in pasted}
-    return targets | {field.name: reader(field.infotext, field.default) for field in PASTED}
+    return targets | {field.name: reader(field) for field in PASTED}
+
+
+def _read(field: Field, written: Any) -> Any:
+    """The value in the field's own type, or None for what the field cannot take: anybody may have written it."""
+    kind = type(field.default)
+    try:
+        # the host would take any text for true
+        value = {"True": True, "False": False}[str(written)] if kind is bool else kind(str(written))
+        return dict(parse_settings({field.name: value}))[field.name]
+    except (RivalError, ValueError, KeyError):
+        return None
 
 
 PASTE_TARGETS = _paste_targets()

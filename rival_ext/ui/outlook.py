@@ -34,6 +34,9 @@ FIRST_TAB = 0
 those of sizes the one with width and height."""
 
 
+ROWS_AT_ONCE = 256
+
+
 class IsStored(Protocol):
     """Whether the inversions of a run are kept: whose it is, its request, its prompt, the settings, digests of its
     exemplars."""
@@ -153,7 +156,14 @@ REQUEST = ("scheduler", "steps", "width", "height", "denoising_strength", "resiz
 def digest(picture: Any) -> str:
     """Of the pixels in an image control; empty for none."""
     image = image_of(picture)
-    return "" if image is None else sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()
+    if image is None:
+        return ""
+    seen = sha256(repr(image.size).encode())
+    for top in range(0, image.height, ROWS_AT_ONCE):
+        # a copy of all of it would take as much memory again as a large picture
+        rows = image.crop((0, top, image.width, min(top + ROWS_AT_ONCE, image.height)))
+        seen.update(rows.convert("RGBA").tobytes())
+    return seen.hexdigest()
 
 
 def steps_at(steps: int, denoising_strength: float) -> int:

@@ -168,14 +168,14 @@ def test_an_interrupt_is_a_plain_sentence(server, at_call):
 
 
 def bomb():
-    """A small file of more pixels than Pillow unpacks."""
+    """A small file of more pixels than are taken."""
     return base64_of(Image.new("1", (20000, 10000)))
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"image": bomb()}, "RIVAL: image must be an image"),
+        ({"image": bomb()}, "RIVAL: image must be a picture of at most 100 megapixels, not 20000x10000 pixels."),
         ({"image": "no image"}, "RIVAL: image must be an image"),
         ({"image": "/etc/passwd1"}, "RIVAL: image must be an image"),
         ({"image": "http://127.0.0.1/photo.png"}, "RIVAL: image must be an image"),
@@ -187,6 +187,7 @@ def bomb():
         ({"settings": 5}, "RIVAL: settings: "),
         ({"steps": 0}, "RIVAL: steps: "),
         ({"width": 10**6}, "RIVAL: width: "),
+        ({"denoising_strength": 10**400}, "RIVAL: denoising_strength: "),
         ({"width": 132}, "RIVAL: width and height must be multiples of 8"),
         ({"sampler_name": "Oiler"}, "RIVAL: sampler_name must be the name of one of the WebUI's samplers"),
         ({"scheduler": "daily"}, "RIVAL: scheduler must be the name of one of the WebUI's schedules"),

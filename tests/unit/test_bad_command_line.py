@@ -1,0 +1,136 @@
+"""Arguments of the command as they come: a run begins, or one sentence is printed and nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rival_ext import cli
+from rival_ext.hosts.diffusers import DEMO
+from rival_ext.settings import FIELDS
+from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars, two_colours
+
+PHOTO = DEMO / "pizza.png"
+FLAGS = [field.flag for field in FIELDS if field.name != "enabled"]
+OTHERS = ["--prompt", "-n", "--seed", "--steps", "--mask", "--size", "--cfg", "--sampler", "--checkpoint", "--out"]
+OTHERS += ["--plain", "--check", "--keep-inversions", "--bogus", "--", "-x", "--help="]
+# the system hands a program no null bytes, and no halves of characters but those that stand for odd bytes
+words = scalars.filter(lambda value: not isinstance(value, int) or value.bit_length() < 2000).map(str)
+arguments = words.map(lambda text: text.replace("\0", "").encode("utf-8", "replace").decode())
+sizes = st.sampled_from(["64x64", "64x64x64", "64xjunkx64", "x", "0x0", "-8x8", "9" * 5000 + "x64", "٦٤x64", "64X64 "])
+
+
+class Begun(Exception):
+    """The model would be loaded now."""
+
+
+@pytest.fixture(scope="module")
+def begin(tmp_path_factory):
+    """(arguments) -> the sentence of a refusal, or "" where a run would begin."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def loads(*_):
+        raise Begun
+
+    def call(*given_arguments):
+        TRIED["cases"] += 1
+        out, errors = folder / "out", io.StringIO()
+        argv = ["rival_ext", "--out", str(out), *map(str, given_arguments)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", argv)
+            patch.setattr(cli, "_load_host", loads)
+            patch.chdir(folder)
+            with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    cli.main()
+                except Begun:
+                    return ""
+                except SystemExit as stopped:
+                    code = stopped.code
+        assert code == 2
+        assert list(folder.iterdir()) == []
+        sentence = errors.getvalue().strip()
+        assert sentence
+        assert "\n" not in sentence
+        assert "Traceback" not in sentence
+        return sentence
+
+    return call
+
+
+@given(data=st.data())
+@cases(400)
+def test_any_options(begin, data):
+    given_arguments = [PHOTO]
+    for _ in range(data.draw(st.integers(1, 3))):
+        given_arguments += [data.draw(st.sampled_from([*FLAGS, *OTHERS[:-4]])), data.draw(arguments | sizes)]
+    begin(*given_arguments)
+
+
+@given(st.lists(st.sampled_from([*FLAGS, *OTHERS]) | arguments | sizes, max_size=5).map(tuple))
+@cases(300)
+def test_any_words(begin, given_arguments):
+    if "--help" not in given_arguments:
+        begin(*given_arguments)
+
+
+@given(damaged_files(), st.sampled_from(["photo", "--mask", "--exemplar", "--exemplar-mask-2"]))
+@cases(150)
+def test_a_damaged_picture_is_named_by_its_option(begin, tmp_path_factory, data, name):
+    file = tmp_path_factory.getbasetemp() / "damaged"
+    file.write_bytes(data)
+    sentence = begin(file) if name == "photo" else begin(PHOTO, name, file)
+    assert not sentence or sentence.startswith(f"RIVAL: {'the photo' if name == 'photo' else name} ")
+
+
+@pytest.mark.parametrize("file", WHOLE.values(), ids=WHOLE)
+def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
+    (tmp_path / "photo").write_bytes(file)
+    assert begin(tmp_path / "photo", "--exemplar-2", tmp_path / "photo") == ""
+
+
+@pytest.mark.parametrize("flag", ["--mask", *(field.flag for field in FIELDS if field.is_picture)])
+@pytest.mark.parametrize(
+    ("path", "ending"),
+    [
+        *(("nothing.png", "does not exist."), (DEMO, "cannot be read."), ("x" * 5000, "cannot be read.")),
+        (DEMO / "README.md", "is not a picture that can be read."),
+    ],
+)
+def test_a_picture_that_is_not_there_is_named_by_its_option(begin, flag, path, ending):
+    assert begin(PHOTO, flag, path) == f"RIVAL: {flag} {path} {ending}"
+
+
+@pytest.mark.parametrize("size", ["64x64x64", "64xjunkx64", "64xx64", "9" * 5000 + "x64", "٦٤x64", "64", "-64x64"])
+def test_a_size_is_two_numbers(begin, size):
+    assert "must be WIDTHxHEIGHT" in begin(PHOTO, "--size", size)
+
+
+@pytest.mark.parametrize("flag", ["--cfg", "--strength", "--weight", "--similarity"])
+def test_what_is_not_a_number_is_refused(begin, flag):
+    assert "nan" in begin(PHOTO, flag, "nan")
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--exemplar-prompt"])
+def test_half_a_character_is_no_text(begin, flag):
+    assert "must be text without broken characters" in begin(PHOTO, flag, "a\udcff")
+
+
+def test_a_path_that_is_too_long_is_a_sentence(begin):
+    assert begin(PHOTO, "--out", PHOTO).endswith("is a file; give a folder.")
+    assert "cannot be written: File name too long" in begin(PHOTO, "--out", "x" * 5000)
+
+
+def test_a_name_cannot_write_to_the_terminal(begin):
+    assert begin("\x1b[2J\nphoto\r.png") == r"RIVAL: the photo \x1b[2J photo .png does not exist."
+
+
+def test_an_empty_mask_is_named(begin, tmp_path):
+    two_colours("1").point(lambda _: 0).save(tmp_path / "mask.png")
+    assert begin(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png").endswith(
+        "has no white; what is white is filled."
+    )

@@ -1,0 +1,293 @@
+"""Pictures as they come: every format, mode and turn; damaged ones; and those made to cost more than they show."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from rival_ext import decoding
+from rival_ext.decoding import MEGAPIXEL, MEGAPIXELS
+from rival_ext.errors import RivalError
+from rival_ext.pictures import read_picture
+from rival_ext.settings import decoded_picture
+from tests.bad_input import KINDS, WHOLE, base64_text, cases, damaged_files, file_of, said, texts, two_colours
+from tests.unit.bombs import BOMBS
+
+ORIENTATION = 0x0112
+UNREADABLE = "RIVAL: exemplar must be an image, or the base64 text of one, not "
+
+
+def decoded(data):
+    return decoded_picture("exemplar", base64_text(data))
+
+
+def refused(value):
+    image, sentence = said(decoded_picture, "exemplar", value)
+    assert image is None
+    return sentence
+
+
+# damaged
+
+
+@given(damaged_files())
+@cases(1500)
+def test_a_damaged_file_is_a_picture_or_a_sentence(data):
+    image, sentence = said(decoded, data)
+    if image is None:
+        assert sentence.startswith((UNREADABLE, "RIVAL: exemplar must be a picture of at most "))
+        return
+    assert image.mode in ("L", "RGB", "RGBA")
+    assert 0 < image.width * image.height <= MEGAPIXELS * MEGAPIXEL
+    assert not image.info.keys() - {"transparency"}
+
+
+@pytest.mark.parametrize("file", WHOLE.values(), ids=WHOLE)
+def test_a_file_that_is_cut_off_in_its_header_is_refused(file):
+    for end in range(12):
+        assert refused(base64_text(file[:end])).startswith(UNREADABLE)
+
+
+@given(texts | st.binary().map(repr))
+@cases(500)
+def test_a_text_that_is_no_picture_is_refused(text):
+    assert refused(text).startswith(UNREADABLE)
+
+
+@given(st.binary(max_size=60), st.sampled_from([file[:8] for file in WHOLE.values()]))
+@cases(1000)
+def test_a_beginning_alone_is_no_picture(data, beginning):
+    assert refused(base64_text(beginning + data)).startswith("RIVAL: exemplar must be a")
+
+
+# what may stand before base64
+
+
+PNG = base64_text(WHOLE["PNG RGB"])
+
+
+@pytest.mark.parametrize(
+    "head", ["", "data:image/png;base64,", "DATA:image/svg+xml;base64,", "data:application/octet-stream;base64,"]
+)
+def test_a_data_urls_head_may_stand_before_it(head):
+    assert decoded_picture("exemplar", head + PNG).size == (9, 6)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("data:,", "data:base64,", "data:image/png,", "data:image/png;base64", "data:image/png;base64,,", " "),
+        *(
+            "http://127.0.0.1/x,",
+            "file:///etc/passwd,",
+            "/etc/passwd,",
+            "x:image/png;base64,",
+            "data:image/png;base64,\n",
+        ),
+        *("data:image/png;base64,data:image/png;base64,", "data:../../x;base64,", "blob:data:image/png;base64,"),
+    ],
+)
+def test_nothing_else_may(head):
+    assert refused(head + PNG).startswith(UNREADABLE)
+
+
+@pytest.mark.parametrize(
+    "kind", ["EPS", "PPM", "ICO", "PCX", "TGA", "JPEG2000", "DDS", "PDF", "SGI", "IM", "MSP", "XBM"]
+)
+def test_other_formats_are_refused(kind):
+    picture = two_colours("1" if kind in ("MSP", "XBM") else "RGB")
+    file = file_of(picture, kind)
+    assert refused(base64_text(file)).startswith(UNREADABLE)
+
+
+# colours
+
+
+def rgb(image):
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+GREY = two_colours("L")
+SIXTEEN = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)
+BIG_ENDIAN = Image.frombytes("I;16B", GREY.size, (np.asarray(GREY).astype(">u2") * 257).tobytes())
+WIDE = Image.fromarray(np.asarray(GREY).astype(np.int32) * 257)
+FLOATS = Image.fromarray(np.asarray(GREY).astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(file_of(SIXTEEN, "PNG"), file_of(SIXTEEN, "TIFF"), file_of(BIG_ENDIAN, "TIFF")),
+        *(file_of(WIDE, "TIFF"), file_of(WIDE, "PNG"), file_of(FLOATS, "TIFF")),
+        *(file_of(GREY.convert("F"), "TIFF"), file_of(GREY.convert("I"), "TIFF"), file_of(GREY, "PNG")),
+    ],
+)
+def test_more_than_eight_bits_are_scaled(file):
+    image = decoded(file)
+    assert image.mode == "L"
+    assert np.abs(rgb(image) - rgb(GREY)).max() <= 1
+
+
+def test_what_is_not_a_number_is_black():
+    values = np.full((6, 9), 0.5, dtype=np.float32)
+    values[0] = np.nan, np.inf, -np.inf, -5, 0, 1, 0.25, 1e-40, 1
+    shades = np.asarray(decoded(file_of(Image.fromarray(values), "TIFF")))
+    assert shades[0].tolist() == [0, 0, 0, 0, 0, 255, 64, 0, 255]
+    assert set(shades[1:].ravel()) == {128}
+
+
+LOSSLESS = [
+    *(f"{kind} {mode}" for kind in ("PNG", "BMP") for mode in ("RGB", "P")),
+    "PNG RGBA",
+    "TIFF RGB",
+    "TIFF CMYK",
+]
+LOSSY = ["GIF RGB", "GIF animated", "WEBP RGB", "WEBP animated", "JPEG RGB", "JPEG CMYK", "TIFF jpeg"]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [*((name, 0) for name in LOSSLESS), *((name, 20) for name in LOSSY)])
+def test_colours_come_out_as_they_went_in(name, tolerance):
+    wanted = two_colours("P") if name.endswith(" P") else two_colours()
+    assert np.abs(rgb(decoded(WHOLE[name])) - rgb(wanted)).mean() <= tolerance
+
+
+def see_through(mode):
+    picture = two_colours("RGBA")
+    picture.putalpha(Image.new("L", picture.size, 255))
+    picture.paste((0, 0, 0, 0), (5, 3, 9, 6))
+    return picture.convert(mode)
+
+
+def palette(**options):
+    picture = two_colours().quantize(4)
+    return file_of(picture, options.pop("kind"), transparency=options["transparency"])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(file_of(see_through(mode), "PNG") for mode in ("RGBA", "LA")),
+        *(file_of(see_through("RGBA"), "WEBP"), file_of(see_through("RGBA"), "TIFF")),
+        *(palette(kind="PNG", transparency=0), palette(kind="GIF", transparency=0)),
+        palette(kind="PNG", transparency=b"\x00\xff\x80\xff"),
+        file_of(two_colours(), "PNG", transparency=(255, 165, 0)),
+        file_of(two_colours("L"), "PNG", transparency=int(np.asarray(GREY)[5, 8])),
+    ],
+)
+def test_what_is_transparent_stays_so(file):
+    image = decoded(file)
+    assert image.mode == "RGBA"
+    low, high = image.getchannel("A").getextrema()
+    assert (low, high) == (0, 255)
+    assert "transparency" not in image.info
+
+
+# turns
+
+
+@pytest.mark.parametrize("kind", sorted({"PNG", "JPEG", "WEBP", "TIFF", "AVIF"} & set(KINDS)))
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_turns_it_upright_once(kind, turn):
+    lying = Image.Exif()
+    lying[ORIENTATION] = turn
+    file = file_of(two_colours(size=(16, 8)), kind, exif=lying)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    image = decoded(file)
+    assert (image.size, image.tobytes()) == (wanted.size, wanted.convert(image.mode).tobytes())
+    assert decoded_picture("exemplar", image) is image
+
+
+@pytest.mark.parametrize("turn", [2, 6])
+def test_a_picture_that_is_handed_over_is_turned_as_well(turn):
+    lying = Image.Exif()
+    lying[ORIENTATION] = turn
+    opened = Image.open(io.BytesIO(file_of(two_colours(size=(16, 8)), "PNG", exif=lying)))
+    once = decoded_picture("exemplar", opened)
+    assert once.tobytes() == ImageOps.exif_transpose(opened).tobytes()
+    assert decoded_picture("exemplar", once).tobytes() == once.tobytes()
+
+
+@given(st.binary(max_size=80), st.sampled_from(["PNG", "WEBP", "JPEG"]))
+@cases(400)
+def test_exif_that_cannot_be_read_leaves_it_as_it_lies(exif, kind):
+    file = file_of(two_colours(size=(16, 8)), kind, exif=b"Exif\0\0II*\0" + exif)
+    image, sentence = said(decoded, file)
+    assert (image is not None and set(image.size) == {16, 8}) or sentence.startswith(UNREADABLE)
+
+
+# sizes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30_000), (30_000, 1), (30_000, 3_000)])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
+def test_any_size_within_the_bound_is_taken(size, kind):
+    assert decoded(file_of(Image.new("1", size), kind)).size == size
+
+
+@pytest.mark.parametrize("handed_over", [Image.new("1", (30_000, 30_000)), Image.new("L", (20_000, 6_000))])
+def test_a_picture_that_is_handed_over_has_the_same_bound(handed_over):
+    width, height = handed_over.size
+    assert (
+        refused(handed_over)
+        == f"RIVAL: exemplar must be a picture of at most 100 megapixels, not {width}x{height} pixels."
+    )
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_a_picture_without_pixels_is_none(size):
+    assert refused(Image.new("RGB", size)).startswith(UNREADABLE)
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+def test_a_text_too_long_is_refused_before_it_is_decoded(monkeypatch, head):
+    monkeypatch.setattr(decoding, "MEGABYTES", 1)
+    monkeypatch.setattr(decoding, "b64decode", None)
+    sentence = refused(head + "A" * (2**20 * 4 // 3 + 200_000))
+    assert sentence == "RIVAL: exemplar must be a picture of at most 1 MB, not 1.1 MB."
+
+
+def test_a_file_too_long_is_not_read_to_its_end(monkeypatch, tmp_path):
+    monkeypatch.setattr("rival_ext.pictures.MEGABYTES", 1)
+    monkeypatch.setattr(decoding, "MEGABYTES", 1)
+    with open(tmp_path / "long.png", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(RivalError, match=r"--mask .*long.png must be a picture of at most 1 MB"):
+        read_picture("--mask", tmp_path / "long.png")
+
+
+# bombs
+
+
+def test_bombs_are_refused_before_they_cost_time_or_memory(tmp_path):
+    """In a process of its own, which has held nothing large before."""
+    for name, make in BOMBS.items():
+        (tmp_path / name).write_bytes(make())
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.unit.bombs", tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_whole_file_of_each_kind_is_sound():
+    for name, file in WHOLE.items():
+        assert decoded(file).size == (9, 6), name
+
+
+def test_a_camera_writes_no_bomb():
+    """Progressive, with EXIF, a profile in several parts and a comment: what is bounded, as it occurs in practice."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 1
+    exif[0x010E] = "a description " * 1000
+    parts = {"exif": exif, "icc_profile": bytes(200_000), "comment": b"made by a camera" * 100}
+    assert decoded(file_of(two_colours(size=(900, 600)), "JPEG", progressive=True, **parts)).size == (900, 600)
+    assert decoded(file_of(two_colours(size=(900, 600)), "TIFF", exif=exif, icc_profile=bytes(200_000))).size == (
+        900,
+        600,
+    )

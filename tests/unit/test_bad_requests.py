@@ -1,0 +1,173 @@
+"""Requests as they come, to the routes and to the script's arguments: what is refused is refused before it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from fastapi import HTTPException, Request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rival_ext.api import BODY_MEGABYTES, InvertRequest, _bounded
+from rival_ext.settings import FIELDS
+from tests.bad_input import TRIED, WHOLE, base64_text, cases, names, objects, plain, said, texts, values
+from tests.host.routes import started
+
+FIELDS_OF_REQUEST = list(InvertRequest.__annotations__)
+SMALL = {"image": base64_text(WHOLE["PNG RGB"]), "steps": 2, "width": 64, "height": 64}
+JSON = {"content-type": "application/json"}
+INVERT = "/rival/v1/invert"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The stand-in with its routes; what would really run says so instead."""
+    with started("stand-in", None) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reached(server):
+    """Requests that nothing is wrong with say so: none of them is run."""
+    from rival_ext.hosts import webui_check
+
+    def run(request):
+        webui_check._refuse_unknown_names(request)
+        raise webui_check.RivalError("the run would begin.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webui_check, "check_in_queue", run)
+        yield
+
+
+def refused(server, **how):
+    """The sentence that a request to invert is answered with."""
+    TRIED["cases"] += 1
+    answer = server.client.post(INVERT, **how)
+    assert answer.status_code in (413, 422), answer.text
+    return plain(answer.json()["detail"])
+
+
+def body_of(fields):
+    """JSON as a careless client writes it: NaN, infinities and halves of characters included."""
+    return json.dumps(fields).encode()
+
+
+@given(st.dictionaries(st.sampled_from([*FIELDS_OF_REQUEST, "", "picture", "a\0"]), values, min_size=1, max_size=3))
+@cases(350)
+def test_any_fields(server, reached, fields):
+    sentence = refused(server, content=body_of({**SMALL, **fields}), headers=JSON)
+    known = [*FIELDS_OF_REQUEST, *(field.name for field in FIELDS), "prompt and styles", "the run", "unknown field"]
+    assert sentence.startswith(tuple(f"RIVAL: {name}" for name in known)), sentence
+
+
+@given(objects)
+@cases(250)
+def test_any_settings(server, reached, settings):
+    sentence = refused(server, content=body_of({**SMALL, "settings": settings}), headers=JSON)
+    regions = [field.name for field in FIELDS if field.is_picture]
+    assert names(sentence, [*settings, *regions]) or sentence == "RIVAL: the run would begin."
+
+
+@given(values.filter(lambda value: not isinstance(value, dict)))
+@cases(200)
+def test_anything_in_place_of_the_object(server, reached, value):
+    sentence = refused(server, content=body_of(value), headers=JSON)
+    assert sentence.startswith(("RIVAL: the body: ", "RIVAL: unknown field "))
+
+
+@given(st.binary(max_size=40), st.sampled_from([None, "application/json", "text/plain", "application/x+json", "\x7f"]))
+@cases(200)
+def test_any_body(server, reached, body, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    assert refused(server, content=body, headers=headers).startswith("RIVAL: the body: ")
+
+
+@pytest.mark.parametrize("depth", [900, 10**5])
+def test_a_body_nested_too_deeply_is_a_sentence(server, reached, depth):
+    body = b'{"settings": {"t_align": ' + b"[" * depth + b"]" * depth + b"}}"
+    assert refused(server, content=body, headers=JSON).startswith(("RIVAL: the body: ", "RIVAL: t_align must be "))
+
+
+# the length of a body
+
+
+@pytest.mark.parametrize("length", [str(4 * 10**9), str(BODY_MEGABYTES * 2**20 + 1), "9" * 5000, "-1", "1e3", "a", ""])
+def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
+    headers = {**JSON, "content-length": length}
+    sentence = refused(server, content=b"{}", headers=headers)
+    assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller pictures."
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
+    """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
+    monkeypatch.setattr("rival_ext.api.BODY_MEGABYTES", 1)
+    pieces = iter([{"type": "http.request", "body": bytes(2**18), "more_body": True}] * 9)
+
+    async def handed_over():
+        return next(pieces)
+
+    async def read():
+        receive = _bounded(Request({"type": "http", "headers": []}, handed_over))
+        for _ in range(4):
+            await receive()
+        with pytest.raises(HTTPException, match="RIVAL: the body may have 1 MB"):
+            await receive()
+
+    asyncio.run(read())
+    assert len(list(pieces)) == 4
+
+
+@given(texts)
+@cases(150)
+def test_any_id_is_not_found(server, text):
+    from urllib.parse import quote
+
+    TRIED["cases"] += 1
+    name = quote(text.encode("utf-8", "replace"), safe="")
+    answer = server.client.delete(f"/rival/v1/store/{name}")
+    assert answer.status_code in (200, 404, 405)
+    assert name or answer.json() == {"bytes": 0, "chains": 0}
+
+
+# the script's arguments
+
+
+@given(st.lists(values, max_size=len(FIELDS) + 4))
+@cases(400)
+def test_any_values_in_the_panels_order(server, arguments):
+    from rival_ext.hosts.webui import read_arguments
+
+    settings, sentence = said(read_arguments, SimpleNamespace(), arguments)
+    assert settings is not None or names(sentence, [field.name for field in FIELDS])
+
+
+@given(objects, st.lists(values, max_size=2))
+@cases(300)
+def test_an_object_with_something_after_it(server, asked, others):
+    from rival_ext.hosts.webui import read_arguments
+
+    regions = [field.name for field in FIELDS if field.is_picture]
+    settings, sentence = said(read_arguments, SimpleNamespace(), [asked, *others])
+    assert settings is not None or names(sentence, [*asked, *regions])
+
+
+@given(st.lists(values, min_size=1, max_size=3))
+@cases(200)
+def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):
+    """The host would swallow one; what is wrong is said by the sampling."""
+    from rival_ext.hosts import webui
+
+    said(lambda: None)
+    sampler = SimpleNamespace(sample=lambda *_: None)
+    p = SimpleNamespace(sampler=sampler, extra_generation_params={})
+    webui.announce(p, arguments)
+    webui.arm(p, arguments)
+    armed = vars(sampler)["sample"]
+    wanted = getattr(armed, "wanted", None)
+    assert p.extra_generation_params.get("RIVAL mode", "") == getattr(wanted, "mode", "")
+    if isinstance(wanted, Exception):
+        plain(wanted.detail)

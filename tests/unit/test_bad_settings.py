@@ -1,0 +1,108 @@
+"""Whatever is sent as settings ends in settings or in a sentence that names the field."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rival_ext.errors import RivalError
+from rival_ext.settings import FIELDS, Settings, parse_settings, shown
+from rival_ext.ui.infotext import settings_to_infotext
+from tests.bad_input import NAMES, PICTURES, cases, names, nested, objects, said, two_colours, values
+
+
+def checked(asked):
+    """Settings or a sentence; of settings each value lies in its field's domain."""
+    settings, sentence = said(parse_settings, asked)
+    if settings is None:
+        # of one that was painted on it may be the region that is wrong
+        regions = [name.replace("exemplar", "exemplar_mask") for name in asked if name in PICTURES]
+        assert names(sentence, [*asked, *regions]), sentence
+        return
+    given_values = dict(settings)
+    for field in FIELDS:
+        value = given_values[field.name]
+        if field.maximum is not None:
+            assert field.minimum <= value <= field.maximum
+        if field.choices:
+            assert value in field.choices
+    # whatever was taken can be written beside a picture
+    json.dumps(settings_to_infotext(settings), allow_nan=False).encode()
+
+
+@given(objects)
+@cases(900)
+def test_any_object(asked):
+    checked(asked)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(value=values)
+@cases(100)
+def test_any_value_of_each_field(name, value):
+    checked({name: value})
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deeply_nested_value_of_each_field(name, depth):
+    checked({name: nested(depth)})
+    checked({name: nested(depth, {"image": 1})})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "exemplar_prompt"])
+def test_a_text_of_many_megabytes_is_shown_short(name):
+    _, sentence = said(parse_settings, {name: "x" * 10**7})
+    assert len(sentence) < 300
+
+
+@given(values)
+@cases(500)
+def test_a_value_is_shown_in_one_short_line(value):
+    said(lambda: None)
+    assert len(shown(value)) <= 60
+    assert shown(value).isprintable()
+
+
+def test_an_exemplar_prompt_has_an_end():
+    assert parse_settings({"exemplar_prompt": "x" * 10_000}).exemplar_prompt
+    with pytest.raises(RivalError, match="exemplar_prompt must be a text of at most 10000 characters"):
+        parse_settings({"exemplar_prompt": "x" * 10_001})
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(
+        RivalError, match=re.escape(r"exemplar_prompt must be text without broken characters, not 'a\ud800'")
+    ):
+        parse_settings({"exemplar_prompt": "a\ud800"})
+
+
+@pytest.mark.parametrize("layers", [[8] * 17, ",".join(["8"] * 17), [10**5000], [[8]], [None], {"8": 8}, [-8], [8.0]])
+def test_layers_are_few_and_short(layers):
+    with pytest.raises(RivalError, match="layers must be "):
+        parse_settings({"layers": layers})
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
+@cases(300)
+def test_nothing_wrong_gets_past_the_model_itself(asked):
+    """`Settings` is the last bar: what it takes, `parse_settings` takes as well, but for pictures and texts."""
+    said(lambda: None)
+    try:
+        settings = dict(Settings(**asked))
+    except ValueError:
+        return
+    others = {name: value for name, value in settings.items() if name not in (*PICTURES, "layers", "exemplar_prompt")}
+    assert dict(parse_settings(others)).items() >= others.items()
+
+
+@pytest.mark.parametrize("weight", [0, 5e-324, 1.4e-45, 1e-38, 9e-5])
+def test_an_exemplar_next_to_without_weight_is_left_out(weight):
+    """Its share would come to nothing in 32 bits, and the start could be drawn from none of its positions."""
+    other = two_colours()
+    assert [slot.image for slot in parse_settings({"weight": weight, "exemplar_2": other}).slots] == [other]
+    assert len(parse_settings({"weight": 1e-4, "exemplar_2": other}).slots) == 2
