@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-WORDS = ("out of memory", "not enough memory", "can't allocate memory", "not enough gpu video memory")
-"""What torch says of its own lack of memory on the CPU, Apple's GPUs and DirectML, where it has no class for it."""
+WORDS = ("out of memory", "not enough memory", "can't allocate memory", "not enough gpu video memory", "alloc_failed")
+"""What torch says of a lack of memory on the CPU, Apple's GPUs, DirectML and in CUDA's libraries, where it has no class
+for it."""
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

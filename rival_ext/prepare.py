@@ -212,7 +212,9 @@ class _Chains:
         report.inversion.add(chain.evaluations, self.settings.inversion_iterations, chain.residual)
         if self.store is not None:
             report.store = "miss"
-            self.store.put(key, chain, self.budget)
+            # one that something changed under way is of neither key
+            if self._key(wanted) == key:
+                self.store.put(key, chain, self.budget)
         return chain
 
     def _make_room(self, size: int) -> bool:

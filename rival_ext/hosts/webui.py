@@ -175,6 +175,8 @@ class GuidedSampling:
 
         refuse(p, settings)
         report = Report(settings.mode, settings.t_align, settings.t_early)
+        # before the inversion: options that are set meanwhile are those of the next run
+        outline = outline_of(p, settings)
         host = WebuiHost(p, settings, rehearse(p, sample, latents), steps or p.steps)
         with host.job:
             try:
@@ -185,7 +187,7 @@ class GuidedSampling:
                 host.job.begin_sampling()
                 # the host's own sampler sees the same wish before its first step and ends as it always does
                 return sample(latents)
-            remember(outline_of(p, settings), [exemplar.chain for exemplar in guide.exemplars])
+            remember(outline, [exemplar.chain for exemplar in guide.exemplars])
             host.job.begin_sampling()
             return self.finish(host, guide, sample, latents)
 

@@ -25,8 +25,9 @@ def fingerprint(p: Any, prompt_schedules: Any, networks: Any) -> Iterator[Tensor
     yield sorted((name, [param.items for param in params]) for name, params in networks.items())
     yield list(_loras())
     yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
-    yield type(p.sampler.model_wrap).__name__, shared.opts.enable_quantization
-    yield p.get_token_merging_ratio(), p.tiling
+    # as the sampler and the model have been set up, whatever the options say by now
+    yield type(p.sampler.model_wrap).__name__, getattr(p.sampler.model_wrap, "quantize", None)
+    yield getattr(p.sd_model, "applied_token_merged_ratio", 0), p.tiling
     yield devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
     yield getattr(sd_hijack.current_optimizer, "name", None)
 

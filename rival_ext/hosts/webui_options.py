@@ -11,8 +11,11 @@ from modules import shared
 
 @contextmanager
 def options_set(values: dict[str, Any]) -> Iterator[None]:
-    """The options have these values while this runs; none of them is saved."""
-    options = shared.opts.data
+    """The options have these values while this runs; none is saved, and what a user sets meanwhile stays.
+
+    Attributes of the instance come before its `data`, which the host saves whole whenever any option is set.
+    """
+    options = vars(shared.opts)
     before = {name: options[name] for name in values if name in options}
     options.update(values)
     try:

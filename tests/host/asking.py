@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from tests.conftest import exemplar
@@ -45,3 +47,19 @@ def largest_difference(some, others):
     """Between the pixels of two lists of pictures, in 255ths."""
     assert len(some) == len(others)
     return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
+
+
+@contextmanager
+def at_first_call(server, act):
+    """While this runs, `act()` is done within the first UNet call of the stand-in."""
+    due = [act]
+
+    def hook(*_):
+        if due:
+            due.pop()()
+
+    handle = server.checkpoint.model.diffusion_model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

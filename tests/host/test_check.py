@@ -10,10 +10,12 @@ from rival_ext.errors import RivalError
 from rival_ext.pictures import psnr
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
+from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, request
 from tests.host.servers import StandInServer, base64_of
 
 PIZZA = exemplar("pizza-emojione-yellow")
+MEDDLING = ("save_init_img", "img2img_color_correction")
+"""Options that a check puts aside."""
 
 
 @pytest.fixture
@@ -109,6 +111,37 @@ def test_a_check_leaves_nothing_behind_but_the_chain(run, server):
     assert not shared.cmd_opts.no_prompt_history
     assert shared.state.textinfo is None
     assert largest_difference(pictures(server), plain) == 0
+
+
+def test_options_that_a_user_sets_during_a_check_stay_and_those_of_the_check_are_not_saved(run, server, monkeypatch):
+    from modules import shared
+
+    for name in MEDDLING:
+        monkeypatch.setitem(shared.opts.data, name, True)
+    seen = {}
+
+    def set_one():
+        seen["read"] = [getattr(shared.opts, name) for name in MEDDLING]
+        seen["saved"] = [shared.opts.data[name] for name in MEDDLING]
+        shared.opts.save_init_img = False
+
+    with at_first_call(server, set_one):
+        run()
+    assert seen == {"read": [False, False], "saved": [True, True]}
+    assert [getattr(shared.opts, name) for name in MEDDLING] == [False, True]
+
+
+@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+def test_an_error_on_either_way_leaves_the_host_as_it_was(run, server, at_call):
+    from modules import call_queue, shared
+
+    server.plan(at_call, "error")
+    with pytest.raises(RuntimeError, match="planned fault"):
+        run()
+    assert server.leftovers() == []
+    assert not shared.cmd_opts.no_prompt_history
+    assert shared.state.textinfo is None
+    assert not call_queue.queue_lock.locked()
 
 
 @pytest.mark.parametrize("at_call", [3, STEPS + 3])

@@ -7,7 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from rival_ext.settings import FIELDS
 from rival_ext.store import digest
+from tests.conftest import exemplar
+from tests.host.asking import at_first_call, infotext
 from tests.host.servers import StandInServer
 
 
@@ -19,13 +22,12 @@ def key(hosts):
     from rival_ext.hosts.webui_fingerprint import fingerprint
 
     checkpoint = hosts[0].checkpoint
-    sampler = SimpleNamespace(model_wrap=object())
+    sampler = SimpleNamespace(model_wrap=SimpleNamespace(quantize=False))
     p = SimpleNamespace(
         sd_model=checkpoint,
         sampler=sampler,
         tiling=False,
         extra_network_data={},
-        get_token_merging_ratio=lambda: 0.0,
     )
 
     def make(prompt="a pizza", **changed):
@@ -71,10 +73,10 @@ def test_what_the_host_has_loaded_is_in_the_key(key, monkeypatch, module, name, 
     assert key() != before
 
 
-@pytest.mark.parametrize("option", ["upcast_attn", "enable_quantization", "sd_vae_encode_method"])
+@pytest.mark.parametrize("option", ["upcast_attn", "sd_vae_encode_method"])
 def test_options_that_change_a_prediction_are_in_the_key(key, monkeypatch, option):
     before = key()
-    monkeypatch.setattr(sys.modules["modules.shared"].opts, option, "changed")
+    monkeypatch.setitem(sys.modules["modules.shared"].opts.data, option, "changed")
     assert key() != before
 
 
@@ -96,6 +98,39 @@ def test_loras_with_their_strengths_are_in_the_key(key, monkeypatch):
     assert len(keys) == 6
 
 
-@pytest.mark.parametrize("changed", [{"prompt": "a house"}, {"tiling": True}, {"get_token_merging_ratio": lambda: 0.5}])
-def test_prompt_tiling_and_token_merging_are_in_the_key(key, changed):
+@pytest.mark.parametrize("changed", [{"prompt": "a house"}, {"tiling": True}])
+def test_prompt_and_tiling_are_in_the_key(key, changed):
     assert key() != key(**changed)
+
+
+def test_token_merging_is_in_the_key_as_the_model_has_it(key, hosts, monkeypatch):
+    before = key()
+    monkeypatch.setattr(hosts[0].checkpoint, "applied_token_merged_ratio", 0.4, raising=False)
+    assert key() != before
+
+
+def test_quantized_levels_are_in_the_key_as_the_sampler_was_made_with_them(key):
+    assert key() != key(sampler=SimpleNamespace(model_wrap=SimpleNamespace(quantize=True)))
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_the_panel_promises_no_stored_inversion_under_options_that_were_set_during_it(key, hosts, changes, monkeypatch):
+    from modules import shared
+
+    from rival_ext.hosts.webui import is_stored
+    from rival_ext.ui.outlook import digest as digest_of_picture
+
+    server, small = hosts[0], {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
+    monkeypatch.setattr(shared, "sd_model", server.checkpoint)
+    monkeypatch.setitem(shared.opts.data, "rival_memory_mb", 512)
+
+    def set_memory():
+        shared.opts.rival_memory_mb = 0 if changes else 512
+
+    server.forget()
+    with at_first_call(server, set_memory):
+        infotext(server, {}, **small)
+    of = {field.name: field.default for field in FIELDS}
+    asked = {**small, "scheduler": "Automatic", "denoising_strength": 1, "resize_mode": 0}
+    promised = is_stored(None, asked, "a pizza", of, [digest_of_picture(exemplar("pizza-emojione-yellow"))])
+    assert promised == ("stored inversion" in infotext(server, {}, **small)) == (not changes)

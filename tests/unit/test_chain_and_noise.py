@@ -290,8 +290,9 @@ LACKS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)"),
     RuntimeError("Could not allocate tensor with 9 bytes. There is not enough GPU video memory available!"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
-"""As Python, CUDA, the CPU on Linux and Windows, Apple's GPUs and DirectML say it."""
+"""As Python, CUDA, the CPU on Linux and Windows, Apple's GPUs, DirectML and cuBLAS say it."""
 
 
 def failing_once(host, error, at):
@@ -339,6 +340,20 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory(make_host):
     failing_once(host, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         prepare(host, parse_settings({}), ChainStore(), Report("variation", 600, 600))
+
+
+def test_a_chain_that_something_changed_under_way_serves_its_run_and_is_not_stored(make_host, sample):
+    host, store = make_host(steps=4), ChainStore()
+    predict, before = host.predict_noise, host.fingerprint
+
+    def predict_noise(latent, noise_level):
+        host.fingerprint = lambda: [*before(), "changed"]
+        return predict(latent, noise_level)
+
+    host.predict_noise = predict_noise
+    guide = prepare(host, parse_settings({}), store, Report("variation", 600, 600))
+    assert torch.isfinite(sample(host, guide.start([1], host.latent_size), [1], guide)).all()
+    assert store.kept == []
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])

@@ -194,12 +194,12 @@ class ScriptRunner:
 
 def process_images(p):
     """Images and one infotext each, with the options that the request asks for."""
-    before = dict(vars(opts))
-    vars(opts).update(p.override_settings)
+    before = {name: opts.data[name] for name in p.override_settings}
+    opts.data.update(p.override_settings)
     try:
         return _process_images(p)
     finally:
-        vars(opts).update(before)
+        opts.data.update(before)
 
 
 @torch.no_grad()

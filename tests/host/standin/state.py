@@ -30,9 +30,28 @@ class State:
         """Nothing to let go."""
 
 
+class Options:
+    """What is set lies in `data`, which the host saves whole, and is looked up there after the instance's own."""
+
+    def __init__(self, **data):
+        vars(self).update(data=data, data_labels=dict.fromkeys(data))
+
+    def __getattr__(self, name):
+        try:
+            return vars(self)["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name, value):
+        self.data[name] = value
+
+    def add_option(self, key, info):
+        """The settings page is not built here."""
+
+
 state = State()
 cmd_opts = SimpleNamespace(api=True, nowebui=False, api_auth=None, no_prompt_history=False)
-opts = SimpleNamespace(
+opts = Options(
     rival_memory_mb=512,
     img2img_background_color="#ffffff",
     sd_vae_encode_method="Full",
@@ -40,7 +59,4 @@ opts = SimpleNamespace(
     enable_quantization=False,
     save_init_img=False,
     img2img_color_correction=False,
-    data={},
-    data_labels={"rival_memory_mb": None},
-    add_option=lambda key, info: None,
 )
