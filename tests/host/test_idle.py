@@ -13,7 +13,7 @@ from tests.host.idle import SWITCHED_OFF, observe
 from tests.host.servers import ROOT, RealServer, real_folder
 
 PANEL = {
-    *("rival_ext", "rival_ext.errors", "rival_ext.settings"),
+    *("rival_ext", "rival_ext.errors", "rival_ext.settings", "rival_ext.decoding", "rival_ext.containers"),
     *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
     *("rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
     *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),

@@ -87,7 +87,7 @@ def test_it_reads_pictures_from_memory_and_writes_them_there():
     checked = 0
     for name in set(SOURCES) - COMMAND_LINE:
         for call in (node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)):
-            if name_of(call.func).endswith("Image.open"):
+            if name_of(call.func).endswith(("Image.open", "opener")):
                 checked += name_of(getattr(call.args[0], "func", None)) == "io.BytesIO" or pytest.fail(name)
             if name_of(call.func).endswith(".save"):
                 checked += name_of(call.args[0]) == "buffer" or pytest.fail(name)

@@ -43,7 +43,10 @@ class Options:
             raise AttributeError(name) from None
 
     def __setattr__(self, name, value):
-        self.data[name] = value
+        if hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            self.data[name] = value
 
     def add_option(self, key, info):
         """The settings page is not built here."""
