@@ -12,8 +12,24 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-FAULTS = {"error": RuntimeError, "memory": torch.cuda.OutOfMemoryError, "python's memory": MemoryError}
-"""What is raised, by action."""
+PLANNED = "planned fault in the UNet"
+
+
+def _raise(kind):
+    raise kind(PLANNED)
+
+
+FAULTS = {
+    "error": lambda: _raise(RuntimeError),
+    "memory": lambda: _raise(torch.cuda.OutOfMemoryError),
+    "python's memory": lambda: bytearray(sys.maxsize),
+    "torch's memory": lambda: torch.empty(2**50),
+}
+"""What raises, by action: the last two ask for what no machine has."""
+PLACES = ("before the UNet", "inside a layer", "after a layer")
+"""Where it acts in a call; the layer is a self-attention layer in the middle."""
+BASELINE = "_rival_probe_baseline"
+"""A UNet's attribute with what was hooked when it was first seen, for the probe of a page that is built anew."""
 NOT_NUMBERS = {"nan": ..., "one nan": (0, 0, 0, 0)}
 """Which of the UNet's answer is no number, by action."""
 LONGEST_WAIT = 120
@@ -31,7 +47,7 @@ class Probe:
         self.state = state
         self.calls = 0
         self.at_call = self.action = None
-        self.inside = False
+        self.place = PLACES[0]
         self.hooked = []
         self.waiting, self.released = Event(), Event()
         self.baselines = WeakKeyDictionary()
@@ -40,18 +56,22 @@ class Probe:
     def watch(self, unet):
         """Also this UNet, from now on."""
         if unet not in self.baselines:
+            before = set(_hooked(unet))
             unet.register_forward_pre_hook(self._before_call)
             unet.register_forward_hook(self._after_call)
             layers = _self_attention(unet)
-            layers[len(layers) // 2].to_q.register_forward_pre_hook(self._inside_layer)
-            self.baselines[unet] = set(_hooked(unet))
+            layer = layers[len(layers) // 2]
+            layer.to_q.register_forward_pre_hook(lambda *_: self._act("inside a layer"))
+            layer.register_forward_hook(lambda *_: self._act("after a layer"))
+            own = set(_hooked(unet)) - before
+            self.baselines[unet] = vars(unet)[BASELINE] = vars(unet).get(BASELINE, before) | own
 
-    def plan(self, at_call=None, action=None, inside=False, seed=0):
-        """Counts from nought; at that call does `action`, `inside` a self-attention layer; pins the generator.
+    def plan(self, at_call=None, action=None, place=PLACES[0], seed=0):
+        """Counts from nought; at that call does `action` at that place; pins the generator.
 
         action: one of FAULTS, of NOT_NUMBERS, interrupt, skip, or wait, until somebody calls `release`.
         """
-        self.calls, self.at_call, self.action, self.inside = 0, at_call, action, inside
+        self.calls, self.at_call, self.action, self.place = 0, at_call, action, place
         self.hooked = []
         self.waiting.clear()
         self.released.clear()
@@ -91,23 +111,18 @@ class Probe:
         self.calls += 1
         if self.calls == 1:
             self.hooked = self.leftovers()
-        if not self.inside:
-            self._act()
-
-    def _inside_layer(self, module, args):
-        if self.inside:
-            self._act()
+        self._act(PLACES[0])
 
     def _after_call(self, module, args, output):
         if self.calls == self.at_call and self.action in NOT_NUMBERS:
             # a tuple where the UNet is that of diffusers
             (output if isinstance(output, torch.Tensor) else output[0])[NOT_NUMBERS[self.action]] = torch.nan
 
-    def _act(self):
-        if self.calls != self.at_call:
+    def _act(self, place):
+        if (self.calls, self.place) != (self.at_call, place):
             return
         if self.action in FAULTS:
-            raise FAULTS[self.action]("planned fault in the UNet")
+            FAULTS[self.action]()
         if self.action == "interrupt":
             self.state.interrupted = True
         if self.action == "skip":

@@ -23,6 +23,8 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
 
+from tests.host.probe import PLACES, Probe
+
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
 STARTUP_SECONDS = 240
@@ -72,7 +74,6 @@ class StandInServer:
     name = "stand-in"
 
     def __init__(self, checkpoint, with_extension=True):
-        from tests.host.probe import Probe
         from tests.host.standin.processing import ScriptRunner
         from tests.host.standin.state import state
 
@@ -95,8 +96,8 @@ class StandInServer:
         self.defaults = [control.value for control in script.ui(is_img2img=True)]
         script.args_from, script.args_to = 1, 1 + len(self.defaults)
 
-    def plan(self, at_call=0, action="", inside=False):
-        self.probe.plan(at_call, action, inside)
+    def plan(self, at_call=0, action="", place=PLACES[0]):
+        self.probe.plan(at_call, action, place)
 
     def calls(self):
         return self.probe.calls
@@ -259,8 +260,8 @@ class RealServer:
                 raise RuntimeError("the real WebUI did not start:\n" + self.said()[-3000:])
             time.sleep(0.5)
 
-    def plan(self, at_call=0, action="", inside=False):
-        asked = {"at_call": at_call, "action": action, "inside": inside}
+    def plan(self, at_call=0, action="", place=PLACES[0]):
+        asked = {"at_call": at_call, "action": action, "place": place}
         self.client.post("/probe/plan", params=asked).raise_for_status()
 
     def is_waiting(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from tests.host.servers import (
     checkpoint_in,
     real_folder,
 )
-from tests.host.test_faults import PLAIN, SMALL, STEPS, TOLERATED, VARIED, made
+from tests.host.test_faults import PLAIN, SCENES_OF_REAL, SMALL, STEPS, TOLERATED, VARIED, made
 
 OTHER_VAE = "other.safetensors"
 WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
@@ -153,6 +154,73 @@ def test_real_an_option_changed_between_runs_inverts_anew_where_it_has_to(server
     assert_as_good_as_new(server, twins)
 
 
+def test_real_token_merging_changed_between_two_batches_is_that_of_no_inversion_of_theirs(server, twins):
+    change = CHANGES["token merging"]
+    server.set(**change.done)
+    server.forget()
+    merged = made(server, VARIED)
+    server.set(**change.undone)
+    meanwhile(server, SAMPLING, lambda: server.set(**change.done), request({}, **SMALL, n_iter=2))
+    try:
+        assert largest_difference(made(server, VARIED), merged) == 0
+    finally:
+        server.set(**change.undone)
+    assert_as_good_as_new(server, twins)
+
+
+def test_real_token_merging_of_hires_fix_changed_between_runs_inverts_anew(server, twins):
+    _, payload = SCENES_OF_REAL["hires fix"]
+
+    def pictures_of():
+        server.plan()
+        return server.txt2img(**payload).pictures
+
+    server.forget()
+    unmerged = pictures_of()
+    server.set(token_merging_ratio_hr=0.4)
+    try:
+        changed = pictures_of()
+        server.forget()
+        assert largest_difference(pictures_of(), changed) == 0
+    finally:
+        server.set(token_merging_ratio_hr=0.0)
+    assert largest_difference(unmerged, changed) > 0
+    assert_as_good_as_new(server, twins)
+
+
+def test_real_options_set_during_a_check_are_the_users(server, twins):
+    mine = {"save_init_img": True, "img2img_color_correction": True}
+    server.set(**mine)
+    server.forget()
+    server.plan(INVERTING, "wait")
+    asked = {"image": VARIED["init_images"][0], "sampler_name": "Euler", **SMALL}
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            check = threads.submit(server.client.post, "/rival/v1/invert", json=asked)
+            until(server.is_waiting)
+            server.set(img2img_color_correction=False)
+            saved = json.loads((server.data / "config.json").read_text())
+            server.release()
+            assert check.result(PATIENCE).status_code == 200
+        kept = server.client.get("/sdapi/v1/options").json()
+    finally:
+        server.set(**dict.fromkeys(mine, False))
+    for options in (saved, kept):
+        assert [options[name] for name in mine] == [True, False]
+    assert_as_good_as_new(server, twins)
+
+
+@pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
+def test_real_a_fault_after_the_switch_to_a_refiner(server, twins, action):
+    refined = VARIED | {"refiner_checkpoint": REFINER, "refiner_switch_at": 0.6}
+    server.forget()
+    server.plan(2 * STEPS, action)
+    answer = server.img2img(**refined)
+    assert server.calls() >= 2 * STEPS
+    assert answer.status in {"interrupt": {200}, "one nan": {200, 500}}.get(action, {500}), answer.sentence
+    assert_as_good_as_new(server, twins)
+
+
 @pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
 def test_real_a_checkpoint_unloaded_during_a_run(server, twins, at_call):
     def unload():
@@ -197,6 +265,16 @@ def test_real_a_client_that_has_gone_leaves_nothing(server, twins, at_call):
 # the page built anew
 
 
+def reload_ui_during_a_run(server):
+    """The run stands still, as planned, until the page is to be built anew."""
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
+        until(server.is_waiting)
+        server.reload()
+        # its connection may be closed with the page
+        assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
+
+
 def doubled(server):
     """What the host shows or serves more than once of ours."""
     scripts = server.client.get("/sdapi/v1/script-info").json()
@@ -230,26 +308,30 @@ def test_real_the_page_is_built_anew(server, twins):
 def test_real_the_page_is_built_anew_during_a_run(server, twins, at_call):
     server.forget()
     server.plan(at_call, "wait")
-    with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
-        until(server.is_waiting)
-        server.reload()
-        # its connection may be closed with the page
-        assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
+    reload_ui_during_a_run(server)
     assert doubled(server) == set()
     assert_as_good_as_new(server, twins)
 
 
-def test_real_the_extension_is_disabled_and_enabled_again(server, twins):
+@pytest.mark.parametrize("at_call", [None, INVERTING, SAMPLING], ids=["between runs", "inverting", "sampling"])
+def test_real_the_extension_is_disabled_and_enabled_again(server, twins, at_call):
+    server.forget()
+    server.plan(at_call or 0, "wait")
     server.set(disabled_extensions=["sd-webui-rival"])
-    server.reload()
-    assert not has_panel(server)
-    assert largest_difference(made(server, PLAIN), twins[0]) == 0
-    refused = server.img2img(**VARIED)
+    try:
+        reload_ui_during_a_run(server) if at_call else server.reload()
+        assert not has_panel(server)
+        until(server.is_idle)
+        assert server.leftovers() == []
+        assert server.foreign_forwards() == 0
+        assert server.memory()["tensors"] <= twins[2]["tensors"] * (1 + TOLERATED)
+        assert largest_difference(made(server, PLAIN), twins[0]) == 0
+        refused = server.img2img(**VARIED)
+    finally:
+        server.set(disabled_extensions=[])
+        server.reload()
     assert refused.status == 422
     assert "RIVAL" in refused.sentence
-    server.set(disabled_extensions=[])
-    server.reload()
     assert has_panel(server)
     assert doubled(server) == set()
     assert_as_good_as_new(server, twins)

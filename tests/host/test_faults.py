@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, pictures, request
+from tests.host.probe import PLACES
 from tests.host.servers import base64_of
 from tests.host.test_modes import text_request
 
@@ -34,7 +35,13 @@ SCENES_OF_REAL = {
 }
 """What the stand-in has not."""
 
-RAISED = ("error", "memory", "python's memory")
+RAISED = {
+    "error": "planned fault",
+    "memory": "planned fault",
+    "python's memory": "MemoryError",
+    "torch's memory": "can't allocate memory",
+}
+"""What the user reads, by the fault."""
 STOPPED = ("interrupt", "skip")
 NOT_NUMBERS = ("nan", "one nan")
 INVERSION, SAMPLING = (1, 2, STEPS), (STEPS + 1, STEPS + 2, 2 * STEPS)
@@ -47,7 +54,7 @@ FEW = {
     "action": ("error", "memory", "interrupt", "one nan"),
     "at_call": (2, 5),
     "share": (0.25, 0.75),
-    "inside": (True,),
+    "place": ("inside a layer",),
 }
 """What is tried on the stand-in, where it is to be quick."""
 
@@ -75,11 +82,11 @@ def made(server, payload):
     return answer.pictures
 
 
-def with_fault(server, at_call, action, scene="variation", inside=False):
+def with_fault(server, at_call, action, scene="variation", place=PLACES[0]):
     """The answer to a request of which one UNet call goes wrong; nothing was stored before."""
     tab, payload = (SCENES | SCENES_OF_REAL)[scene]
     server.forget()
-    server.plan(at_call, action, inside)
+    server.plan(at_call, action, place)
     return getattr(server, tab)(**payload)
 
 
@@ -103,14 +110,14 @@ def memory(hosts, twins):
     return hosts[0].memory()
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["before the UNet", "inside a layer"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
 @pytest.mark.parametrize("action", RAISED)
-def test_after_an_error(server, twins, memory, action, at_call, inside):
-    answer = with_fault(server, at_call, action, inside=inside)
+def test_after_an_error(server, twins, memory, action, at_call, place):
+    answer = with_fault(server, at_call, action, place=place)
     if action == "error" or at_call in SAMPLING:
         assert answer.status == 500
-        assert "planned fault" in answer.sentence
+        assert RAISED[action] in answer.sentence
         assert server.calls() == at_call
         assert server.stored() == (at_call in SAMPLING)
     else:
@@ -122,15 +129,27 @@ def test_after_an_error(server, twins, memory, action, at_call, inside):
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["before the UNet", "inside a layer"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
 @pytest.mark.parametrize("action", STOPPED)
-def test_after_a_stop(server, twins, memory, action, at_call, inside):
-    answer = with_fault(server, at_call, action, inside=inside)
+def test_after_a_stop(server, twins, memory, action, at_call, place):
+    answer = with_fault(server, at_call, action, place=place)
     assert answer.status == 200
     assert server.calls() == at_call
     # what is wished for during the last evaluation of the inversion is heard after it
     assert server.stored() == (at_call in SAMPLING)
+    assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@pytest.mark.parametrize("action", ["error", "interrupt"])
+def test_the_first_of_two_inversions_stays_where_the_second_goes_wrong(server, twins, memory, action):
+    with_fault(server, STEPS + 2, action, "two exemplars")
+    assert server.stored() == 1
+    _, payload = SCENES["two exemplars"]
+    both = made(server, payload)
+    assert server.calls() == STEPS + STEPS
+    server.forget()
+    assert largest_difference(made(server, payload), both) == 0
     assert_as_if_nothing_had_been(server, twins, memory)
 
 

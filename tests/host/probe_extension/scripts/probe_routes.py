@@ -18,8 +18,8 @@ def add_routes(_, app):
     script_callbacks.on_model_loaded(lambda model: probe.watch(model.model.diffusion_model))
 
     @app.post("/probe/plan")
-    def plan(at_call: int = 0, action: str = "", inside: bool = False):
-        probe.plan(at_call, action, inside)
+    def plan(at_call: int = 0, action: str = "", place: str = module.PLACES[0]):
+        probe.plan(at_call, action, place)
 
     @app.post("/probe/release")
     def release():
