@@ -77,7 +77,8 @@ class InvertRequest(BaseModel, extra="forbid"):
         default_factory=dict, description="The WebUI's options for this request alone: checkpoint, VAE, clip skip"
     )
 
-    @pydantic.validator("denoising_strength", pre=True)
+    # allowed anew, since "Reload UI" loads this file again in the same process
+    @pydantic.validator("denoising_strength", pre=True, allow_reuse=True)
     def _within_all_floats(cls, value: Any) -> Any:  # noqa: N805
         """Pydantic 1 has no word for a whole number that no float can hold."""
         if isinstance(value, int) and abs(value) > 1:
