@@ -32,8 +32,10 @@ class OneJob:
         host_callback: Callable[[Any], None] = self.sampler.callback_state
 
         def callback_state(seen: Any) -> None:
-            host_callback(seen)
+            # at once, since the host's own writes to the console after it has counted the step
+            shared.state.sampling_step = seen["i"]
             self._keep_ahead()
+            host_callback(seen)
 
         self._hooked.enter_context(instance_attribute(self.sampler, "callback_state", callback_state))
         return self
