@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from rival_ext.errors import RivalError
+from rival_ext.hosts.webui_kind import Kind, kind
 
 
 def _of(owner: str, names: str) -> list[str]:
@@ -85,7 +86,6 @@ RELIANCE = {
         *_of("Script", "args_from args_to tabname process_batch(p) process_before_every_sampling(p)"),
         "Script.on_after_component(callback, elem_id=)",
     ],
-    "modules.sd_hijack": ["current_optimizer"],
     "modules.sd_samplers": ["all_samplers_map"],
     "modules.sd_samplers_cfg_denoiser": [
         "CFGDenoiser.forward(x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond)",
@@ -136,6 +136,22 @@ RELIANCE = {
 gives by position, with `=` those that it gives by name.
 """
 
+OF_KIND: dict[Kind, dict[str, list[str]]] = {
+    "AUTOMATIC1111": {"modules.sd_hijack": ["current_optimizer"]},
+    "Forge": {
+        "backend.attention": ["attention_function"],
+        "backend.nn.unet": ["IntegratedUNet2DConditionModel"],
+        "backend.sampling.condition": ["Condition(cond)", "compile_conditions(cond)"],
+        "backend.sampling.sampling_function": [
+            *("sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
+            "sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_options)",
+        ],
+        "modules.sd_models": ["model_data.forge_loading_parameters"],
+    },
+    "reForge": {},
+}
+"""What is relied on in one kind of WebUI alone."""
+
 
 def check() -> None:
     """Raises RivalError for what of the table this WebUI has not; it takes a tenth of a second or so."""
@@ -147,7 +163,7 @@ def check() -> None:
 
 def lacking() -> Iterator[str]:
     """Each row that does not hold, as it stands in the table; of a module that is not there its name alone."""
-    for name, entries in RELIANCE.items():
+    for name, entries in {**RELIANCE, **OF_KIND[kind()]}.items():
         try:
             module = import_module(name)
         except ImportError:
