@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rival_ext.attention import Layers, self_attention_modules
 from rival_ext.chain import Chain
-from rival_ext.hosts.forge_patches import Board, PatchedLayer, patch, place_of
+from rival_ext.hosts.forge_patches import Board, PatchedLayer, patch, place_of, taken
 from rival_ext.hosts.webui_neighbours import instance_attribute
 from rival_ext.hosts.webui_samplers import SamplerForm, SigmaForm, TimestepForm, clean_prediction
 
@@ -98,6 +98,10 @@ class ForgeModel:
                 "model_function_wrapper" in self.engine.forge_objects.unet.model_options
             )
         }
+
+    def notes(self) -> Sequence[str]:
+        count = len(taken(self.engine.forge_objects.unet.model_options) & self._modules.keys())
+        return [f"another extension's attention stands in for {count} of the layers"] if count else ()
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:

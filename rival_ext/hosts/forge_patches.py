@@ -6,7 +6,7 @@ clone is dropped after the run: there is nothing to be undone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,12 +82,12 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
     """A clone of the host's patcher whose self-attention layers attend as `board` says; the last to be asked."""
     clone = unet.clone()
     options = clone.model_options
-    taken = _taken(options)
+    taken_places = taken(options)
 
     def attend(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         place = _place_now(extra)
         turn = board.turns.get(place)
-        if turn is None or place in taken or (place[0] == MIDDLE and not board.is_own_pass):
+        if turn is None or place in taken_places or (place[0] == MIDDLE and not board.is_own_pass):
             return n, context, value
         halves = _halves(extra, len(n))
         keys = turn.attend(Call(context, n.shape[1], halves))
@@ -125,7 +125,7 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
     return clone
 
 
-def _taken(options: dict[str, Any]) -> Collection[Place]:
+def taken(options: dict[str, Any]) -> set[Place]:
     """Places where a neighbour's attention stands in for the layer's own and knows only tokens of one image."""
     replaced = options["transformer_options"].get("patches_replace", {}).get("attn1", {})
     return {

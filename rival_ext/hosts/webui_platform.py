@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class LoadedModel(Protocol):
 
     def refusals(self) -> Mapping[str, bool]:
         """Sentences on what cannot be honoured in this host alone, and whether it is wanted."""
+
+    def notes(self) -> Sequence[str]:
+        """For the report: what a neighbour takes from the guided sampling, which is otherwise as asked for."""
 
     def encode(self, image: Image.Image) -> Tensor:
         """`[1, C, H, W]`: an RGB image as the host would encode it, but with the mean of the VAE's posterior."""
