@@ -2,7 +2,7 @@
 
 Keys and values are the layer's own projections of its context, so the exemplar is let in by handing the layer
 another context; queries, projections, attention backend, LoRA and hypernetworks stay the host's. Everything here
-is a context manager over torch's own hooks, gone after any exit.
+is a context manager, gone after any exit; how a layer is reached is the host's (`SelfAttention`).
 
     with record(layers) as features:                    # one evaluation of the exemplar
         predict_noise(exemplar_latent, sigma)
@@ -14,17 +14,42 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rival_ext.errors import RivalError
 
-Layers = Mapping[str, nn.Module]
-"""Self-attention layers by name, in network order."""
+
+class Call(NamedTuple):
+    """One call of a self-attention layer.
+
+    tokens: `[rows, tokens, channels]`, what it would attend to: its own, then whatever somebody has appended to them.
+    own: how many are its own. halves: of each row which half of a guided prediction it is, where the host says so.
+    """
+
+    tokens: Tensor
+    own: int
+    halves: Sequence[int] | None = None
+
+
+Attend = Callable[[Call], Tensor | None]
+"""What a layer shall attend to in place of its `tokens`; None leaves it as it is."""
+
+
+class SelfAttention(Protocol):
+    """A self-attention layer of a host's UNet."""
+
+    def attending(self, attend: Attend, strength: float = 1.0) -> AbstractContextManager[None]:
+        """While this runs the layer attends to what `attend` says, with this share (0 to 1) of its output; the rest is
+        its usual one, which below 1 is evaluated as well."""
+
+
+Layers = Mapping[str, SelfAttention]
+"""By name, in network order."""
 
 Features = dict[str, Tensor]
 """A self-attention layer's input `[rows, tokens, channels]`, by the layer's name."""
@@ -39,9 +64,46 @@ SCATTER_SEED = 32
 _suspended = ContextVar("suspended", default=False)
 
 
-def self_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
-    """The UNet's self-attention layers; `attn1` in ldm, sgm and diffusers alike (16 in SD 1.x, 70 in SDXL)."""
+def self_attention_modules(unet: nn.Module) -> dict[str, nn.Module]:
+    """The UNet's self-attention; `attn1` in ldm, sgm and diffusers alike (16 layers in SD 1.x, 70 in SDXL)."""
     return {name: module for name, module in unet.named_modules() if name.rsplit(".", 1)[-1] == "attn1"}
+
+
+def self_attention_layers(unet: nn.Module) -> dict[str, HookedLayer]:
+    """Each of `self_attention_modules`, reached by torch's own hooks."""
+    return {name: HookedLayer(module) for name, module in self_attention_modules(unet).items()}
+
+
+class HookedLayer:
+    """A layer whose forward takes a context: the exemplar is let in before the call (`SelfAttention`)."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    @contextmanager
+    def attending(self, attend: Attend, strength: float = 1.0) -> Iterator[None]:
+        usual: list[Tensor] = []
+
+        def look(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            bound, tokens, name_of_context = _bind(module, args, kwargs)
+            context = attend(Call(tokens, next(iter(bound.arguments.values())).shape[1]))
+            if context is None:
+                return None
+            if strength < 1:
+                usual.append(module.forward(*args, **kwargs))
+            bound.arguments[name_of_context] = context
+            return bound.args, bound.kwargs
+
+        def mix(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return torch.lerp(usual.pop(), output, strength) if usual else None
+
+        with ExitStack() as stack:
+            stack.callback(self.module.register_forward_pre_hook(look, with_kwargs=True).remove)
+            if strength < 1:
+                stack.callback(self.module.register_forward_hook(mix).remove)
+            yield
 
 
 def replace(own: Tensor, exemplar: Tensor) -> Tensor:
@@ -97,15 +159,13 @@ def record(layers: Layers) -> Iterator[Features]:
     """Collects each layer's input while it runs: `h_R`, if what runs is the exemplar."""
     features: Features = {}
 
-    def recorder(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _suspended.get():
-                return
-            features[name] = _bind(layer, args, kwargs)[1].detach()
+    def recorder(name: str) -> Attend:
+        def see(call: Call) -> None:
+            features[name] = call.tokens.detach()
 
-        return hook
+        return see
 
-    with _hooked(layers, recorder):
+    with _attending(layers, recorder):
         yield features
 
 
@@ -120,53 +180,30 @@ def inject(
     """Lets the layers see the exemplar's `features` through `context`; yields the names of those that did.
 
     rows: which of the exemplar's rows each row of the generation sees, in the order in which the host evaluates
-    them, in one call or several; not needed where the exemplar has one row.
+    them, in one call or several; not needed where the exemplar has one row, or where the layers say it themselves.
     strength: share (0 to 1) of the layer's output that comes from the longer context; the rest is its usual one,
     which below 1 is evaluated as well.
     A layer without features runs untouched, and so do all of them after any exit.
     """
     seen: set[str] = set()
     evaluated = dict.fromkeys(layers, 0)
-    usual: dict[str, Tensor] = {}
 
-    def injector(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
-        def hook(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if _suspended.get():
-                return None
-            bound, own, name_of_context = _bind(layer, args, kwargs)
+    def injector(name: str) -> Attend:
+        def see(call: Call) -> Tensor:
+            # what somebody has appended to the layer's own tokens stays beside the exemplar
+            own, appended = call.tokens[:, : call.own], call.tokens[:, call.own :]
             exemplar = features[name].to(own)
             if len(exemplar) > 1:
-                exemplar = exemplar[list(rows[evaluated[name] : evaluated[name] + len(own)])]
-            exemplar = exemplar.expand(len(own), -1, -1)
+                due = rows[evaluated[name] : evaluated[name] + len(own)] if call.halves is None else call.halves
+                exemplar = exemplar[list(due)]
             evaluated[name] += len(own)
-            if strength < 1:
-                usual[name] = layer.forward(*args, **kwargs)
-            tokens = next(iter(bound.arguments.values())).shape[1]
-            # what somebody has appended to the layer's own tokens stays beside the exemplar
-            own, appended = own[:, :tokens], own[:, tokens:]
-            seen_tokens = context(own, exemplar)
-            bound.arguments[name_of_context] = (
-                torch.cat([seen_tokens, appended], dim=1) if appended.shape[1] else seen_tokens
-            )
+            tokens = context(own, exemplar.expand(len(own), -1, -1))
             seen.add(name)
-            return bound.args, bound.kwargs
+            return torch.cat([tokens, appended], dim=1) if appended.shape[1] else tokens
 
-        return hook
+        return see
 
-    def mixer(name: str) -> Callable[..., Tensor | None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return torch.lerp(usual.pop(name), output, strength) if name in usual else None
-
-        return hook
-
-    injected = {name: layer for name, layer in layers.items() if name in features}
-    with ExitStack() as stack:
-        stack.enter_context(_hooked(injected, injector))
-        if strength < 1:
-            for name, layer in injected.items():
-                stack.callback(layer.register_forward_hook(mixer(name)).remove)
+    with _attending({name: layer for name, layer in layers.items() if name in features}, injector, strength):
         yield seen
 
 
@@ -196,11 +233,13 @@ def count_rows(unet: nn.Module) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _hooked(layers: Layers, make_hook: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+def _attending(layers: Layers, attend_of: Callable[[str], Attend], strength: float = 1.0) -> Iterator[None]:
+    def unless_suspended(attend: Attend) -> Attend:
+        return lambda call: None if _suspended.get() else attend(call)
+
     with ExitStack() as stack:
         for name, layer in layers.items():
-            handle = layer.register_forward_pre_hook(make_hook(name), with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(layer.attending(unless_suspended(attend_of(name)), strength))
         yield
 
 

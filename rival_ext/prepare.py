@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from rival_ext.attention import Layers, count_rows, self_attention_layers
+from rival_ext.attention import Layers, count_rows
 from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
 from rival_ext.exemplar import Canvas, Exemplar, positions_in
@@ -62,6 +62,7 @@ class Host(Protocol):
     """What a host gives; it translates and holds no mathematics."""
 
     unet: nn.Module
+    layers: Layers
     schedule: NoiseSchedule
 
     def noise_levels(self) -> Tensor:
@@ -100,7 +101,7 @@ def prepare(host: Host, settings: Settings, store: Store | None, report: Report)
 
     Raises RivalError before any evaluation if no layer could see the exemplar at any step.
     """
-    layers = self_attention_layers(host.unet)
+    layers = host.layers
     # a schedule of very many steps may visit a level twice; the chain is looked up by level, never by index
     levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels, layers)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from rival_ext.attention import Layers, self_attention_layers
 from rival_ext.errors import RivalError
 from rival_ext.guide import GUIDED, UNGUIDED, Guide
 from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
@@ -115,6 +116,7 @@ class DiffusersHost:
         self.scene = scene
         self.progress = progress
         self.unet = pipeline.unet
+        self.layers: Layers = self_attention_layers(self.unet)
         self.sampler = SAMPLERS[request.sampler]
         self.scheduler = self._new_scheduler()
         self.schedule = NoiseSchedule.of_alphas(self.scheduler.alphas_cumprod)

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's WebUI 1.10: its samplers, prompts and progress, as the core wants them.
+"""The WebUIs of AUTOMATIC1111's kind: their samplers, prompts and progress, as the core wants them.
 
 Everything is hooked for the length of one sampling and on instances only: the sampler's own method and denoiser, the
 UNet's layers. The host's own sampling runs in between, so previews, prompts, schedules and masks stay its own.
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from modules import extra_networks, sd_samplers_common, shared
+from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps, shared
 from torch import Tensor
 
 from rival_ext.attention import count_rows
@@ -24,16 +24,15 @@ from rival_ext.hosts.webui_foresight import is_stored, outline_of, remember
 from rival_ext.hosts.webui_neighbours import (
     instance_attribute,
     neighbours_leave,
-    references_apart,
     samples_by_itself,
-    undisturbed,
     with_neighbours_defaults,
 )
 from rival_ext.hosts.webui_pictures import Pictures
+from rival_ext.hosts.webui_platform import LoadedModel, loaded_model
 from rival_ext.hosts.webui_progress import OneJob
 from rival_ext.hosts.webui_refusals import refuse
 from rival_ext.hosts.webui_rehearsal import Rehearsal, rehearse
-from rival_ext.hosts.webui_samplers import SamplerForm, levels_of, sampler_form
+from rival_ext.hosts.webui_samplers import SamplerForm, levels_of
 from rival_ext.noise import SAME_LEVEL, levels_tensor
 from rival_ext.prepare import Painting, Picture, prepare
 from rival_ext.report import Report
@@ -173,14 +172,15 @@ class GuidedSampling:
         def sample(latents: Sequence[Tensor]) -> Tensor:
             return self.original(p, *latents, *prompts, steps=steps, **kwargs)
 
-        refuse(p, settings)
+        model = loaded_model(p)
+        refuse(p, settings, model)
         report = Report(settings.mode, settings.t_align, settings.t_early)
         # before the inversion: options that are set meanwhile are those of the next run
         outline = outline_of(p, settings)
-        host = WebuiHost(p, settings, rehearse(p, sample, latents), steps or p.steps)
+        host = WebuiHost(p, settings, model, rehearse(p, sample, latents), steps or p.steps)
         with host.job:
             try:
-                with host.inversion_networks():
+                with host.inversion_networks(), model.inverting():
                     guide = prepare(host, settings, STORE.of(p.user), report)
             except Interrupted as stopped:
                 p.extra_generation_params[self.kind.report] = f"stopped in the inversion at step {stopped}"
@@ -195,7 +195,7 @@ class GuidedSampling:
         """What follows the inversion: the host's own `sample`, from the guide's start and with the guide beside it."""
         p, report = host.p, guide.report
         begun = time.perf_counter()
-        with _guided_by(p.sampler, host.form, guide), references_apart(p), count_rows(host.unet) as rows:
+        with host.model.guided(), _guided_by(host, guide), count_rows(host.unet) as rows:
             samples = sample(self.kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
@@ -209,19 +209,20 @@ class GuidedSampling:
 class WebuiHost:
     """The loaded checkpoint, one batch of `p` and its exemplars (`rival_ext.prepare.Host`)."""
 
-    def __init__(self, p: Any, settings: Settings, rehearsal: Rehearsal, steps: int):
+    def __init__(self, p: Any, settings: Settings, model: LoadedModel, rehearsal: Rehearsal, steps: int):
         self.p = p
         self.settings = settings
-        self.unet = p.sd_model.model.diffusion_model
+        self.model = model
+        self.unet, self.layers = model.unet, model.layers
         self.gains = rehearsal.gains
         self._adds_noise = rehearsal.adds_noise
-        self.form = sampler_form(p.sampler, p, rehearsal)
+        self.form = _form_of(p, model, rehearsal)
         self.schedule = self.form.schedule
         self._levels = levels_of(self.form)
         self._refuse_no_step()
         self._networks_are_aside = False
-        self.pictures_of_request = Pictures(p, settings)
-        self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps))
+        self.pictures_of_request = Pictures(p, settings, model)
+        self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps), model)
         with self.inversion_networks():
             self._prompt_schedules = self.conditioning.schedules(self.pictures_of_request.exemplars[0].latent.shape)
         # a step evaluates the prompts' row and the negative prompts' for each image
@@ -246,11 +247,11 @@ class WebuiHost:
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         visits = self.form.visits
         reached = (call for call, visited in enumerate(visits) if visited <= noise_level * (1 + SAME_LEVEL))
-        with self.inversion_networks(), undisturbed(self.unet):
-            conditioning = self.conditioning.at(latent, next(reached, len(visits)))
-            latent = (latent * self.form.scale(noise_level)).expand(self.conditioning.rows, -1, -1, -1)
+        with self.inversion_networks():
+            texts, image = self.conditioning.at(latent, next(reached, len(visits)))
+            latent = latent.expand(self.conditioning.rows, -1, -1, -1)
             # the last row's prompt is the exemplar's own
-            return self.form.predict_noise(latent, noise_level, conditioning)[-1:]
+            return self.model.predict_noise(self.form, latent, noise_level, texts, image)[-1:]
 
     def start(self, guide: Guide, x: Tensor) -> Tensor:
         """Where the sampler's function shall start, in the sampler's form; `x` has its shape."""
@@ -270,7 +271,9 @@ class WebuiHost:
         sd_samplers_common.store_latent(latent)
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        return fingerprint(self.p, self._prompt_schedules, {} if self._networks_are_aside else self._networks)
+        return fingerprint(
+            self.p, self.model, self._prompt_schedules, {} if self._networks_are_aside else self._networks
+        )
 
     def memory_budget(self) -> float:
         return shared.opts.rival_memory_mb * 2**20
@@ -281,13 +284,12 @@ class WebuiHost:
         if not self.settings.plain_inversion or self._networks_are_aside:
             yield
             return
-        extra_networks.activate(self.p, {})
-        self._networks_are_aside = True
-        try:
-            yield
-        finally:
-            self._networks_are_aside = False
-            extra_networks.activate(self.p, self._networks)
+        with self.model.without_networks():
+            self._networks_are_aside = True
+            try:
+                yield
+            finally:
+                self._networks_are_aside = False
 
     @property
     def _networks(self) -> Any:
@@ -302,15 +304,24 @@ class WebuiHost:
             )
 
 
+def _form_of(p: Any, model: LoadedModel, rehearsal: Rehearsal) -> SamplerForm:
+    """The translation for the sampler of `p`; raises RivalError for one of neither family."""
+    if isinstance(p.sampler, sd_samplers_timesteps.CompVisSampler):
+        return model.timestep_form(p.sampler, rehearsal)
+    if isinstance(p.sampler, sd_samplers_kdiffusion.KDiffusionSampler):
+        return model.sigma_form(p.sampler, p, rehearsal)
+    raise RivalError(f"sampler {p.sampler_name} is of a kind that RIVAL does not know; choose one of the WebUI's own.")
+
+
 @contextmanager
-def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
+def _guided_by(host: WebuiHost, guide: Guide) -> Iterator[None]:
     """The guide stands around every call of the host's guided denoiser."""
-    denoiser = sampler.model_wrap_cfg
+    denoiser, form = host.p.sampler.model_wrap_cfg, host.form
     host_forward = denoiser.forward
     checkpoint = shared.sd_model.sd_checkpoint_info
 
     def forward(x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if sd_samplers_common.apply_refiner(denoiser, sigma):
+        if host.model.has_switched(denoiser, x, sigma):
             # as the host itself does where it switches, only before anything is injected
             cond, uncond = (denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
         if shared.sd_model.sd_checkpoint_info is not checkpoint:
@@ -329,8 +340,9 @@ def _guided_by(sampler: Any, form: SamplerForm, guide: Guide) -> Iterator[None]:
             with ExitStack() as stack:
                 if guide.canvas:
                     # what the host blends in, so that its own masks and soft inpainting keep the chain
-                    kept = form.kept(guide.canvas.chain, level).expand_as(x).to(x)
-                    stack.enter_context(instance_attribute(denoiser, "init_latent", kept))
+                    chain = guide.canvas.chain
+                    kept = (form.kept(chain, level), chain.latent(level))
+                    stack.enter_context(host.model.keeping(denoiser, *(one.expand_as(x).to(x) for one in kept)))
                 output = host_forward(x, sigma, uncond, cond, *args, **kwargs)
             predicted = form.noise_of(output, x, level)
             return predicted

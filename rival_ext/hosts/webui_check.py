@@ -189,7 +189,7 @@ class ThereAndBack(GuidedSampling):
 
         begun = time.perf_counter()
         try:
-            with host.inversion_networks(), count_rows(host.unet) as rows:
+            with host.inversion_networks(), host.model.inverting(), count_rows(host.unet) as rows:
                 back = reconstruct(chain, host.predict_noise, host.job.show_way_back)
         except Interrupted:
             # as in the inversion: the host's own sampler ends at once

@@ -12,7 +12,7 @@ from torch import Tensor
 from rival_ext.errors import RivalError
 from rival_ext.guide import UNGUIDED
 from rival_ext.hosts.webui_options import options_set
-from rival_ext.hosts.webui_pictures import encode
+from rival_ext.hosts.webui_platform import LoadedModel
 from rival_ext.settings import PIXELS_PER_POSITION, Settings
 
 GREY = (127, 127, 127)
@@ -26,8 +26,9 @@ class ExemplarConditioning:
     Raises RivalError for two prompts that do not fit into one batch.
     """
 
-    def __init__(self, p: Any, settings: Settings, steps: int):
-        self.model = p.sd_model
+    def __init__(self, p: Any, settings: Settings, steps: int, model: LoadedModel):
+        self.engine = p.sd_model
+        self.model = model
         self.steps = steps
         self.prompts = [settings.exemplar_prompt]
         if settings.exact and settings.exemplar_prompt:
@@ -40,12 +41,12 @@ class ExemplarConditioning:
         """How many prompts the exemplar is evaluated with; the last one is its own."""
         return len(self.prompts)
 
-    def at(self, latent: Tensor, step: int) -> dict[str, Any]:
-        """For a latent `[1, C, H, W]` at a step, `rows` of them; the host's samplers build theirs alike."""
+    def at(self, latent: Tensor, step: int) -> tuple[dict[str, Any], Tensor]:
+        """For a latent `[1, C, H, W]` at a step, `rows` of them: of the prompts, and what is seen beside the latent."""
         text = prompt_parser.reconstruct_cond_batch(self.schedules(latent.shape), step)
         # SDXL's holds the sizes beside the text
         texts = text if isinstance(text, dict) else {"c_crossattn": [text]}
-        return {**texts, "c_concat": [self._image(latent).expand(self.rows, -1, -1, -1)]}
+        return texts, self._image(latent).expand(self.rows, -1, -1, -1)
 
     def schedules(self, shape: torch.Size) -> list[Any]:
         """The schedule of each prompt, in the order of the guide's halves."""
@@ -54,7 +55,7 @@ class ExemplarConditioning:
             texts = prompt_parser.SdConditioning(self.prompts, width=width, height=height)
             # SDXL is told where its picture was cropped: the exemplar is whole, whatever the options say of the output
             with options_set(NOT_CROPPED):
-                schedules = prompt_parser.get_learned_conditioning(self.model, texts, self.steps)
+                schedules = prompt_parser.get_learned_conditioning(self.engine, texts, self.steps)
             if len({_text(entry.cond).shape for schedule in schedules for entry in schedule}) > 1:
                 raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
             self._schedules[shape] = schedules
@@ -68,19 +69,12 @@ class ExemplarConditioning:
 
     def _encode_image(self, latent: Tensor) -> Tensor:
         height, width = latent.shape[2:]
-        if self.model.cond_stage_key == "edit":
+        if self.model.changes_an_image():
             return latent.new_zeros(1, 4, height, width)
-        if not is_inpainting(self.model):
+        if not self.model.is_inpainting():
             return latent.new_zeros(1, 5, 1, 1)
         grey = Image.new("RGB", (width * PIXELS_PER_POSITION, height * PIXELS_PER_POSITION), GREY)
-        return torch.nn.functional.pad(encode(self.model, grey).to(latent), (0, 0, 0, 0, 1, 0), value=1.0)
-
-
-def is_inpainting(model: Any) -> bool:
-    """Whether a checkpoint is one for inpainting, which sees a mask and what lies around it (9 channels)."""
-    return getattr(model, "is_sdxl_inpaint", False) or (
-        model.model.conditioning_key in ("hybrid", "concat") and model.cond_stage_key != "edit"
-    )
+        return torch.nn.functional.pad(self.model.encode(grey).to(latent), (0, 0, 0, 0, 1, 0), value=1.0)
 
 
 def _text(cond: Any) -> Tensor:

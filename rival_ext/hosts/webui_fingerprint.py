@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modules import devices, sd_hijack, sd_vae, shared
+from modules import devices, sd_vae, shared
 from torch import Tensor
 
+from rival_ext.hosts.webui_platform import LoadedModel
 
-def fingerprint(p: Any, prompt_schedules: Any, networks: Any) -> Iterator[Tensor | object]:
+
+def fingerprint(p: Any, model: LoadedModel, prompt_schedules: Any, networks: Any) -> Iterator[Tensor | object]:
     """Parts of the key; `prompt_schedules` are the host's conditionings that the exemplar is evaluated with.
 
     networks: what the prompt asks for in its <...> tags and takes part in the inversion.
@@ -18,7 +20,8 @@ def fingerprint(p: Any, prompt_schedules: Any, networks: Any) -> Iterator[Tensor
     The conditioning itself stands for the prompt, its embeddings, clip skip and the text encoder's LoRAs.
     """
     checkpoint = p.sd_model.sd_checkpoint_info
-    yield checkpoint.filename, checkpoint.sha256, p.sd_model.alphas_cumprod.tolist()
+    yield checkpoint.filename, checkpoint.sha256
+    yield from model.fingerprint()
     yield sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash(), shared.opts.sd_vae_encode_method
     yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
     yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
@@ -27,9 +30,7 @@ def fingerprint(p: Any, prompt_schedules: Any, networks: Any) -> Iterator[Tensor
     yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
     # as the sampler and the model have been set up, whatever the options say by now
     yield type(p.sampler.model_wrap).__name__, getattr(p.sampler.model_wrap, "quantize", None)
-    yield getattr(p.sd_model, "applied_token_merged_ratio", 0), p.tiling
-    yield devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
-    yield getattr(sd_hijack.current_optimizer, "name", None)
+    yield p.tiling, devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
 
 
 def _loras() -> Iterable[object]:

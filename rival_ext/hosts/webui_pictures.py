@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from modules import devices, images, masking, sd_samplers_common, shared
+from modules import images, masking, shared
 from PIL import Image
 from torch import Tensor
 
 from rival_ext.errors import RivalError
+from rival_ext.hosts.webui_platform import LoadedModel
 from rival_ext.pictures import fit, grey_mask, mask_array, size_of_area
 from rival_ext.prepare import Painting, Picture
 from rival_ext.settings import PIXELS_PER_POSITION, Settings, Slot
@@ -33,8 +33,9 @@ SIZE_UNIT = 64
 class Pictures:
     """The exemplars and the canvas of one batch of `p`, encoded with the mean of the VAE's posterior."""
 
-    def __init__(self, p: Any, settings: Settings):
+    def __init__(self, p: Any, settings: Settings, model: LoadedModel):
         self.p = p
+        self.model = model
         self.mask = getattr(p, "mask", None)
         self.own = self._own_latent() if getattr(p, "init_images", None) else None
         self.slots = [slot for slot in settings.slots if slot.image or self.own is not None]
@@ -68,7 +69,7 @@ class Pictures:
             return Picture(self.own, slot.weight, self._own_region(slot), is_part=slot.mask is not None)
         image = self.shown(slot)
         region = _region(fit(grey_mask(slot.mask).resize(slot.image.size), image.size)) if slot.mask else None
-        return Picture(encode(self.p.sd_model, image), slot.weight, region, is_part=region is not None)
+        return Picture(self.model.encode(image), slot.weight, region, is_part=region is not None)
 
     def _own_region(self, slot: Slot) -> Tensor | None:
         """What is seen of the img2img image: the region asked for, and of an inpainted one not what is to vanish."""
@@ -92,7 +93,7 @@ class Pictures:
 
     def _own_latent(self) -> Tensor:
         p = self.p
-        latent = encode(p.sd_model, self._own_image())
+        latent = self.model.encode(self._own_image())
         if p.resize_mode == LATENT_UPSCALE:
             size = (p.height // PIXELS_PER_POSITION, p.width // PIXELS_PER_POSITION)
             latent = torch.nn.functional.interpolate(latent, size=size, mode="bilinear")
@@ -111,34 +112,6 @@ class Pictures:
 
     def _hole(self) -> Tensor:
         return self.p.nmask[:1].float()[None]
-
-
-@torch.no_grad()
-def encode(model: Any, image: Image.Image) -> Tensor:
-    """`[1, C, H, W]`: an RGB image as the host would encode it, but with the mean of the VAE's posterior."""
-    method = shared.opts.sd_vae_encode_method
-    pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)[None]
-    pixels = pixels.to(shared.device, dtype=devices.dtype_vae)
-    if method == "Full":
-        model.first_stage_model.to(devices.dtype_vae)
-        return _posterior_mean(model, pixels * 2 - 1).float()
-    approximation = sd_samplers_common.approximation_indexes[method]
-    return sd_samplers_common.images_tensor_to_samples(pixels, approximation, model).float()
-
-
-def _posterior_mean(model: Any, pixels: Tensor) -> Tensor:
-    """In the model's scaling; SDXL's own encoding gives a sample alone, so that the mean is looked up on its way."""
-    moments: list[Tensor] = []
-    handle = model.first_stage_model.quant_conv.register_forward_hook(lambda *seen: moments.append(seen[-1]))
-    try:
-        # the sample that nobody wants must not move the generator
-        with torch.random.fork_rng(devices=[]):
-            encoded = model.encode_first_stage(pixels)
-    finally:
-        handle.remove()
-    if isinstance(encoded, Tensor):
-        return model.scale_factor * moments[0].chunk(2, dim=1)[0]
-    return model.get_first_stage_encoding(encoded.mode())
 
 
 def _region(mask: Image.Image) -> Tensor:

@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modules import extra_networks, shared
+from modules import extra_networks
 from PIL import Image
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts.webui_neighbours import evaluates_tiles, reorders_rows
+from rival_ext.hosts.webui_neighbours import reorders_rows
+from rival_ext.hosts.webui_platform import LoadedModel
 from rival_ext.settings import MASK_MISSING, Settings
 from rival_ext.ui.outlook import digest
 
-FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
-"""The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
 
-UNCLIP = "crossattn-adm"
-
-
-def refuse(p: Any, settings: Settings) -> None:
+def refuse(p: Any, settings: Settings, model: LoadedModel) -> None:
     """Raises RivalError for the first thing in a batch of `p` that cannot be honoured."""
     images = getattr(p, "init_images", None) or []
-    model = shared.sd_model
     refusals = {
         "this checkpoint is none of Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
-            not any(getattr(model, family, False) for family in FAMILIES)
-            or model.model.conditioning_key == UNCLIP
-            or getattr(model, "depth_model", None) is not None
+            not model.is_known()
         ),
         "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
-            getattr(model, "cond_stage_key", None) == "edit" and not images
+            model.changes_an_image() and not images
         ),
         MASK_MISSING: settings.mode == "inpaint" and getattr(p, "mask", None) is None,
         "the mask is empty, or too thin for latent positions of 8 pixels; paint over all that is to be filled.": (
@@ -48,8 +41,7 @@ def refuse(p: Any, settings: Settings) -> None:
         "exemplar_mask.": (
             p.get_token_merging_ratio() > 0 and (settings.layers != "all" or any(slot.mask for slot in settings.slots))
         ),
-        "Tiled Diffusion evaluates tiles, none of which is the whole image; switch it off, or set its tile width and "
-        "height to the image's or more.": evaluates_tiles(p),
+        **model.refusals(),
         "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
             settings.exact and bool(settings.exemplar_prompt) and reorders_rows(p)
         ),

@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from rival_ext.errors import RivalError
+from rival_ext.hosts.webui_kind import Kind, kind
 
 
 def _of(owner: str, names: str) -> list[str]:
@@ -85,7 +86,6 @@ RELIANCE = {
         *_of("Script", "args_from args_to tabname process_batch(p) process_before_every_sampling(p)"),
         "Script.on_after_component(callback, elem_id=)",
     ],
-    "modules.sd_hijack": ["current_optimizer"],
     "modules.sd_samplers": ["all_samplers_map"],
     "modules.sd_samplers_cfg_denoiser": [
         "CFGDenoiser.forward(x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond)",
@@ -110,7 +110,7 @@ RELIANCE = {
         *_of("state", "current_latent current_image_sampling_step"),
     ],
     "modules.ui_components": [
-        *("FormRow(elem_id=)", "InputAccordion(value, label=, elem_id=)", "ToolButton(value, elem_id=, tooltip=)"),
+        *("FormRow(elem_id=)", "InputAccordion(value, label=, elem_id=)"),
     ],
     "gradio": [
         "Accordion(label, open=, elem_id=)",
@@ -119,7 +119,6 @@ RELIANCE = {
         "Dropdown(choices=, value=, label=, allow_custom_value=, elem_id=)",
         "Gallery(label=, elem_id=, columns=, object_fit=, visible=)",
         "HTML(value, elem_id=)",
-        "Image(type=, source=, tool=, image_mode=, height=, label=, elem_id=)",
         "Number(value=, visible=, precision=)",
         "Radio(choices=, value=, label=, elem_id=)",
         "Request.username",
@@ -136,6 +135,29 @@ RELIANCE = {
 gives by position, with `=` those that it gives by name.
 """
 
+_GRADIO_3 = {
+    "gradio": ["Image(type=, source=, tool=, image_mode=, height=, label=, elem_id=)"],
+    "modules.ui_components": ["ToolButton(value, elem_id=, tooltip=)"],
+}
+
+OF_KIND: dict[Kind, dict[str, list[str]]] = {
+    "AUTOMATIC1111": {"modules.sd_hijack": ["current_optimizer"], **_GRADIO_3},
+    "Forge": {
+        "gradio": ["Image(type=, image_mode=, height=, label=, elem_id=)"],
+        "modules.ui_components": ["ToolButton(value, elem_id=)"],
+        "backend.attention": ["attention_function"],
+        "backend.nn.unet": ["IntegratedUNet2DConditionModel"],
+        "backend.sampling.condition": ["Condition(cond)", "compile_conditions(cond)"],
+        "backend.sampling.sampling_function": [
+            *("sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
+            "sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_options)",
+        ],
+        "modules.sd_models": ["model_data.forge_loading_parameters"],
+    },
+    "reForge": _GRADIO_3,
+}
+"""What is relied on in one kind of WebUI alone."""
+
 
 def check() -> None:
     """Raises RivalError for what of the table this WebUI has not; it takes a tenth of a second or so."""
@@ -147,7 +169,7 @@ def check() -> None:
 
 def lacking() -> Iterator[str]:
     """Each row that does not hold, as it stands in the table; of a module that is not there its name alone."""
-    for name, entries in RELIANCE.items():
+    for name, entries in [*RELIANCE.items(), *OF_KIND[kind()].items()]:
         try:
             module = import_module(name)
         except ImportError:

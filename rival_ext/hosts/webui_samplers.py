@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from modules import sd_samplers_kdiffusion, sd_samplers_timesteps, shared
+from modules import shared
 from torch import Tensor
 
 from rival_ext.chain import Chain
-from rival_ext.errors import RivalError
 from rival_ext.hosts.webui_rehearsal import Rehearsal
 from rival_ext.noise import SAME_LEVEL, NoiseSchedule, scale_to_vp
 
@@ -53,15 +52,6 @@ class SamplerForm(Protocol):
         """What the host has to blend into the kept region for it to follow the chain, in the form it blends in."""
 
 
-def sampler_form(sampler: Any, p: Any, rehearsal: Rehearsal) -> SamplerForm:
-    """The translation for a sampler that the host has created; raises RivalError for one of neither family."""
-    if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
-        return TimestepForm(sampler, rehearsal)
-    if isinstance(sampler, sd_samplers_kdiffusion.KDiffusionSampler):
-        return SigmaForm(sampler, p, rehearsal)
-    raise RivalError(f"sampler {p.sampler_name} is of a kind that RIVAL does not know; choose one of the WebUI's own.")
-
-
 def levels_of(form: SamplerForm) -> list[float]:
     """Ascending and each once: where the clean latent lies, then those that are visited above it."""
     levels = [form.clean_level]
@@ -71,12 +61,17 @@ def levels_of(form: SamplerForm) -> list[float]:
     return levels
 
 
+def clean_prediction(chain: Chain, noise_level: float) -> Tensor:
+    """The clean latent that the chain comes from, as seen at this level."""
+    return chain.latent(noise_level) - noise_level * chain.slope(noise_level)
+
+
 class SigmaForm:
     """k-diffusion: counts in sigma, holds variance-exploding latents, its denoiser returns the clean latent."""
 
     def __init__(self, sampler: Any, p: Any, rehearsal: Rehearsal):
         self.sampler = sampler
-        self.schedule = NoiseSchedule.of_alphas(shared.sd_model.alphas_cumprod)
+        self.schedule = NoiseSchedule.of_alphas(self.alphas(sampler))
         self.visits = rehearsal.clocks
         self.is_predictable = sampler.funcname != ADAPTIVE
         arguments = rehearsal.arguments
@@ -88,6 +83,12 @@ class SigmaForm:
             schedule = sampler.get_sigmas(p, p.steps).tolist()
             self.visits = [level for level in schedule if self.clean_level < level < self.start_level]
             self.visits.insert(0, self.start_level)
+
+    @staticmethod
+    def alphas(sampler: Any) -> Tensor:
+        """The checkpoint's `alphas_cumprod`, as the sampler counts its noise by."""
+        alphas: Tensor = shared.sd_model.alphas_cumprod
+        return alphas
 
     def noise_level(self, clock: float) -> float:
         return clock
@@ -106,7 +107,7 @@ class SigmaForm:
         return latent - noise * noise_level
 
     def kept(self, chain: Chain, noise_level: float) -> Tensor:
-        return chain.latent(noise_level) - noise_level * chain.slope(noise_level)
+        return clean_prediction(chain, noise_level)
 
 
 class TimestepForm:

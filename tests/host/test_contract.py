@@ -183,10 +183,8 @@ def test_two_different_input_images_are_refused(server):
 def test_a_checkpoint_of_an_unknown_family_is_refused_before_sampling(server, monkeypatch):
     if server.name == "real":
         pytest.skip("real WebUI: test_families.py has checkpoints for it")
-    from modules import shared
-
     # as the host marks Stable Diffusion 3
-    monkeypatch.setattr(shared.sd_model, "is_sd1", False, raising=False)
+    monkeypatch.setattr(server.checkpoint, "is_sd1", False, raising=False)
     answer = server.img2img(**request({}))
     assert answer.status == 422
     assert "this checkpoint" in answer.sentence

@@ -20,6 +20,7 @@ def key(hosts):
     if not isinstance(hosts[0], StandInServer):
         pytest.skip("real WebUI: the cases of test_contract.py change what they can there")
     from rival_ext.hosts.webui_fingerprint import fingerprint
+    from rival_ext.hosts.webui_platform import loaded_model
 
     checkpoint = hosts[0].checkpoint
     sampler = SimpleNamespace(model_wrap=SimpleNamespace(quantize=False))
@@ -33,7 +34,7 @@ def key(hosts):
     def make(prompt="a pizza", **changed):
         vars(p).update(changed)
         schedule = [SimpleNamespace(end_at_step=20, cond=checkpoint.get_learned_conditioning([prompt])[0])]
-        return digest(fingerprint(p, [schedule], p.extra_network_data))
+        return digest(fingerprint(p, loaded_model(p), [schedule], p.extra_network_data))
 
     return make
 

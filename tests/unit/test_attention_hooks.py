@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rival_ext.attention import (
+    HookedLayer,
     concatenate,
     concatenate_part,
     count_rows,
@@ -17,6 +18,7 @@ from rival_ext.attention import (
     record,
     replace,
     self_attention_layers,
+    self_attention_modules,
     suspended,
 )
 from rival_ext.errors import Interrupted, RivalError
@@ -205,7 +207,7 @@ def test_the_trained_unet_is_as_before_after_any_exit(evaluate_real, fault):
     layers = self_attention_layers(unet)
     assert hooks(unet) == []
     before = evaluate()
-    middle = list(layers.values())[len(layers) // 2]
+    middle = list(self_attention_modules(unet).values())[len(layers) // 2]
     for managers in MANAGERS.values():
         with ExitStack() as stack:
             if fault is not None:
@@ -262,7 +264,7 @@ def test_a_layer_that_refuses_its_hook_leaves_none_on_those_before_it(unet, feat
         def register_forward_pre_hook(self, *args, **kwargs):
             raise RuntimeError("no hooks here")
 
-    layers = self_attention_layers(unet) | {"refusing": Refusing()}
+    layers = self_attention_layers(unet) | {"refusing": HookedLayer(Refusing())}
     for manager in (record(layers), inject(layers, features | {"refusing": tokens(1)}, replace)):
         with pytest.raises(RuntimeError, match="no hooks here"), manager:
             pass
@@ -272,7 +274,7 @@ def test_a_layer_that_refuses_its_hook_leaves_none_on_those_before_it(unet, feat
 def test_hooks_of_others_stay(unet, features, evaluate):
     calls = []
     handles = [
-        layer.register_forward_pre_hook(lambda *_: calls.append(1)) for layer in self_attention_layers(unet).values()
+        layer.register_forward_pre_hook(lambda *_: calls.append(1)) for layer in self_attention_modules(unet).values()
     ]
     with inject(self_attention_layers(unet), features, replace):
         evaluate()
@@ -309,7 +311,7 @@ def test_record_collects_each_layers_input_detached(unet, evaluate):
     assert list(features) == list(layers)
     assert torch.equal(features["blocks.0.attn1"], tokens(3))
     for name, layer in layers.items():
-        assert torch.equal(features[name], layer.contexts[-1])
+        assert torch.equal(features[name], layer.module.contexts[-1])
 
     unet.requires_grad_(True)
     with record(layers) as features:
@@ -333,7 +335,7 @@ def expected_context(own, exemplar, context):
 def test_one_exemplar_is_seen_by_each_row_of_a_batch(unet, context, positional):
     layer, exemplar = unet.blocks[0].attn1, tokens(1, 7, seed=9)
     own_name = "x" if isinstance(layer, LdmAttention) else "hidden_states"
-    with inject({"layer": layer}, {"layer": exemplar}, context) as seen:
+    with inject({"layer": HookedLayer(layer)}, {"layer": exemplar}, context) as seen:
         output = layer(tokens(3)) if positional else layer(**{own_name: tokens(3)})
     assert seen == {"layer"}
     for row in range(3):
@@ -377,7 +379,7 @@ def test_two_exemplar_rows_are_seen_by_their_own_halves(unet, context, whole):
     layer, exemplars = unet.blocks[0].attn1, tokens(2, 7, seed=9)
     batch = tokens(6)
     halves = [1, 1, 0, 1, 0, 0]
-    with inject({"layer": layer}, {"layer": exemplars}, context, halves):
+    with inject({"layer": HookedLayer(layer)}, {"layer": exemplars}, context, halves):
         # the host may evaluate its rows in one call or in several
         output = layer(batch) if whole else torch.cat([layer(batch[:4]), layer(batch[4:])])
     for row, half in enumerate(halves):
@@ -398,7 +400,7 @@ def test_the_other_arguments_of_the_call_are_kept(unet):
         return forward(*args, **kwargs)
 
     layer.forward = spying
-    with inject({"layer": layer}, {"layer": tokens(1, 7)}, replace):
+    with inject({"layer": HookedLayer(layer)}, {"layer": tokens(1, 7)}, replace):
         layer(tokens(2), **{mask_name: "a mask"})
     assert "a mask" in [*given["args"], given.get(mask_name)]
     assert torch.equal(given["args"][0], tokens(2))
@@ -422,7 +424,7 @@ def test_a_layer_without_features_runs_untouched(unet, features, evaluate):
 @pytest.mark.parametrize("context", [replace, concatenate])
 def test_features_take_the_generations_type(unet, context):
     layer = unet.blocks[0].attn1.double()
-    with inject({"layer": layer}, {"layer": tokens(1, 7).half()}, context):
+    with inject({"layer": HookedLayer(layer)}, {"layer": tokens(1, 7).half()}, context):
         output = layer(tokens(2).double())
     assert output.dtype == torch.float64
 
@@ -431,16 +433,16 @@ def test_what_a_neighbour_appended_to_the_own_tokens_stays_beside_the_exemplar(u
     layer, own, appended, exemplar = unet.blocks[0].attn1, tokens(1), tokens(1, 2, seed=5), tokens(1, 3, seed=6)
     longer = torch.cat([own, appended], dim=1)
     for context, seen in ((replace, [exemplar]), (concatenate, [own, exemplar])):
-        with inject({"layer": layer}, {"layer": exemplar}, context):
+        with inject({"layer": HookedLayer(layer)}, {"layer": exemplar}, context):
             layer(own, longer)
         assert torch.equal(layer.contexts[-1], torch.cat([*seen, appended], dim=1))
 
 
 def test_suspended_layers_neither_record_nor_see_the_exemplar(unet):
     layer, own = unet.blocks[0].attn1, tokens(1)
-    with inject({"layer": layer}, {"layer": tokens(1, 3, seed=6)}, concatenate) as seen, suspended():
+    with inject({"layer": HookedLayer(layer)}, {"layer": tokens(1, 3, seed=6)}, concatenate) as seen, suspended():
         layer(own)
-    with record({"layer": layer}) as features, suspended():
+    with record({"layer": HookedLayer(layer)}) as features, suspended():
         layer(own)
     assert torch.equal(layer.contexts[-2], own)
     assert (seen, features) == (set(), {})
@@ -449,8 +451,8 @@ def test_suspended_layers_neither_record_nor_see_the_exemplar(unet):
 def test_an_inner_injection_adds_to_the_outer_ones_context(unet):
     layer, first, second = unet.blocks[0].attn1, tokens(1, 2, seed=5), tokens(1, 3, seed=6)
     own = tokens(1)
-    with inject({"layer": layer}, {"layer": first}, concatenate):
-        with inject({"layer": layer}, {"layer": second}, concatenate):
+    with inject({"layer": HookedLayer(layer)}, {"layer": first}, concatenate):
+        with inject({"layer": HookedLayer(layer)}, {"layer": second}, concatenate):
             layer(own)
         assert torch.equal(layer.contexts[-1], torch.cat([own, second, first], dim=1))
         layer(own)
@@ -461,7 +463,10 @@ def test_an_inner_injection_adds_to_the_outer_ones_context(unet):
 
 def test_an_inner_record_sees_the_outer_injections_context(unet):
     layer, exemplar = unet.blocks[0].attn1, tokens(1, 2, seed=5)
-    with inject({"layer": layer}, {"layer": exemplar}, replace), record({"layer": layer}) as features:
+    with (
+        inject({"layer": HookedLayer(layer)}, {"layer": exemplar}, replace),
+        record({"layer": HookedLayer(layer)}) as features,
+    ):
         layer(tokens(1))
     assert torch.equal(features["layer"], exemplar)
 
@@ -508,7 +513,10 @@ def test_a_layer_whose_forward_was_replaced_still_works(unet, replacement):
     layer, exemplar = unet.blocks[0].attn1, tokens(1, 7, seed=9)
     expected = layer(tokens(2), exemplar.repeat(2, 1, 1))
     layer.forward = replacement(layer)
-    with record({"layer": layer}) as features, inject({"layer": layer}, {"layer": exemplar}, replace) as seen:
+    with (
+        record({"layer": HookedLayer(layer)}) as features,
+        inject({"layer": HookedLayer(layer)}, {"layer": exemplar}, replace) as seen,
+    ):
         output = layer(tokens(2))
     assert torch.equal(features["layer"], tokens(2))
     assert seen == {"layer"}

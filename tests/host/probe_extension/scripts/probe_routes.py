@@ -8,14 +8,20 @@ from modules import script_callbacks, shared
 PROBE = Path(__file__).resolve().parents[2] / "probe.py"
 
 
+def unet_of(model):
+    """The module that is evaluated; Forge's and reForge's is in a patcher."""
+    holder = model.forge_objects.unet if hasattr(model, "forge_objects") else model
+    return holder.model.diffusion_model
+
+
 def add_routes(_, app):
     """`/probe/plan`, `/probe/state` and others."""
     spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    probe = module.Probe(lambda: shared.sd_model.model.diffusion_model, shared.state)
+    probe = module.Probe(lambda: unet_of(shared.sd_model), shared.state)
     # a checkpoint that a request loads brings its own UNet
-    script_callbacks.on_model_loaded(lambda model: probe.watch(model.model.diffusion_model))
+    script_callbacks.on_model_loaded(lambda model: probe.watch(unet_of(model)))
 
     @app.post("/probe/plan")
     def plan(at_call: int = 0, action: str = "", place: str = module.PLACES[0]):
