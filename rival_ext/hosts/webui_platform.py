@@ -87,6 +87,10 @@ def loaded_model(p: Any) -> LoadedModel:
         from rival_ext.hosts.webui_ldm import LdmModel
 
         return LdmModel(p)
-    from rival_ext.hosts.forge import ForgeModel
+    if kind() == "Forge":
+        from rival_ext.hosts.forge import ForgeModel
 
-    return ForgeModel(p)
+        return ForgeModel(p)
+    from rival_ext.hosts.reforge import ReforgeModel
+
+    return ReforgeModel(p)
