@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from modules import script_callbacks, shared
+from modules import script_callbacks, sd_models, shared
 
 PROBE = Path(__file__).resolve().parents[2] / "probe.py"
 
@@ -19,6 +19,9 @@ def add_routes(_, app):
     spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if hasattr(sd_models, "forge_model_reload"):
+        # Forge loads no checkpoint before the first request
+        sd_models.forge_model_reload()
     probe = module.Probe(lambda: unet_of(shared.sd_model), shared.state)
     # a checkpoint that a request loads brings its own UNet
     script_callbacks.on_model_loaded(lambda model: probe.watch(unet_of(model)))
