@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def golden(name: str) -> dict[str, Any]:
         return {
             key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value) for key, value in arrays.items()
         }
+
+
+def pytest_collection_modifyitems(items):
+    asked_for = pytest.mark.skip("real WebUI: takes minutes; set RIVAL_WEBUI to its folder to run this as well")
+    for item in items:
+        if item.get_closest_marker("long") and "stand-in" not in item.name and not os.environ.get("RIVAL_WEBUI"):
+            item.add_marker(asked_for)
 
 
 # how many inputs the property tests have tried

@@ -1,4 +1,4 @@
-"""Forge's UNet patcher: the exemplar is let in as a longer context, by closures on a clone (paper section 3.2).
+"""The UNet patcher of Forge and reForge: the exemplar is a longer context (section 3.2), by closures on a clone.
 
 A clone copies its options deeply, so that only functions are registered, and what they share lives beside them. The
 clone is dropped after the run: there is nothing to be undone.
@@ -6,7 +6,7 @@ clone is dropped after the run: there is nothing to be undone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,12 +82,12 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
     """A clone of the host's patcher whose self-attention layers attend as `board` says; the last to be asked."""
     clone = unet.clone()
     options = clone.model_options
-    taken = _taken(options)
+    taken_places = taken(options)
 
     def attend(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         place = _place_now(extra)
         turn = board.turns.get(place)
-        if turn is None or place in taken or (place[0] == MIDDLE and not board.is_own_pass):
+        if turn is None or place in taken_places or (place[0] == MIDDLE and not board.is_own_pass):
             return n, context, value
         halves = _halves(extra, len(n))
         keys = turn.attend(Call(context, n.shape[1], halves))
@@ -105,27 +105,16 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
         usual = board.usual.pop(place, None)
         return n if usual is None else torch.lerp(usual, n, board.turns[place].strength)
 
-    def begin(*asked: Any) -> tuple[Any, ...]:
-        board.is_own_pass = True
-        return asked
-
-    def end(done: dict[str, Any]) -> Tensor:
-        board.is_own_pass = False
-        denoised: Tensor = done["denoised"]
-        return denoised
-
     clone.set_model_attn1_patch(attend)
     patches = options["transformer_options"]["patches"]
     # before the others': what they do to the tokens, they undo after this
     patches["attn1_output_patch"] = [mix, *patches.get("attn1_output_patch", [])]
-    options["sampler_pre_cfg_function"] = [*options.get("sampler_pre_cfg_function", []), begin]
-    options["sampler_post_cfg_function"] = [end, *options.get("sampler_post_cfg_function", [])]
     # they evaluate pictures of their own, in which no exemplar is let in
     options["conditioning_modifiers"] = [_suspending(one) for one in options.get("conditioning_modifiers", [])]
     return clone
 
 
-def _taken(options: dict[str, Any]) -> Collection[Place]:
+def taken(options: dict[str, Any]) -> set[Place]:
     """Places where a neighbour's attention stands in for the layer's own and knows only tokens of one image."""
     replaced = options["transformer_options"].get("patches_replace", {}).get("attn1", {})
     return {

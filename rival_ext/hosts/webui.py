@@ -195,6 +195,8 @@ class GuidedSampling:
         """What follows the inversion: the host's own `sample`, from the guide's start and with the guide beside it."""
         p, report = host.p, guide.report
         begun = time.perf_counter()
+        for note in host.model.notes():
+            report.note(note)
         with host.model.guided(), _guided_by(host, guide), count_rows(host.unet) as rows:
             samples = sample(self.kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from modules import devices, sd_vae, shared
@@ -26,18 +25,10 @@ def fingerprint(p: Any, model: LoadedModel, prompt_schedules: Any, networks: Any
     yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
     yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
     yield sorted((name, [param.items for param in params]) for name, params in networks.items())
-    yield list(_loras())
     yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
     # as the sampler and the model have been set up, whatever the options say by now
     yield type(p.sampler.model_wrap).__name__, getattr(p.sampler.model_wrap, "quantize", None)
     yield p.tiling, devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
-
-
-def _loras() -> Iterable[object]:
-    """Those that the WebUI's own Lora extension has merged, whether the prompt or an option asked for them."""
-    for network in getattr(sys.modules.get("networks"), "loaded_networks", ()):
-        strengths = network.te_multiplier, network.unet_multiplier, network.dyn_dim
-        yield network.name, network.network_on_disk.filename, network.mtime, *strengths
 
 
 def _multipliers(hypernetwork: Any) -> list[float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -64,6 +65,9 @@ class LdmModel:
             "and height to the image's or more.": evaluates_tiles(self.p)
         }
 
+    def notes(self) -> Sequence[str]:
+        return ()
+
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
         method = shared.opts.sd_vae_encode_method
@@ -123,3 +127,11 @@ class LdmModel:
     def fingerprint(self) -> Iterator[object]:
         yield getattr(self.model, "applied_token_merged_ratio", 0), self.model.alphas_cumprod.tolist()
         yield getattr(sd_hijack.current_optimizer, "name", None)
+        yield list(_loras())
+
+
+def _loras() -> Iterable[object]:
+    """Those that the WebUI's own Lora extension has merged, whether the prompt or an option asked for them."""
+    for network in getattr(sys.modules.get("networks"), "loaded_networks", ()):
+        strengths = network.te_multiplier, network.unet_multiplier, network.dyn_dim
+        yield network.name, network.network_on_disk.filename, network.mtime, *strengths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -45,6 +45,9 @@ class LoadedModel(Protocol):
     def refusals(self) -> Mapping[str, bool]:
         """Sentences on what cannot be honoured in this host alone, and whether it is wanted."""
 
+    def notes(self) -> Sequence[str]:
+        """For the report: what a neighbour takes from the guided sampling, which is otherwise as asked for."""
+
     def encode(self, image: Image.Image) -> Tensor:
         """`[1, C, H, W]`: an RGB image as the host would encode it, but with the mean of the VAE's posterior."""
 
@@ -84,6 +87,10 @@ def loaded_model(p: Any) -> LoadedModel:
         from rival_ext.hosts.webui_ldm import LdmModel
 
         return LdmModel(p)
-    from rival_ext.hosts.forge import ForgeModel
+    if kind() == "Forge":
+        from rival_ext.hosts.forge import ForgeModel
 
-    return ForgeModel(p)
+        return ForgeModel(p)
+    from rival_ext.hosts.reforge import ReforgeModel
+
+    return ReforgeModel(p)

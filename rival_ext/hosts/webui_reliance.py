@@ -92,8 +92,8 @@ RELIANCE = {
         *_of("CFGDenoiser", "sampler init_latent need_last_noise_uncond last_noise_uncond"),
     ],
     "modules.sd_samplers_common": [
-        *("apply_refiner(cfg_denoiser, sigma)", "images_tensor_to_samples(image, approximation, model)"),
-        *("approximation_indexes", "setup_img2img_steps(p)", "store_latent(decoded)"),
+        *("approximation_indexes", "images_tensor_to_samples(image, approximation, model)", "setup_img2img_steps(p)"),
+        "store_latent(decoded)",
     ],
     "modules.sd_samplers_kdiffusion": [*_sampler("KDiffusionSampler"), "KDiffusionSampler.get_sigmas(p, steps)"],
     "modules.sd_samplers_timesteps": _sampler("CompVisSampler"),
@@ -140,9 +140,16 @@ _GRADIO_3 = {
     "modules.ui_components": ["ToolButton(value, elem_id=, tooltip=)"],
 }
 
+_PATCHED = {"modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, x)"]}
+
 OF_KIND: dict[Kind, dict[str, list[str]]] = {
-    "AUTOMATIC1111": {"modules.sd_hijack": ["current_optimizer"], **_GRADIO_3},
+    "AUTOMATIC1111": {
+        "modules.sd_hijack": ["current_optimizer"],
+        "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, sigma)"],
+        **_GRADIO_3,
+    },
     "Forge": {
+        **_PATCHED,
         "gradio": ["Image(type=, image_mode=, height=, label=, elem_id=)"],
         "modules.ui_components": ["ToolButton(value, elem_id=)"],
         "backend.attention": ["attention_function"],
@@ -154,7 +161,22 @@ OF_KIND: dict[Kind, dict[str, list[str]]] = {
         ],
         "modules.sd_models": ["model_data.forge_loading_parameters"],
     },
-    "reForge": _GRADIO_3,
+    "reForge": {
+        **_PATCHED,
+        "ldm_patched.ldm.modules.attention": ["optimized_attention"],
+        "ldm_patched.ldm.modules.diffusionmodules.openaimodel": ["UNetModel"],
+        "ldm_patched.modules.conds": ["CONDRegular(cond)"],
+        "ldm_patched.modules.model_base": ["SD21UNCLIP", "SDXLRefiner"],
+        "ldm_patched.modules.model_sampling": ["EPS", "ModelSamplingDiscrete"],
+        "ldm_patched.modules.samplers": [
+            "calc_cond_batch(model, conds, x_in, timestep, model_options)",
+            "sampling_function(model, x, timestep, uncond, cond, cond_scale, model_options)",
+        ],
+        "modules_forge.forge_sampler": [
+            *("cond_from_a1111_to_patched_ldm(cond)", "sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
+        ],
+        **_GRADIO_3,
+    },
 }
 """What is relied on in one kind of WebUI alone."""
 

@@ -154,7 +154,7 @@ def test_a_pasted_infotext_brings_every_control_back(page):
     }
     for name, value in numbers.items():
         expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
-    expect(page.locator(f"{PANEL}layers input")).to_have_value("8, 16")
+    expect(page.locator(f"{PANEL}layers input")).to_have_value("8,16")
     expect(page.locator(f"{PANEL}plain_inversion input")).to_be_checked()
     expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value("a pizza, hot")
     expect(page.locator(f"{PANEL}alignment input:checked")).to_have_value("latent")

@@ -16,6 +16,8 @@ from tests.host.asking import request
 from tests.host.servers import ROOT, RealServer, real_folder
 from tests.host.test_routes import asked
 
+pytestmark = pytest.mark.long
+
 playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
 
 PASSWORDS = {"ann": "secret", "bob": "other"}

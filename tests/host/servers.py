@@ -253,7 +253,6 @@ class WebuiServer:
         goes on meanwhile."""
         starts = self._starts()
         self.client.post("/probe/reload-ui").raise_for_status()
-        self.release()
         self._wait(starts + 1)
         # what was kept alive is closed
         self.client.close()
@@ -285,7 +284,7 @@ class WebuiServer:
 
     def is_waiting(self):
         """Whether a UNet call stands still, as planned."""
-        return self._state()["waiting"]
+        return self.client.get("/probe/waiting").json()
 
     def release(self):
         """Lets it go on."""

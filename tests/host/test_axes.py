@@ -12,6 +12,8 @@ from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
 from tests.host.servers import base64_of
 
+pytestmark = pytest.mark.long
+
 AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_picture}
 ONE_SEED = ("Seed", "3")
 OTHERS = {

@@ -31,6 +31,8 @@ from tests.host.conftest import SKIPPED
 from tests.host.routes import started
 from tests.host.servers import Answer, RealServer, base64_of
 
+pytestmark = pytest.mark.long
+
 INVERT = "/rival/v1/invert"
 SMALL = {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
 PHOTO = base64_of(two_colours(size=(64, 64)))

@@ -24,6 +24,8 @@ from tests.host.servers import (
 )
 from tests.host.test_faults import PLAIN, SCENES_OF_REAL, SMALL, STEPS, TOLERATED, VARIED, made
 
+pytestmark = pytest.mark.long
+
 OTHER_VAE = "other.safetensors"
 WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
 INVERTING, SAMPLING = 2, STEPS + 2

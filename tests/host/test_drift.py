@@ -11,6 +11,8 @@ from tests.host.asking import request
 from tests.host.conftest import SKIPPED
 from tests.host.servers import RealServer, real_folder
 
+pytestmark = pytest.mark.long
+
 SWAPPED = """
 from modules.sd_samplers_kdiffusion import KDiffusionSampler
 

@@ -13,6 +13,8 @@ from tests.host.probe import PLACES
 from tests.host.servers import base64_of
 from tests.host.test_modes import text_request
 
+pytestmark = pytest.mark.long
+
 STEPS = 3
 SMALL = {"steps": STEPS, "width": 64, "height": 64}
 PLAIN = request(**SMALL)

@@ -16,6 +16,8 @@ from tests.host.conftest import SKIPPED
 from tests.host.servers import LORA, RealServer, base64_of, real_folder
 from tests.host.test_modes import text_request
 
+pytestmark = pytest.mark.long
+
 CALLS = 200
 SETTLING = 20
 """Calls after which memory has to be flat: by then each request has been made, and inverted, at least once."""

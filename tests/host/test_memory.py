@@ -8,6 +8,8 @@ from tests.host.asking import STEPS, largest_difference, pictures, request
 from tests.host.conftest import SKIPPED
 from tests.host.servers import LORA, RealServer, real_folder
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", params=["--medvram", "--lowvram", "--no-half-vae", "--upcast-sampling"])
 def running(request, tmp_path_factory):

@@ -14,6 +14,8 @@ from tests.host.asking import STEPS, infotext, largest_difference, pictures, req
 from tests.host.conftest import SKIPPED
 from tests.host.servers import LORA, REFINER, RealServer, base64_of, checkpoint_in, real_folder
 
+pytestmark = pytest.mark.long
+
 SAMPLERS = ["DDIM", "Euler a", "DPM++ 2M"]
 PIZZA, HOUSE = "pizza-emojione-yellow", "house-emojione-blue"
 

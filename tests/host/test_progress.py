@@ -18,6 +18,8 @@ from tests.conftest import exemplar
 from tests.host.asking import STEPS, request
 from tests.host.servers import base64_of
 
+pytestmark = pytest.mark.long
+
 BATCH = 2
 SAMPLING = 2 * BATCH * STEPS
 """UNet rows of one batch."""

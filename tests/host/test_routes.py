@@ -23,6 +23,8 @@ from tests.host.conftest import SKIPPED
 from tests.host.routes import over_http, started
 from tests.host.servers import LORA, ROOT, base64_of
 
+pytestmark = pytest.mark.long
+
 PIZZA = base64_of(exemplar("pizza-emojione-yellow"))
 EXIF_ORIENTATION = 0x0112
 ROUTES = {

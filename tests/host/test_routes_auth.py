@@ -12,6 +12,8 @@ from tests.host.routes import client_of_routes, started
 from tests.host.servers import RealServer, real_folder
 from tests.host.test_routes import ROUTES, asked
 
+pytestmark = pytest.mark.long
+
 USERS = "ann:secret,bob:other"
 
 

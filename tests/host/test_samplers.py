@@ -12,6 +12,8 @@ from tests.host.asking import largest_difference, pictures, request
 from tests.host.conftest import SKIPPED
 from tests.host.servers import STYLE, RealServer, base64_of, real_folder
 
+pytestmark = pytest.mark.long
+
 DETERMINISTIC = ["DDIM", "PLMS", "UniPC", "Euler", "LMS", "Heun", "DPM2", "DPM++ 2M", "DPM fast", "DPM adaptive"]
 STOCHASTIC = [
     *("Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"),

@@ -14,6 +14,8 @@ from tests.host.routes import client_of_routes
 from tests.host.servers import StandInServer
 from tests.host.test_routes import asked
 
+pytestmark = pytest.mark.long
+
 PIZZA = exemplar("pizza-emojione-yellow")
 SMALL = {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
 

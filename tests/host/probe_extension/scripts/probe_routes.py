@@ -40,12 +40,15 @@ def add_routes(_, app):
             "calls": probe.calls,
             "layers": probe.layers(),
             "own_forwards": probe.own_forwards(),
-            "waiting": probe.waiting.is_set(),
             "leftovers": probe.leftovers(),
             "hooked": probe.hooked,
             "imported": probe.imported(),
             "routes": [route.path for route in app.routes if route.path.startswith("/rival/")],
         }
+
+    @app.get("/probe/waiting")
+    def waiting():
+        return probe.waiting.is_set()
 
     @app.get("/probe/memory")
     def memory():
@@ -55,6 +58,7 @@ def add_routes(_, app):
     def reload_ui():
         # what the page's button does
         shared.state.request_restart()
+        probe.release()
 
 
 script_callbacks.on_app_started(add_routes)
