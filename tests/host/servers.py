@@ -32,6 +32,8 @@ OPTIONS = {
     # the host gives an option that a request overrides its value back only if its settings name it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
+NOT_KEPT_ALIVE = httpx.Limits(max_keepalive_connections=0)
+"""A WebUI closes its connections when its page is built anew, Forge after an error too."""
 IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
 """Of the queue, between requests."""
 PLOT = "x/y/z plot"
@@ -200,7 +202,7 @@ class WebuiServer:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # one for all requests: making one takes longer than a short request
-        self.client = httpx.Client(base_url=self.url, timeout=600)
+        self.client = httpx.Client(base_url=self.url, timeout=600, limits=NOT_KEPT_ALIVE)
         self.log = data / "log.txt"
         options = [
             *("--data-dir", str(data), "--ckpt", str(checkpoint_in(data)), "--no-download-sd-model"),
@@ -254,9 +256,6 @@ class WebuiServer:
         starts = self._starts()
         self.client.post("/probe/reload-ui").raise_for_status()
         self._wait(starts + 1)
-        # what was kept alive is closed
-        self.client.close()
-        self.client = httpx.Client(base_url=self.url, timeout=600)
 
     def said(self):
         """The log so far."""
