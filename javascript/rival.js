@@ -6,10 +6,12 @@ var rival = globalThis.rival ?? (() => {
 
     const read = () => JSON.parse(localStorage.getItem(STORED) ?? "{}");
     const write = (presets) => localStorage.setItem(STORED, JSON.stringify(presets));
+    // gradio 4 has a name and a value for each
+    const choice = (name) => (gradio_config.version.startsWith("3.") ? name : [name, name]);
     const choices = (value) => ({
         __type__: "update",
         value,
-        choices: Object.keys(read()).sort(),
+        choices: Object.keys(read()).sort().map(choice),
     });
 
     // gradio hands over the inputs' values, then the outputs' present ones

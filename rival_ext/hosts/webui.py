@@ -39,6 +39,7 @@ from rival_ext.report import Report
 from rival_ext.settings import FIELDS, Settings, parse_settings, stood_for
 from rival_ext.store import ChainStore
 from rival_ext.ui.axes import cell_of
+from rival_ext.ui.brush import with_strokes
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
 
 __all__ = ["STORE", "announce", "arm", "is_stored"]
@@ -93,7 +94,8 @@ def read_arguments(p: Any, args: Sequence[Any]) -> Settings:
         asked = {**args[0], **asked}
         values = asked
     else:
-        values = {**dict(zip((field.name for field in FIELDS), args, strict=False)), **asked}
+        values = dict(zip((field.name for field in FIELDS), args, strict=False))
+        values = {**with_strokes(values, args[len(FIELDS) :]), **asked}
     return with_neighbours_defaults(p, parse_settings(values), asked)
 
 

@@ -32,6 +32,8 @@ def outline(
     user: whose request it is, since nobody finds another's. request: with the names above. settings: by field.
     images: digests of the exemplars' pixels, in order.
     """
+    # Forge has none before the first run
+    checkpoint = getattr(shared.sd_model, "sd_checkpoint_info", None)
     parts = [
         user,
         [request.get(name) for name in OF_REQUEST],
@@ -39,7 +41,7 @@ def outline(
         [settings[name] for name in sorted(INVERTED_ANEW)],
         list(images),
         sorted(shared.opts.data.items(), key=str),
-        shared.sd_model.sd_checkpoint_info.filename,
+        checkpoint and checkpoint.filename,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

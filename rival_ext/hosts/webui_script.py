@@ -46,6 +46,9 @@ class RivalScript(scripts.Script):
         self.paste_field_names = list(PASTE_TARGETS.values())
         return panel.controls
 
+    def after_component(self, component: Any, **kwargs: Any) -> None:
+        self.host_controls.see(component)
+
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         if is_switched_on(args):
             host().announce(p, args)

@@ -12,7 +12,9 @@ from modules.call_queue import wrap_gradio_gpu_call
 from modules.infotext_utils import create_override_settings_dict
 
 from rival_ext.settings import FIELDS, Settings, parse_settings
+from rival_ext.ui.brush import with_strokes
 from rival_ext.ui.exemplar_prompt import image_of
+from rival_ext.ui.gradio_kind import JS
 from rival_ext.ui.host_controls import IMAGES, HostControls
 
 if TYPE_CHECKING:
@@ -51,24 +53,30 @@ class InversionCheck:
         )
         self.task = gr.Textbox(visible=False, elem_id=f"{prefix}_check_task")
 
-    def connect(self, fields: Mapping[str, Any], host: HostControls, places: Sequence[Any]) -> None:
-        """fields: the panel's controls. places: for the open tabs."""
-        host.when_built((*HOST, *IMAGES), partial(self._connect, fields, places))
+    def connect(
+        self, fields: Mapping[str, Any], strokes: Sequence[Any], host: HostControls, places: Sequence[Any]
+    ) -> None:
+        """fields: the panel's controls. strokes: as `with_strokes` takes them. places: for the open tabs."""
+        host.when_built((*HOST, *IMAGES), partial(self._connect, fields, strokes, places))
 
-    def _connect(self, fields: Mapping[str, Any], places: Sequence[Any], host: dict[str, Any]) -> None:
+    def _connect(
+        self, fields: Mapping[str, Any], strokes: Sequence[Any], places: Sequence[Any], host: dict[str, Any]
+    ) -> None:
         settings = [field.name for field in FIELDS if field.name != "enabled"]
         names = list(host)
 
         # gradio gives the request for this annotation; the host shows who runs by the function's name
         def rival_check(_task: str, request: gr.Request, image_tab: float, size_tab: float, *values: Any) -> Any:
-            wanted = parse_settings(dict(zip(settings, values[: len(settings)], strict=True)))
-            of = dict(zip(names, values[len(settings) :], strict=True))
+            chosen, values = values[: len(settings)], values[len(settings) :]
+            painted, values = values[: len(strokes)], values[len(strokes) :]
+            wanted = parse_settings(with_strokes(dict(zip(settings, chosen, strict=True)), painted))
+            of = dict(zip(names, values, strict=True))
             return self._run(request.username, wanted, of, int(image_tab), int(size_tab))
 
         self.button.click(
             fn=wrap_gradio_gpu_call(rival_check, extra_outputs=[gr.update(visible=False)]),
-            _js="rival.startCheck",
-            inputs=[self.task, *places, *(fields[name] for name in settings), *host.values()],
+            **{JS: "rival.startCheck"},
+            inputs=[self.task, *places, *(fields[name] for name in settings), *strokes, *host.values()],
             outputs=[self.images, self.verdict],
             show_progress=False,
         )

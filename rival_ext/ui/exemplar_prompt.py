@@ -13,6 +13,7 @@ from modules.infotext_utils import parse_generation_parameters
 from PIL import Image
 
 from rival_ext.errors import RivalError
+from rival_ext.ui.gradio_kind import JS
 
 FAILED = "<error>"
 """What the WebUI's CLIP interrogator answers after an error of its own."""
@@ -57,7 +58,7 @@ def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any
     for name, button in buttons.items():
         button.click(
             fn=wrap_queued_call(_reader(WAYS[name][1])),
-            _js="rival.withTabs",
+            **{JS: "rival.withTabs"},
             inputs=[*places, *pictures],
             outputs=[prompt, message],
         )

@@ -7,6 +7,7 @@ from typing import Any
 from modules.infotext_utils import image_from_url_text
 from modules.ui_components import ToolButton
 
+from rival_ext.ui.gradio_kind import JS
 from rival_ext.ui.outlook import digest
 from rival_ext.ui.panel import Panel
 
@@ -38,12 +39,12 @@ class GalleryButtons:
         outlook = panel.outlook
         chosen = button.click(
             fn=_use,
-            _js="extract_image_from_gallery",
+            **{JS: "extract_image_from_gallery"},
             inputs=[self._galleries[tab]],
             outputs=[panel.of_field["exemplar"], outlook.digests["exemplar"], panel.of_field["enabled"]],
             show_progress=False,
         )
-        chosen.then(fn=None, _js=f"rival.show{panel.tab.capitalize()}", inputs=[], outputs=[])
+        chosen.then(**{JS: f"rival.show{panel.tab.capitalize()}"}, fn=None, inputs=[], outputs=[])
 
 
 def _use(shown: Any) -> tuple[Any, str, bool]:

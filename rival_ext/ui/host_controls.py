@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gradio as gr
+
 OF_BOTH_TABS = {
     name: "{tab}_" + name
     for name in (
@@ -30,6 +32,9 @@ OF_IMG2IMG = {
 }
 """By the name used here: the `elem_id` in a tab."""
 
+PICTURE_ON_CANVAS = "logical_image_background"
+"""Forge's class for it on the page."""
+
 
 class HostControls:
     """One tab's; some are built before the panel and some after it.
@@ -42,6 +47,7 @@ class HostControls:
         names = OF_BOTH_TABS | (OF_IMG2IMG if tab == "img2img" else {})
         self.elem_ids = {name: elem_id.format(tab=tab) for name, elem_id in names.items()}
         self._built: dict[str, Any] = {}
+        self._canvas = ""
         self._wanted: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], None]]] = []
 
     def follow(self, script: Any) -> None:
@@ -55,8 +61,19 @@ class HostControls:
         self._serve()
 
     def _take(self, name: str, created: Any) -> None:
+        if isinstance(created.component, gr.HTML):
+            # Forge's canvas: the picture on it is a control that is built a little later
+            self._canvas = name
+            return
         self._built[name] = created.component
         self._serve()
+
+    def see(self, component: Any) -> None:
+        """The host's word of each component as it is built, of which only a canvas's picture is taken."""
+        if self._canvas and PICTURE_ON_CANVAS in (getattr(component, "elem_classes", None) or ()):
+            self._built[self._canvas] = component
+            self._canvas = ""
+            self._serve()
 
     def _serve(self) -> None:
         ready = [wish for wish in self._wanted if set(wish[0]) <= set(self._built)]

@@ -11,8 +11,10 @@ import gradio as gr
 from modules.sd_samplers_common import setup_img2img_steps
 
 from rival_ext.settings import INVERTED_ANEW, SLOTS
+from rival_ext.ui.brush import Brush
 from rival_ext.ui.exemplar_prompt import image_of
 from rival_ext.ui.forecast import Plan, forecast, recommended
+from rival_ext.ui.gradio_kind import JS
 from rival_ext.ui.host_controls import HostControls
 
 SETTINGS = (
@@ -60,6 +62,7 @@ class Outlook:
     def __init__(
         self,
         fields: Mapping[str, Any],
+        brushes: Mapping[str, Brush],
         host: HostControls,
         plan: Any,
         verdict: Any,
@@ -67,6 +70,7 @@ class Outlook:
         is_stored: IsStored,
     ):
         self.fields = fields
+        self.brushes = brushes
         self.plan = plan
         self.verdict = verdict
         self.recommend = recommend
@@ -93,7 +97,7 @@ class Outlook:
 
         show = {
             "fn": line,
-            "_js": "rival.withTabs",
+            JS: "rival.withTabs",
             "inputs": [*self.open_tabs, *self.digests.values(), *watched.values()],
             "outputs": [self.plan],
             "show_progress": False,
@@ -101,18 +105,10 @@ class Outlook:
         # the last two: what a run and a check leave stored
         for control in (*watched.values(), *self.digests.values(), generated, self.verdict):
             control.change(**show)
-        for name, shown in self.digests.items():
-            if name in self.fields:
-                self._follow_exemplar(self.fields[name], shown)
+        for name, brush in self.brushes.items():
+            brush.follow(digest, self.digests[name])
         if image is not None:
             image.change(fn=digest, inputs=[image], outputs=[self.digests["image"]], show_progress=False)
-
-    def _follow_exemplar(self, exemplar: Any, shown: Any) -> None:
-        # `upload` and `clear`, since every stroke of the brush is a `change`
-        for event in (exemplar.upload, exemplar.clear):
-            # a step of its own before, since these come while the control has its former value still
-            settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
-            settled.then(fn=digest, _js="rival.readable", inputs=[exemplar], outputs=[shown], show_progress=False)
 
     def _connect_recommended(self, host: dict[str, Any]) -> None:
         def values(mode: str) -> list[float]:

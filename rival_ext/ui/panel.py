@@ -12,6 +12,7 @@ from modules.ui_components import FormRow, InputAccordion
 
 from rival_ext.settings import FIELDS, PASTED, SLOTS, Field, stood_for
 from rival_ext.ui import exemplar_prompt, presets
+from rival_ext.ui.brush import HEIGHT, Brush, brush
 from rival_ext.ui.check import Check, InversionCheck
 from rival_ext.ui.host_controls import IMAGES, HostControls
 from rival_ext.ui.infotext import PASTE_TARGETS
@@ -48,25 +49,37 @@ class Panel:
         self.tab = tab
         self.prefix = f"{tab}_rival"
         self.of_field: dict[str, Any] = {}
+        self.brushes: dict[str, Brush] = {}
         self._build(release_memory, check)
         self._connect()
-        self.outlook = Outlook(self.of_field, host, self.plan, self.check.verdict, self.recommend, is_stored)
-        self.check.connect(self.of_field, host, self.outlook.open_tabs)
+        self.outlook = Outlook(
+            self.of_field, self.brushes, host, self.plan, self.check.verdict, self.recommend, is_stored
+        )
+        self.check.connect(self.of_field, self.strokes, host, self.outlook.open_tabs)
         host.when_built(tuple(IMAGES), self._connect_prompt_buttons)
 
     @property
     def controls(self) -> list[Any]:
-        """In the order of `FIELDS`: the script's arguments."""
-        return [self.of_field[field.name] for field in FIELDS]
+        """The script's arguments: in the order of `FIELDS`, then `strokes`."""
+        return [*(self.of_field[field.name] for field in FIELDS), *self.strokes]
+
+    @property
+    def strokes(self) -> list[Any]:
+        """What is painted on the exemplars, in their order, where it comes apart from these."""
+        return [control for brush in self.brushes.values() for control in brush.strokes]
 
     @property
     def paste_fields(self) -> list[PasteField]:
         """What a pasted infotext sets the controls to."""
         return [PasteField(self.of_field[name], target) for name, target in PASTE_TARGETS.items()]
 
-    def _place(self, *names: str, **how: Any) -> None:
+    def _place(self, *names: str) -> None:
         for name in names:
-            self.of_field[name] = self._control(FIELD[name], **how)
+            self.of_field[name] = self._control(FIELD[name])
+
+    def _place_brush(self, name: str) -> None:
+        self.brushes[name] = brush(FIELD[name].label, f"{self.prefix}_{name}")
+        self.of_field[name] = self.brushes[name].image
 
     def _build(self, release_memory: ReleaseMemory, check: Check) -> None:
         with InputAccordion(False, label=FIELD["enabled"].label, elem_id=f"{self.prefix}_enabled") as enabled:
@@ -91,7 +104,7 @@ class Panel:
             with gr.Tabs(elem_id=f"{self.prefix}_slots"):
                 for title, ending in zip(TABS_OF_SLOTS, SLOTS, strict=True):
                     with gr.TabItem(title, elem_id=f"{self.prefix}_slot{ending}"):
-                        self._place("exemplar" + ending, tool="sketch")
+                        self._place_brush("exemplar" + ending)
                         self._place("weight" + ending)
                         with gr.Accordion("Region from a mask image", open=False):
                             self._place("exemplar_mask" + ending)
@@ -144,10 +157,10 @@ class Panel:
         prompt, places = self.of_field["exemplar_prompt"], self.outlook.open_tabs
         exemplar_prompt.connect(self.prompt_buttons, prompt, self.message, places, pictures)
 
-    def _control(self, field: Field, **how: Any) -> Any:
-        common = {"label": field.label, "elem_id": f"{self.prefix}_{field.name}", **how}
+    def _control(self, field: Field) -> Any:
+        common = {"label": field.label, "elem_id": f"{self.prefix}_{field.name}"}
         if field.is_picture:
-            return gr.Image(type="pil", source="upload", image_mode="RGBA", height=320, **common)
+            return gr.Image(type="pil", source="upload", image_mode="RGBA", height=HEIGHT, **common)
         common |= {"value": field.default, "tooltip": field.help}
         if field.choices:
             return gr.Radio(choices=self._choices(field), **common)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 from modules.ui_components import FormRow
 
+from rival_ext.ui.gradio_kind import JS
+
 
 class Presets(NamedTuple):
     """The list with a field for a new name, and the buttons that save and delete."""
@@ -38,7 +40,7 @@ def connect(controls: Presets, enabled: Any, values: list[Any]) -> None:
     """enabled: the panel's switch, which opens it. values: the controls that a preset holds."""
     name = controls.name
     # before the list is open: it would not show what came later
-    enabled.change(fn=None, _js="rival.listPresets", inputs=[name], outputs=[name])
-    controls.save.click(fn=None, _js="rival.savePreset", inputs=[name, *values], outputs=[name])
-    controls.delete.click(fn=None, _js="rival.deletePreset", inputs=[name], outputs=[name])
-    name.input(fn=None, _js="rival.applyPreset", inputs=[name, *values], outputs=values)
+    enabled.change(**{JS: "rival.listPresets"}, fn=None, inputs=[name], outputs=[name])
+    controls.save.click(**{JS: "rival.savePreset"}, fn=None, inputs=[name, *values], outputs=[name])
+    controls.delete.click(**{JS: "rival.deletePreset"}, fn=None, inputs=[name], outputs=[name])
+    name.input(**{JS: "rival.applyPreset"}, fn=None, inputs=[name, *values], outputs=values)

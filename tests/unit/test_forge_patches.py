@@ -264,12 +264,8 @@ def test_the_hosts_own_patcher_and_a_clone_of_the_clone_have_functions_only(atte
     host = Patcher()
     clone = patch(host, board, {PLACE: attention})
     assert host.model_options == {"transformer_options": {}}
-    kept = [
-        clone.model_options["sampler_pre_cfg_function"][0],
-        *clone.model_options["transformer_options"]["patches"]["attn1_patch"],
-    ]
-    again = clone.clone().model_options
-    assert [again["sampler_pre_cfg_function"][0], *again["transformer_options"]["patches"]["attn1_patch"]] == kept
+    assert clone.model_options != host.model_options
+    assert clone.clone().model_options == clone.model_options
 
 
 @pytest.mark.parametrize(

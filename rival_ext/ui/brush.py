@@ -1,0 +1,73 @@
+"""A picture with a brush for its region: gradio 3's own sketch tool, Forge's canvas under gradio 4, which has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import gradio as gr
+from PIL import Image
+
+from rival_ext.settings import SLOTS
+from rival_ext.ui.gradio_kind import IS_GRADIO_3, JS
+
+HEIGHT = 320
+"""In pixels of the page."""
+
+WHITE = "#ffffff"
+
+
+class Brush(Protocol):
+    """image: the control that holds the picture. strokes: those that hold the strokes, if the picture's does not."""
+
+    image: Any
+    strokes: list[Any]
+
+    def follow(self, show: Callable[[Any], str], shown: Any) -> None:
+        """Has `shown` say of the picture what `show` does, whenever it is another one."""
+
+
+class Sketch:
+    """gradio 3: the control's value is `{"image": ..., "mask": ...}`."""
+
+    def __init__(self, label: str, elem_id: str):
+        picture = {"type": "pil", "source": "upload", "image_mode": "RGBA", "height": HEIGHT}
+        self.image = gr.Image(label=label, elem_id=elem_id, tool="sketch", **picture)
+        self.strokes: list[Any] = []
+
+    def follow(self, show: Callable[[Any], str], shown: Any) -> None:
+        # `upload` and `clear`, since every stroke of the brush is a `change`
+        for event in (self.image.upload, self.image.clear):
+            # a step of its own before, since these come while the control has its former value still
+            settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
+            settled.then(**{JS: "rival.readable"}, fn=show, inputs=[self.image], outputs=[shown], show_progress=False)
+
+
+class Canvas:
+    """Forge's canvas: the picture and the strokes on it are controls of their own."""
+
+    def __init__(self, label: str, elem_id: str):
+        from modules_forge.forge_canvas.canvas import ForgeCanvas
+
+        canvas = ForgeCanvas(elem_id=elem_id, height=HEIGHT, scribble_color=WHITE, scribble_width=8)
+        self.image, self.strokes = canvas.background, [canvas.foreground]
+        for control in (self.image, *self.strokes):
+            control.do_not_save_to_config = True
+
+    def follow(self, show: Callable[[Any], str], shown: Any) -> None:
+        self.image.change(fn=show, inputs=[self.image], outputs=[shown], show_progress=False)
+
+
+def brush(label: str, elem_id: str) -> Brush:
+    """One of the two, here."""
+    return Sketch(label, elem_id) if IS_GRADIO_3 else Canvas(label, elem_id)
+
+
+def with_strokes(values: Mapping[str, Any], strokes: Sequence[Any]) -> dict[str, Any]:
+    """The values of the fields, each exemplar with the strokes on it where these came apart from it."""
+    painted = dict(values)
+    for ending, picture in zip(SLOTS, strokes, strict=False):
+        name = "exemplar" + ending
+        if isinstance(picture, Image.Image) and isinstance(values.get(name), Image.Image):
+            painted[name] = {"image": values[name], "mask": picture.getchannel("A")}
+    return painted
