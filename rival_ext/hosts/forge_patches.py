@@ -42,12 +42,13 @@ class Turn:
 class Board:
     """What the closures of all clones look at.
 
-    turns: by place. usual: outputs to be mixed with. is_own_pass: whether this is the host's evaluation of the prompts
-    and not one of a guidance's that comes after it.
+    turns: by place. usual: outputs to be mixed with. own: how many tokens came to the layer that is called now.
+    is_own_pass: whether this is the host's evaluation of the prompts and not one of a guidance's that comes after it.
     """
 
     turns: dict[Place, Turn] = field(default_factory=dict)
     usual: dict[Place, Tensor] = field(default_factory=dict)
+    own: int = 0
     is_own_pass: bool = True
 
 
@@ -84,17 +85,21 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
     options = clone.model_options
     taken_places = taken(options)
 
+    def count(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        board.own = n.shape[1]
+        return n, context, value
+
     def attend(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         place = _place_now(extra)
         turn = board.turns.get(place)
         if turn is None or place in taken_places or (place[0] == MIDDLE and not board.is_own_pass):
             return n, context, value
         halves = _halves(extra, len(n))
-        keys = turn.attend(Call(context, n.shape[1], halves))
+        keys = turn.attend(Call(context, board.own, halves))
         if keys is None:
             return n, context, value
         # one and the same, unless a neighbour has changed one of them
-        values = keys if value is context else turn.attend(Call(value, n.shape[1], halves))
+        values = keys if value is context else turn.attend(Call(value, board.own, halves))
         assert values is not None
         if turn.strength < 1:
             board.usual[place] = modules[place](n, context=context, value=value)
@@ -107,6 +112,8 @@ def patch(unet: Any, board: Board, modules: dict[Place, nn.Module]) -> Any:
 
     clone.set_model_attn1_patch(attend)
     patches = options["transformer_options"]["patches"]
+    # before the others': token merging takes queries away and leaves all tokens to attend to
+    patches["attn1_patch"] = [count, *patches["attn1_patch"]]
     # before the others': what they do to the tokens, they undo after this
     patches["attn1_output_patch"] = [mix, *patches.get("attn1_output_patch", [])]
     # they evaluate pictures of their own, in which no exemplar is let in

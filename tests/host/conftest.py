@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import RealServer, StandInServer, real_folder
+from tests.host.servers import WEBUIS, RealServer, StandInServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
 
-SKIPPED = "real WebUI: none found; set RIVAL_WEBUI to its folder"
+SKIPPED = RealServer.skipped()
 
 
-@pytest.fixture(scope="session", params=["stand-in", "real"])
+@pytest.fixture(scope="session", params=["stand-in", *WEBUIS])
 def hosts(request, tmp_path_factory):
-    """(a server with the extension, one that never had it), on the stand-in and on the real WebUI."""
+    """(a server with the extension, one that never had it), on the stand-in and on each real WebUI."""
     if request.param == "stand-in":
         with modules.uninstalled():
             modules.install(new_checkpoint())
@@ -22,13 +22,14 @@ def hosts(request, tmp_path_factory):
                 StandInServer(Checkpoint(load_pipeline(DEMO_CHECKPOINT)), extended) for extended in (True, False)
             )
         return
-    folder = real_folder()
+    webui = WEBUIS[request.param]
+    folder = webui.folder()
     if folder is None:
-        pytest.skip(SKIPPED)
+        pytest.skip(webui.skipped())
     servers = []
     try:
         for extended in (True, False):
-            servers.append(RealServer(folder, tmp_path_factory.mktemp("webui"), extended))
+            servers.append(webui(folder, tmp_path_factory.mktemp("webui"), extended))
         yield tuple(servers)
     finally:
         for server in servers:

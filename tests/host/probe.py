@@ -39,12 +39,14 @@ LONGEST_WAIT = 120
 class Probe:
     """On the UNet that `loaded()` gives and the host's `state`; what is hooked when it is first seen is the host's own.
 
-    hooked: what was there beside it at the first call since the plan. waiting: whether a call stands still.
+    around: gives the names of what is left around the UNet. hooked: what was there beside the host's own at the first
+    call since the plan. waiting: whether a call stands still.
     """
 
-    def __init__(self, loaded, state):
+    def __init__(self, loaded, state, around=tuple):
         self.loaded = loaded
         self.state = state
+        self.around = around
         self.calls = 0
         self.at_call = self.action = None
         self.place = PLACES[0]
@@ -82,8 +84,9 @@ class Probe:
         self.released.set()
 
     def leftovers(self):
-        """Names of hooks and replaced methods that were not there at first."""
-        return sorted(name for unet, own in self.baselines.items() for name in set(_hooked(unet)) - own)
+        """Names of hooks and replaced methods that were not there at first, and of what is left around the UNet."""
+        hooked = (name for unet, own in self.baselines.items() for name in set(_hooked(unet)) - own)
+        return sorted([*hooked, *self.around()])
 
     def layers(self):
         """How many self-attention layers the UNet has."""

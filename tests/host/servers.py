@@ -1,4 +1,4 @@
-"""Two hosts behind one interface: the stand-in in this process, and a real WebUI over HTTP."""
+"""The hosts behind one interface: the stand-in in this process, real WebUIs over HTTP."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from safetensors.numpy import load_file, save_file
 from tests.host.probe import PLACES, Probe
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_FOLDER = Path.home() / "stable-diffusion-webui"
 STARTUP_SECONDS = 240
 OPTIONS = {
     **{"show_progress_type": "Approx cheap", "samples_save": False},
     # the host gives an option that a request overrides its value back only if its settings name it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
+NOT_KEPT_ALIVE = httpx.Limits(max_keepalive_connections=0)
+"""A WebUI closes its connections when its page is built anew, Forge after an error too."""
 IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
 """Of the queue, between requests."""
 PLOT = "x/y/z plot"
@@ -169,10 +170,31 @@ class StandInServer:
         """Nothing runs."""
 
 
-class RealServer:
-    """A WebUI started for these tests with folders of its own; the one it belongs to is only read."""
+class WebuiServer:
+    """A WebUI started for these tests with folders of its own; the one it belongs to is only read.
 
-    name = "real"
+    title, variable: of such a WebUI in a sentence; what names its folder. default: where else it is looked for.
+    cpu: flags for the CPU in 32 bits.
+    """
+
+    name: str
+    title: str
+    variable: str
+    default: Path | None = None
+    cpu: tuple[str, ...]
+
+    @classmethod
+    def folder(cls) -> Path | None:
+        """The WebUI to test on: what the variable names, or the default folder, or none."""
+        named = os.environ.get(cls.variable)
+        folder = Path(named) if named else cls.default
+        found = folder and (folder / "webui.py").is_file() and python_of(folder).is_file()
+        return folder if found else None
+
+    @classmethod
+    def skipped(cls) -> str:
+        """Why its cases are."""
+        return f"{cls.title}: none found; set {cls.variable} to its folder"
 
     def __init__(self, folder: Path, data: Path, with_extension=True, options=None, flags=(), environment=None):
         self._fill(data, with_extension)
@@ -180,12 +202,11 @@ class RealServer:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # one for all requests: making one takes longer than a short request
-        self.client = httpx.Client(base_url=self.url, timeout=600)
+        self.client = httpx.Client(base_url=self.url, timeout=600, limits=NOT_KEPT_ALIVE)
         self.log = data / "log.txt"
         options = [
             *("--data-dir", str(data), "--ckpt", str(checkpoint_in(data)), "--no-download-sd-model"),
-            *("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full", "--api"),
-            *("--server-name", "127.0.0.1", "--port", str(self.port)),
+            *("--skip-torch-cuda-test", *self.cpu, "--api", "--server-name", "127.0.0.1", "--port", str(self.port)),
             *flags,
         ]
         environment = {
@@ -235,9 +256,6 @@ class RealServer:
         starts = self._starts()
         self.client.post("/probe/reload-ui").raise_for_status()
         self._wait(starts + 1)
-        # what was kept alive is closed
-        self.client.close()
-        self.client = httpx.Client(base_url=self.url, timeout=600)
 
     def said(self):
         """The log so far."""
@@ -256,7 +274,7 @@ class RealServer:
         while self._starts() < starts:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError("the real WebUI did not start:\n" + self.said()[-3000:])
+                raise RuntimeError(f"the {self.title} did not start:\n" + self.said()[-3000:])
             time.sleep(0.5)
 
     def plan(self, at_call=0, action="", place=PLACES[0]):
@@ -361,10 +379,36 @@ class RealServer:
             self.process.kill()
 
 
-def real_folder() -> Path | None:
-    """The WebUI to test on: what RIVAL_WEBUI names, or the default folder, or none."""
-    folder = Path(os.environ.get("RIVAL_WEBUI") or DEFAULT_FOLDER)
-    return folder if (folder / "webui.py").is_file() and python_of(folder).is_file() else None
+class RealServer(WebuiServer):
+    """AUTOMATIC1111's."""
+
+    name = "real"
+    title = "real WebUI"
+    variable = "RIVAL_WEBUI"
+    default = Path.home() / "stable-diffusion-webui"
+    cpu = ("--use-cpu", "all", "--no-half", "--precision", "full")
+
+
+class ForgeServer(WebuiServer):
+    """Forge; `small_checkpoint.py` in the probe's extension lets it load the small checkpoint."""
+
+    name = "forge"
+    title = "real Forge"
+    variable = "RIVAL_FORGE"
+    cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+
+
+class ReforgeServer(WebuiServer):
+    """reForge."""
+
+    name = "reforge"
+    title = "real reForge"
+    variable = "RIVAL_REFORGE"
+    cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+
+
+WEBUIS = {server.name: server for server in (RealServer, ForgeServer, ReforgeServer)}
+real_folder = RealServer.folder
 
 
 def python_of(folder: Path) -> Path:

@@ -181,7 +181,7 @@ def test_two_different_input_images_are_refused(server):
 
 
 def test_a_checkpoint_of_an_unknown_family_is_refused_before_sampling(server, monkeypatch):
-    if server.name == "real":
+    if server.name != "stand-in":
         pytest.skip("real WebUI: test_families.py has checkpoints for it")
     # as the host marks Stable Diffusion 3
     monkeypatch.setattr(server.checkpoint, "is_sd1", False, raising=False)
@@ -246,15 +246,24 @@ def test_another_seed_prompt_guidance_t_align_or_batch_size_inverts_nothing(serv
         {"settings": {"exemplar_prompt": "a house"}},
         {"settings": {"inversion_iterations": 4}},
         {"override_settings": {"CLIP_stop_at_last_layers": 2}},
-        {"override_settings": {"token_merging_ratio": 0.4}},
     ],
 )
 def test_whatever_changes_a_prediction_inverts_anew(server, fields):
     if "override_settings" in fields and server.name == "stand-in":
-        pytest.skip("stand-in: it has neither clip skip nor token merging")
+        pytest.skip("stand-in: it has no clip skip")
     pictures(server, {})
     assert "inverted in" in infotext(server, **{"settings": {}, **fields})
     assert "stored inversion" in infotext(server, {})
+
+
+def test_token_merging_changes_the_picture_and_where_it_merges_the_exemplars_tokens_inverts_anew(server):
+    if server.name == "stand-in":
+        pytest.skip("stand-in: it has no token merging")
+    merged = {"override_settings": {"token_merging_ratio": 0.4}}
+    unmerged = pictures(server, {})
+    assert ("inverted in" in infotext(server, {}, **merged)) == (server.name == "real")
+    assert largest_difference(pictures(server, {}, **merged), unmerged) > 5
+    assert largest_difference(pictures(server, {}), unmerged) == 0
 
 
 # batches, sizes, guidance

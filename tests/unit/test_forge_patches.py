@@ -168,6 +168,22 @@ def test_tokens_that_a_neighbour_merges_before_are_apart_again_after(attention, 
     assert board.usual == {}
 
 
+@pytest.mark.parametrize("context", [replace, concatenate])
+def test_what_a_neighbour_leaves_to_attend_to_counts_as_the_layers_own_though_it_merges_queries(
+    attention, board, context
+):
+    def merge(n, context, value, extra):
+        return n[:, ::2], context, value
+
+    options = {"transformer_options": {"patches": {"attn1_patch": [merge]}}}
+    patcher, layers, block = patched(attention, board, options)
+    own, exemplar = tokens(1), tokens(1, 9, seed=1)
+    with inject(layers, {"layer": exemplar}, context):
+        output = block(patcher, own, UNGUIDED_CALL)
+    seen = exemplar if context is replace else torch.cat([own, exemplar], 1)
+    assert torch.equal(output, attention(own[:, ::2], seen))
+
+
 def test_keys_that_a_neighbour_has_changed_stay_apart_from_the_values(attention, board):
     def louder(n, context, value, extra):
         return n, 2 * context, value

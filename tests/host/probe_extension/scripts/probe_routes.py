@@ -3,23 +3,40 @@
 import importlib.util
 from pathlib import Path
 
-from modules import script_callbacks, shared
+from modules import script_callbacks, sd_models, shared
 
-PROBE = Path(__file__).resolve().parents[2] / "probe.py"
+FOLDER = Path(__file__).resolve().parents[2]
+
+
+def load(name):
+    """A module beside the tests, which this host's Python knows nothing of."""
+    spec = importlib.util.spec_from_file_location(f"rival_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def watched(module):
+    """The probe on the loaded checkpoint; Forge's and reForge's UNet is in a patcher."""
+    if not hasattr(shared.sd_model, "forge_objects"):
+        return module.Probe(lambda: unet_of(shared.sd_model), shared.state)
+    patchers = load("probe_patchers")
+    return module.Probe(lambda: unet_of(shared.sd_model), shared.state, lambda: patchers.leftovers(shared.sd_model))
 
 
 def unet_of(model):
-    """The module that is evaluated; Forge's and reForge's is in a patcher."""
+    """The module that is evaluated."""
     holder = model.forge_objects.unet if hasattr(model, "forge_objects") else model
     return holder.model.diffusion_model
 
 
 def add_routes(_, app):
     """`/probe/plan`, `/probe/state` and others."""
-    spec = importlib.util.spec_from_file_location("rival_probe", PROBE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    probe = module.Probe(lambda: unet_of(shared.sd_model), shared.state)
+    if hasattr(sd_models, "forge_model_reload"):
+        # Forge loads no checkpoint before the first request
+        sd_models.forge_model_reload()
+    module = load("probe")
+    probe = watched(module)
     # a checkpoint that a request loads brings its own UNet
     script_callbacks.on_model_loaded(lambda model: probe.watch(unet_of(model)))
 
