@@ -39,8 +39,8 @@ from rival_ext.report import Report
 from rival_ext.settings import FIELDS, Settings, parse_settings, stood_for
 from rival_ext.store import ChainStore
 from rival_ext.ui.axes import cell_of
-from rival_ext.ui.brush import with_strokes
 from rival_ext.ui.infotext import REPORT, REPORT_OF_HIRES, settings_to_infotext
+from rival_ext.ui.strokes import with_strokes
 
 __all__ = ["STORE", "announce", "arm", "is_stored"]
 

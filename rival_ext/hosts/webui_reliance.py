@@ -126,7 +126,7 @@ RELIANCE = {
         "TabItem(label, elem_id=)",
         "Tabs(elem_id=)",
         "Textbox(value=, label=, placeholder=, visible=, elem_id=)",
-        "update(value=, visible=)",
+        *("components", "update(value=, visible=)"),
         "events.EventListenerMethod.__call__(fn=, inputs=, outputs=, _js=, show_progress=)",
     ],
     "psutil": ["virtual_memory()"],
@@ -151,6 +151,9 @@ OF_KIND: dict[Kind, dict[str, list[str]]] = {
     "Forge": {
         **_PATCHED,
         "gradio": ["Image(type=, image_mode=, height=, label=, elem_id=)"],
+        "modules_forge.forge_canvas.canvas": [
+            "ForgeCanvas(elem_id=, height=, scribble_color=, scribble_width=)",
+        ],
         "modules.ui_components": ["ToolButton(value, elem_id=)"],
         "backend.attention": ["attention_function"],
         "backend.nn.unet": ["IntegratedUNet2DConditionModel"],
@@ -181,6 +184,12 @@ OF_KIND: dict[Kind, dict[str, list[str]]] = {
 """What is relied on in one kind of WebUI alone."""
 
 
+def relied_on(in_kind: Kind) -> dict[str, list[str]]:
+    """The whole table for one kind of WebUI."""
+    of_kind = OF_KIND[in_kind]
+    return {name: [*RELIANCE.get(name, []), *of_kind.get(name, [])] for name in {**RELIANCE, **of_kind}}
+
+
 def check() -> None:
     """Raises RivalError for what of the table this WebUI has not; it takes a tenth of a second or so."""
     missing = list(lacking())
@@ -191,7 +200,7 @@ def check() -> None:
 
 def lacking() -> Iterator[str]:
     """Each row that does not hold, as it stands in the table; of a module that is not there its name alone."""
-    for name, entries in [*RELIANCE.items(), *OF_KIND[kind()].items()]:
+    for name, entries in relied_on(kind()).items():
         try:
             module = import_module(name)
         except ImportError:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gradio as gr
-from PIL import Image
 
-from rival_ext.settings import SLOTS
 from rival_ext.ui.gradio_kind import IS_GRADIO_3, JS
 
 HEIGHT = 320
@@ -61,13 +59,3 @@ class Canvas:
 def brush(label: str, elem_id: str) -> Brush:
     """One of the two, here."""
     return Sketch(label, elem_id) if IS_GRADIO_3 else Canvas(label, elem_id)
-
-
-def with_strokes(values: Mapping[str, Any], strokes: Sequence[Any]) -> dict[str, Any]:
-    """The values of the fields, each exemplar with the strokes on it where these came apart from it."""
-    painted = dict(values)
-    for ending, picture in zip(SLOTS, strokes, strict=False):
-        name = "exemplar" + ending
-        if isinstance(picture, Image.Image) and isinstance(values.get(name), Image.Image):
-            painted[name] = {"image": values[name], "mask": picture.getchannel("A")}
-    return painted

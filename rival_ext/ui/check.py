@@ -12,10 +12,10 @@ from modules.call_queue import wrap_gradio_gpu_call
 from modules.infotext_utils import create_override_settings_dict
 
 from rival_ext.settings import FIELDS, Settings, parse_settings
-from rival_ext.ui.brush import with_strokes
 from rival_ext.ui.exemplar_prompt import image_of
 from rival_ext.ui.gradio_kind import JS
 from rival_ext.ui.host_controls import IMAGES, HostControls
+from rival_ext.ui.strokes import with_strokes
 
 if TYPE_CHECKING:
     from rival_ext.hosts.webui_check import Checked

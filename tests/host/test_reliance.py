@@ -14,12 +14,25 @@ import pytest
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts import webui_reliance
-from rival_ext.hosts.webui_reliance import RELIANCE, check, lacking
+from rival_ext.hosts.webui_reliance import OF_KIND, check, lacking, relied_on
 from tests.host.asking import request
 from tests.host.conftest import new_checkpoint
 from tests.host.servers import ROOT, StandInServer
 from tests.host.standin import modules, plot
 from tests.host.standin.model import Checkpoint
+
+HOSTS = ("modules", "gradio", "backend", "ldm_patched", "modules_forge")
+"""Packages of theirs."""
+
+RELIANCE = relied_on("AUTOMATIC1111")
+"""The stand-in's."""
+
+OF_ALL = {
+    module: [entry for kind in OF_KIND for entry in relied_on(kind).get(module, ())]
+    for kind in OF_KIND
+    for module in relied_on(kind)
+}
+"""Each kind's own files are in the checkout as well."""
 
 ROWS = [(module, entry) for module, entries in RELIANCE.items() for entry in entries]
 NAMES = [(module, entry) for module, entry in ROWS if "(" not in entry and "." not in entry]
@@ -209,10 +222,10 @@ def imported_names(tree):
     """By its name in the file, what is imported of the host and of gradio."""
     names = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("modules", "gradio"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in HOSTS:
             names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         if isinstance(node, ast.Import):
-            hosts = [alias for alias in node.names if alias.name.partition(".")[0] in ("modules", "gradio", "psutil")]
+            hosts = [alias for alias in node.names if alias.name.partition(".")[0] in (*HOSTS, "psutil")]
             names |= {alias.asname or alias.name: alias.name for alias in hosts}
     return names
 
@@ -242,7 +255,7 @@ def _is(node, name):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_what_a_file_uses_of_the_host_is_in_the_table(path):
-    rows = {f"{module}.{entry.partition('(')[0]}" for module, entry in ROWS}
+    rows = {f"{module}.{entry.partition('(')[0]}" for module, entries in OF_ALL.items() for entry in entries}
     # a row for something that an object has is one for the object
     rows |= {row.rpartition(".")[0] for row in rows} | OWN
     for name in used(ast.parse(path.read_text())):
@@ -254,7 +267,7 @@ def test_what_a_file_uses_of_the_host_is_in_the_table(path):
 @pytest.mark.parametrize("name", INSTANCES)
 def test_what_is_asked_of_the_hosts_instances_is_in_the_table(name):
     module, of = INSTANCES[name]
-    rows = {entry.partition("(")[0].rpartition(".") for entry in RELIANCE[module]}
+    rows = {entry.partition("(")[0].rpartition(".") for entry in OF_ALL[module]}
     known = {attribute for owner, _, attribute in rows if owner.startswith(of)} | OF_THE_SCRIPT.get(name, set())
     asked = {path.name: attributes(ast.parse(path.read_text()), name) - known for path in SOURCES}
     assert {file: names for file, names in asked.items() if names} == {}

@@ -208,6 +208,8 @@ def install(checkpoint):
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
+    # gradio 3 is known by this
+    gradio.components = SimpleNamespace(IOComponent=Control)
     gradio.update = lambda **changed: changed
     gradio.Request = Request
     gradio.events = SimpleNamespace(EventListenerMethod=EventListenerMethod)
