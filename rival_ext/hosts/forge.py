@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rival_ext.hosts.patched import FAMILIES, PatchedModel
 from rival_ext.hosts.webui_neighbours import instance_attribute
-from rival_ext.hosts.webui_samplers import SigmaForm
+from rival_ext.hosts.webui_samplers import SigmaForm, correct_last_noise
 
 TEXT, INPAINTING = 4, 9
 """Channels that a UNet sees."""
@@ -115,6 +115,9 @@ class ForgeModel(PatchedModel):
             instance_attribute(predictor, "noise_scaling", lambda *_, **__: noisy),
         ):
             yield
+
+    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+        correct_last_noise(denoiser, correction)
 
     def fingerprint(self) -> Iterator[object]:
         unet = self._exemplars_unet

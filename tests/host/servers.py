@@ -38,8 +38,8 @@ IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
 """Of the queue, between requests."""
 PLOT = "x/y/z plot"
 NO_AXIS = [0, "", []]
-OPTIONS_OF_PLOT = [True, True, False, False, False, False, False, 0, True]
-"""A legend, the cells beside the grid, and the values of an axis written as text."""
+OPTIONS_OF_PLOT = [True, False, False, False, False, False, 0, True]
+"""The cells beside the grid, and the values of an axis written as text."""
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
 REFINER = "refiner.ckpt"
@@ -174,7 +174,7 @@ class WebuiServer:
     """A WebUI started for these tests with folders of its own; the one it belongs to is only read.
 
     title, variable: of such a WebUI in a sentence; what names its folder. default: where else it is looked for.
-    cpu: flags for the CPU in 32 bits.
+    cpu: flags for the CPU in 32 bits. legend: options of its plot, from the legend's to the cells'.
     """
 
     name: str
@@ -182,6 +182,7 @@ class WebuiServer:
     variable: str
     default: Path | None = None
     cpu: tuple[str, ...]
+    legend = (True,)
 
     @classmethod
     def folder(cls) -> Path | None:
@@ -358,7 +359,7 @@ class WebuiServer:
         if plotted:
             labels = self.axes(kind)
             axes = [value for label, values in plotted for value in (labels.index(label), values, [])]
-            payload |= {"script_name": PLOT, "script_args": [*axes, *NO_AXIS, *OPTIONS_OF_PLOT]}
+            payload |= {"script_name": PLOT, "script_args": [*axes, *NO_AXIS, *self.legend, *OPTIONS_OF_PLOT]}
         response = self.client.post(f"/sdapi/v1/{kind}", json=payload)
         body = response.json()
         if response.status_code != 200:
@@ -411,6 +412,8 @@ class ReforgeServer(WebuiServer):
     title = "real reForge"
     variable = "RIVAL_REFORGE"
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+    # no labels in the cells, the grid, and one of them
+    legend = (True, False, False, 0)
 
 
 WEBUIS = {server.name: server for server in (RealServer, ForgeServer, ReforgeServer)}
