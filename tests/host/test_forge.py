@@ -1,4 +1,4 @@
-"""On a real Forge: its own neighbours, checkpoints of every family, the pictures of AUTOMATIC1111's WebUI."""
+"""On a real Forge: its own neighbours, and checkpoints of every family."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.host.families import (
     given_folder,
     place,
 )
-from tests.host.servers import ForgeServer, RealServer, base64_of, checkpoint_in
+from tests.host.servers import ForgeServer, base64_of, checkpoint_in
 from tests.host.test_families import hole
 
 pytestmark = pytest.mark.long
@@ -166,53 +166,3 @@ def test_forge_other_checkpoints_are_refused_before_sampling(server, family):
     assert "this checkpoint is none of Stable Diffusion 1, 2 or XL" in answer.sentence
     assert server.calls() == 0
     assert largest_difference(pictures(server, {}), pictures(server, {})) == 0
-
-
-# beside AUTOMATIC1111's
-
-SAMPLERS = [("DDIM", "Automatic"), ("Euler", "Automatic"), ("Euler a", "Automatic"), ("Heun", "Automatic")]
-SAMPLERS += [("DPM++ 2M", "Karras"), ("DPM++ SDE", "Karras"), ("UniPC", "Automatic"), ("LCM", "Automatic")]
-MODES = {
-    "variation": {},
-    "live": {"features": "live"},
-    "exact": {"exact": True, "exemplar_prompt": "a pizza"},
-    "fine, half": {"layers": "fine", "strength": 0.5},
-    "edit": {"mode": "edit", "exemplar_prompt": "a pizza"},
-    "other exemplar": {"exemplar": HOUSE, "weight": 0.5},
-}
-NEAR = 1.0
-"""RMS of 255ths."""
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory):
-    yield from started(RealServer, tmp_path_factory.mktemp("webui"))
-
-
-def rms(some, others):
-    return float(np.sqrt(np.mean((np.stack(some).astype(float) - np.stack(others)) ** 2)))
-
-
-@pytest.mark.parametrize(("sampler", "scheduler"), SAMPLERS)
-def test_forge_gives_what_the_other_webui_gives(server, others, sampler, scheduler):
-    """As far as their plain pictures agree."""
-    fields = {"sampler_name": sampler, "scheduler": scheduler, "steps": 20, "batch_size": 2}
-    fields["override_settings"] = {"randn_source": "CPU"}
-    plain, varied = (rms(*(pictures(each, wanted, **fields) for each in (server, others))) for wanted in (None, {}))
-    print(f"{sampler}: plain {plain:.2f}, varied {varied:.2f}")
-    assert varied <= max(NEAR, 2 * plain)
-
-
-@pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
-def test_forge_gives_what_the_other_webui_gives_in_each_mode(server, others, settings):
-    fields = {"sampler_name": "DDIM", "steps": 20, "override_settings": {"randn_source": "CPU"}}
-    apart = rms(*(pictures(each, settings, **fields) for each in (server, others)))
-    print(f"{apart:.2f}")
-    assert apart <= NEAR
-
-
-def test_forge_an_exemplars_transparency_and_size_are_seen_alike(server, others):
-    image = exemplar("pizza-emojione-yellow")
-    settings = {"exemplar": base64_of(image.resize((200, 96)))}
-    fields = {"sampler_name": "Euler", "override_settings": {"randn_source": "CPU"}}
-    assert rms(*(pictures(each, settings, **fields) for each in (server, others))) <= NEAR
