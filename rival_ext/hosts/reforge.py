@@ -29,9 +29,16 @@ SAMPLING = "model_sampling"
 TEXT, INPAINTING = 4, 9
 """Channels that a UNet sees."""
 
+SOLVERS = "sample_ode_"
+"""What the samplers' functions are called that leave the levels to a solver."""
+
 
 class ReforgeSigmaForm(SigmaForm):
     """k-diffusion counts in the sigmas of the model's own schedule."""
+
+    @staticmethod
+    def is_adaptive(sampler: Any) -> bool:
+        return SigmaForm.is_adaptive(sampler) or sampler.func.__name__.startswith(SOLVERS)
 
     @staticmethod
     def alphas(sampler: Any) -> Tensor:
@@ -47,6 +54,7 @@ class ReforgeModel(PatchedModel):
     def __init__(self, p: Any):
         super().__init__(p)
         self._asked = self.engine.forge_objects.unet
+        self._unguided: Tensor | None = None
 
     def is_known(self) -> bool:
         unet, sampling = self.unet, self._asked.get_model_object(SAMPLING)
@@ -99,14 +107,21 @@ class ReforgeModel(PatchedModel):
         def evaluate(asked: dict[str, Any]) -> list[Tensor]:
             board.is_own_pass = True
             try:
-                return usual(asked)
+                evaluated = usual(asked)
             finally:
                 board.is_own_pass = False
+            self._unguided = evaluated[1]
+            return evaluated
 
         unet.set_model_sampler_calc_cond_batch_function(evaluate)
 
     def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
         return instance_attribute(denoiser, "init_latent", clean)
+
+    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+        # in place: the sampler has looked at it already
+        if self._unguided is not None:
+            self._unguided += correction
 
     def fingerprint(self) -> Iterator[object]:
         unet = self._exemplars_unet

@@ -358,9 +358,7 @@ def _guided_by(host: WebuiHost, guide: Guide) -> Iterator[None]:
         if noise is predicted:
             return output
         corrected_output = form.output_of(noise, x, level).to(x)
-        if denoiser.need_last_noise_uncond:
-            # DDIM CFG++ takes its direction from here
-            denoiser.last_noise_uncond = denoiser.last_noise_uncond + corrected_output - output
+        host.model.correct_unguided(denoiser, corrected_output - output)
         return corrected_output
 
     with instance_attribute(denoiser, "forward", forward):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rival_ext.attention import Layers, self_attention_layers
 from rival_ext.hosts.webui_neighbours import evaluates_tiles, instance_attribute, references_apart, undisturbed
-from rival_ext.hosts.webui_samplers import SamplerForm, SigmaForm, TimestepForm
+from rival_ext.hosts.webui_samplers import SamplerForm, SigmaForm, TimestepForm, correct_last_noise
 
 FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
 """The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
@@ -119,6 +119,9 @@ class LdmModel:
 
     def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
         return instance_attribute(denoiser, "init_latent", clean)
+
+    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+        correct_last_noise(denoiser, correction)
 
     def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
         switched: bool = sd_samplers_common.apply_refiner(denoiser, sigma)

@@ -74,6 +74,10 @@ class LoadedModel(Protocol):
         clean: in the form that it blends in. noisy: the chain's latent, variance-exploding.
         """
 
+    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+        """Adds what the guide has changed in the denoiser's answer to its prediction without the prompt, where the
+        sampler takes its direction from that (CFG++)."""
+
     def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
         """Switches to the refiner where the host would in this call, and says whether it has just done so."""
 

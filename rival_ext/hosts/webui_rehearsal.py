@@ -7,7 +7,7 @@ ancestral steps, churn, restarts) is read from the sampler itself and not comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
@@ -34,6 +34,11 @@ class Rehearsal:
     adds_noise: bool = False
 
 
+SEEING = "sampler_post_cfg_function"
+"""What reForge's CFG++ samplers hand their denoiser, to see what it predicts without the prompt."""
+
+NOTHING: Mapping[str, Any] = {}
+
 LOUD = 1e8
 """What is drawn in place of random numbers: wherever it reaches a latent, it is seen there."""
 
@@ -54,11 +59,13 @@ def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequ
     seen = Rehearsal()
     loud = Loud(latents[0].device)
 
-    def denoise(x: Tensor, clock: Tensor, *_: Any, **__: Any) -> Tensor:
+    def denoise(x: Tensor, clock: Tensor, *_: Any, model_options: Mapping[str, Any] = NOTHING, **__: Any) -> Tensor:
         seen.clocks.append(float(clock.max()))
         seen.adds_noise |= bool(x.abs().max() > LOUD**0.5)
-        # what DDIM CFG++ takes from its denoiser beside the answer
+        # what CFG++ takes from its denoiser beside the answer
         denoiser.last_noise_uncond = torch.zeros_like(x)
+        for see in model_options.get(SEEING, ()):
+            see({"denoised": x, "uncond_denoised": torch.zeros_like(x)})
         return torch.zeros_like(x)
 
     function = sampler.func

@@ -66,6 +66,12 @@ def clean_prediction(chain: Chain, noise_level: float) -> Tensor:
     return chain.latent(noise_level) - noise_level * chain.slope(noise_level)
 
 
+def correct_last_noise(denoiser: Any, correction: Tensor) -> None:
+    """Adds a correction of the denoiser's answer to the noise that DDIM CFG++ takes its direction from."""
+    if denoiser.need_last_noise_uncond:
+        denoiser.last_noise_uncond = denoiser.last_noise_uncond + correction
+
+
 class SigmaForm:
     """k-diffusion: counts in sigma, holds variance-exploding latents, its denoiser returns the clean latent."""
 
@@ -73,7 +79,7 @@ class SigmaForm:
         self.sampler = sampler
         self.schedule = NoiseSchedule.of_alphas(self.alphas(sampler))
         self.visits = rehearsal.clocks
-        self.is_predictable = sampler.funcname != ADAPTIVE
+        self.is_predictable = not self.is_adaptive(sampler)
         arguments = rehearsal.arguments
         if "sigmas" in arguments:
             self.start_level, self.clean_level = (float(arguments["sigmas"][end]) for end in (0, -1))
@@ -83,6 +89,11 @@ class SigmaForm:
             schedule = sampler.get_sigmas(p, p.steps).tolist()
             self.visits = [level for level in schedule if self.clean_level < level < self.start_level]
             self.visits.insert(0, self.start_level)
+
+    @staticmethod
+    def is_adaptive(sampler: Any) -> bool:
+        """Whether its levels depend on what it samples."""
+        return bool(sampler.funcname == ADAPTIVE)
 
     @staticmethod
     def alphas(sampler: Any) -> Tensor:

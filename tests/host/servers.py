@@ -38,12 +38,12 @@ IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
 """Of the queue, between requests."""
 PLOT = "x/y/z plot"
 NO_AXIS = [0, "", []]
-OPTIONS_OF_PLOT = [True, True, False, False, False, False, False, 0, True]
-"""A legend, the cells beside the grid, and the values of an axis written as text."""
+OPTIONS_OF_PLOT = [True, False, False, False, False, False, 0, True]
+"""The cells beside the grid, and the values of an axis written as text."""
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
-REFINER = "tiny-emoji.ckpt"
-"""Name of its second checkpoint: of the first one's name, and so of its description, which is of the same shape."""
+REFINER = "refiner.ckpt"
+"""Name of its second checkpoint, which is of the same shape; Forge knows it by this without its end."""
 STYLE = ("contract", "{prompt}, (yellow:1.3) [red:brown:0.5]", "a house, blue")
 """A style that it finds: its name, its prompt around the request's own, and its negative prompt."""
 
@@ -174,7 +174,7 @@ class WebuiServer:
     """A WebUI started for these tests with folders of its own; the one it belongs to is only read.
 
     title, variable: of such a WebUI in a sentence; what names its folder. default: where else it is looked for.
-    cpu: flags for the CPU in 32 bits.
+    cpu: flags for the CPU in 32 bits. legend: options of its plot, from the legend's to the cells'.
     """
 
     name: str
@@ -182,6 +182,7 @@ class WebuiServer:
     variable: str
     default: Path | None = None
     cpu: tuple[str, ...]
+    legend = (True,)
 
     @classmethod
     def folder(cls) -> Path | None:
@@ -239,7 +240,8 @@ class WebuiServer:
         torch.save(_refiner(checkpoint), checkpoint.with_name(REFINER), _use_new_zipfile_serialization=False)
         description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
         description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
-        checkpoint.with_suffix(".yaml").write_text(description)
+        for described in (checkpoint, checkpoint.with_name(REFINER)):
+            described.with_suffix(".yaml").write_text(description)
         (data / "styles.csv").write_text('name,prompt,negative_prompt\n"{}","{}","{}"\n'.format(*STYLE))
         (data / "models" / "Lora").mkdir()
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
@@ -357,7 +359,7 @@ class WebuiServer:
         if plotted:
             labels = self.axes(kind)
             axes = [value for label, values in plotted for value in (labels.index(label), values, [])]
-            payload |= {"script_name": PLOT, "script_args": [*axes, *NO_AXIS, *OPTIONS_OF_PLOT]}
+            payload |= {"script_name": PLOT, "script_args": [*axes, *NO_AXIS, *self.legend, *OPTIONS_OF_PLOT]}
         response = self.client.post(f"/sdapi/v1/{kind}", json=payload)
         body = response.json()
         if response.status_code != 200:
@@ -390,12 +392,17 @@ class RealServer(WebuiServer):
 
 
 class ForgeServer(WebuiServer):
-    """Forge; `small_checkpoint.py` in the probe's extension lets it load the small checkpoint."""
+    """Forge."""
 
     name = "forge"
     title = "real Forge"
     variable = "RIVAL_FORGE"
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+
+    def txt2img(self, **payload):
+        # left out, the one is an error and the other is 1
+        hires = {"hr_additional_modules": ["Use same choices"], "hr_cfg": payload.get("cfg_scale", 7)}
+        return super().txt2img(**(hires if payload.get("enable_hr") else {}), **payload)
 
 
 class ReforgeServer(WebuiServer):
@@ -405,6 +412,8 @@ class ReforgeServer(WebuiServer):
     title = "real reForge"
     variable = "RIVAL_REFORGE"
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+    # no labels in the cells, the grid, and one of them
+    legend = (True, False, False, 0)
 
 
 WEBUIS = {server.name: server for server in (RealServer, ForgeServer, ReforgeServer)}

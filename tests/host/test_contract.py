@@ -57,7 +57,8 @@ def test_every_schedule_of_the_host_is_recorded_and_injected_in_all_its_steps(se
         text = infotext(server, {}, sampler_name=sampler, scheduler=schedule, steps=5)
         injected, total = re.search(r"10 layers; (\d+) of (\d+) steps injected", text).groups()
         assert injected == total
-        assert int(total) >= 5
+        # some of reForge's own end a step before
+        assert int(total) >= 4
         assert "recorded features" in text
 
 
