@@ -46,8 +46,8 @@ def page(server):
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         page = browser.new_page(viewport=WIDE)
-        page.set_default_timeout(int(os.environ.get("FP_T", "60000")))
-        playwright_api.expect.set_options(timeout=int(os.environ.get("FP_T", "60000")))
+        page.set_default_timeout(60_000)
+        playwright_api.expect.set_options(timeout=60_000)
         page.goto(f"{server.url}/?__theme=light")
         page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
         yield page
