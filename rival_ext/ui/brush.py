@@ -70,9 +70,9 @@ def as_file(picture: Image.Image | None) -> str | None:
     for name, text in picture.info.items():
         if isinstance(name, str) and isinstance(text, str):
             said.add_text(name, text)
-    file = BytesIO()
-    picture.convert("RGBA").save(file, format="PNG", pnginfo=said)
-    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
+    buffer = BytesIO()
+    picture.convert("RGBA").save(buffer, format="PNG", pnginfo=said)
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
 
 
 def brush(label: str, elem_id: str) -> Brush:
