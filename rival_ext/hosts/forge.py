@@ -20,6 +20,9 @@ from rival_ext.hosts.patched import FAMILIES, PatchedModel
 from rival_ext.hosts.webui_neighbours import instance_attribute
 from rival_ext.hosts.webui_samplers import SigmaForm, correct_last_noise
 
+TEXT, INPAINTING = 4, 9
+"""Channels that a UNet sees."""
+
 FLOW = "const"
 """What the host calls the prediction of flow matching."""
 
@@ -46,12 +49,13 @@ class ForgeModel(PatchedModel):
         return (
             any(getattr(engine, family, False) for family in FAMILIES)
             and isinstance(self.unet, IntegratedUNet2DConditionModel)
+            and self.unet.in_channels in (TEXT, INPAINTING)
             and engine.forge_objects.unet.model.predictor.prediction_type != FLOW
             and type(engine).__name__ != REFINER
         )
 
     def changes_an_image(self) -> bool:
-        # the host loads none of these
+        # the host takes these for inpainting checkpoints, and fails
         return False
 
     def is_inpainting(self) -> bool:

@@ -172,14 +172,14 @@ class FamiliesServer(RealServer):
         RealServer._add_options(data, SETTINGS)
         for family in (*FAMILIES, REFUSED):
             if family is not SD1:
-                _place(family, checkpoint_in(data).parent)
+                place(family, checkpoint_in(data).parent)
 
     def layers(self) -> int:
         """How many self-attention layers the UNet has that is loaded now."""
         return self._state()["layers"]
 
 
-def _place(family: Family, folder: Path) -> None:
+def place(family: Family, folder: Path) -> None:
     """Writes a family's checkpoint and its description beside SD 1.x's, which is there."""
     given = given_folder() if family.source != TRAINED else folder
     assert given is not None

@@ -42,8 +42,8 @@ OPTIONS_OF_PLOT = [True, False, False, False, False, False, 0, True]
 """The cells beside the grid, and the values of an axis written as text."""
 LORA = "contract"
 """Name of the LoRA that a real server finds in its models."""
-REFINER = "tiny-emoji.ckpt"
-"""Name of its second checkpoint: of the first one's name, and so of its description, which is of the same shape."""
+REFINER = "refiner.ckpt"
+"""Name of its second checkpoint, which is of the same shape; Forge knows it by this without its end."""
 STYLE = ("contract", "{prompt}, (yellow:1.3) [red:brown:0.5]", "a house, blue")
 """A style that it finds: its name, its prompt around the request's own, and its negative prompt."""
 
@@ -240,7 +240,8 @@ class WebuiServer:
         torch.save(_refiner(checkpoint), checkpoint.with_name(REFINER), _use_new_zipfile_serialization=False)
         description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
         description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
-        checkpoint.with_suffix(".yaml").write_text(description)
+        for described in (checkpoint, checkpoint.with_name(REFINER)):
+            described.with_suffix(".yaml").write_text(description)
         (data / "styles.csv").write_text('name,prompt,negative_prompt\n"{}","{}","{}"\n'.format(*STYLE))
         (data / "models" / "Lora").mkdir()
         save_file(_lora(), data / "models" / "Lora" / f"{LORA}.safetensors")
@@ -391,12 +392,17 @@ class RealServer(WebuiServer):
 
 
 class ForgeServer(WebuiServer):
-    """Forge; `small_checkpoint.py` in the probe's extension lets it load the small checkpoint."""
+    """Forge."""
 
     name = "forge"
     title = "real Forge"
     variable = "RIVAL_FORGE"
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
+
+    def txt2img(self, **payload):
+        # left out, the one is an error and the other is 1
+        hires = {"hr_additional_modules": ["Use same choices"], "hr_cfg": payload.get("cfg_scale", 7)}
+        return super().txt2img(**(hires if payload.get("enable_hr") else {}), **payload)
 
 
 class ReforgeServer(WebuiServer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -11,8 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
-from tests.host.conftest import SKIPPED
-from tests.host.servers import LORA, REFINER, RealServer, base64_of, checkpoint_in, real_folder
+from tests.host.servers import LORA, REFINER, WEBUIS, base64_of, checkpoint_in
 
 pytestmark = pytest.mark.long
 
@@ -220,6 +220,8 @@ def test_the_kept_part_of_a_latent_comes_back_as_it_was(server, sampler):
 def test_soft_inpainting(server, only_masked):
     if server.name == "stand-in":
         pytest.skip("stand-in: it has no Soft inpainting")
+    if server.name != "real" and os.cpu_count() <= 6:
+        pytest.skip("real Forge: its Soft inpainting, and that of reForge, gives the photo back on six cores or fewer")
     answers = []
     for settings in ({}, None):
         payload = request(**painting(settings, inpaint_full_res=only_masked, mask_blur=4))
@@ -374,7 +376,7 @@ def test_strength_nought_injects_nothing(server, mode):
     assert largest_difference(pictures(server, {"mode": mode, **replaced}), pictures(server, nought)) > 20
     ways = [pictures(server, {**nought, **way}) for way in (replaced, concatenated)]
     # the inversion is stored by now: what is hooked is the generation's
-    assert not any("attn1" in hooked for hooked in server.hooked())
+    assert not any("attn1:" in hooked for hooked in server.hooked())
     assert largest_difference(*ways) == 0
 
 
@@ -501,30 +503,34 @@ def test_injection_ends_with_the_switch_to_a_refiner(server, kind):
 # a checkpoint for inpainting
 
 
-class InpaintingServer(RealServer):
+def of_inpainting(webui):
     """A real server whose checkpoint sees the mask and the masked picture beside the latent."""
 
-    @staticmethod
-    def _fill(data, with_extension):
-        RealServer._fill(data, with_extension)
-        checkpoint = checkpoint_in(data)
-        weights = load_file(checkpoint)
-        name = "model.diffusion_model.input_blocks.0.0.weight"
-        seen_beside = np.random.default_rng(3).normal(size=(len(weights[name]), 5, 3, 3)) * 0.02
-        weights[name] = np.concatenate([weights[name], seen_beside.astype(weights[name].dtype)], axis=1)
-        save_file(weights, checkpoint)
-        description = checkpoint.with_suffix(".yaml")
-        text = description.read_text().replace("LatentDiffusion", "LatentInpaintDiffusion")
-        text = text.replace("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null")
-        # the UNet's, the first of two
-        description.write_text(text.replace("in_channels: 4", "in_channels: 9", 1))
+    class InpaintingServer(webui):
+        @staticmethod
+        def _fill(data, with_extension):
+            webui._fill(data, with_extension)
+            checkpoint = checkpoint_in(data)
+            weights = load_file(checkpoint)
+            name = "model.diffusion_model.input_blocks.0.0.weight"
+            seen_beside = np.random.default_rng(3).normal(size=(len(weights[name]), 5, 3, 3)) * 0.02
+            weights[name] = np.concatenate([weights[name], seen_beside.astype(weights[name].dtype)], axis=1)
+            save_file(weights, checkpoint)
+            description = checkpoint.with_suffix(".yaml")
+            text = description.read_text().replace("LatentDiffusion", "LatentInpaintDiffusion")
+            text = text.replace("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null")
+            # the UNet's, the first of two
+            description.write_text(text.replace("in_channels: 4", "in_channels: 9", 1))
+
+    return InpaintingServer
 
 
-@pytest.fixture(scope="module")
-def inpainting_server(tmp_path_factory):
-    if real_folder() is None:
-        pytest.skip(SKIPPED)
-    server = InpaintingServer(real_folder(), tmp_path_factory.mktemp("webui"))
+@pytest.fixture(scope="module", params=WEBUIS)
+def inpainting_server(request, tmp_path_factory):
+    webui = WEBUIS[request.param]
+    if webui.folder() is None:
+        pytest.skip(webui.skipped())
+    server = of_inpainting(webui)(webui.folder(), tmp_path_factory.mktemp("webui"))
     try:
         yield server
     finally:
@@ -532,7 +538,7 @@ def inpainting_server(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_checkpoint_for_inpainting_on_a_real_webui(inpainting_server, sampler):
+def test_a_checkpoint_for_inpainting(inpainting_server, sampler):
     guided, plain = paint_both(inpainting_server, sampler_name=sampler)
     holds(guided, plain, kept(0))
     filled = from_text(inpainting_server, uploaded(), sampler_name=sampler)

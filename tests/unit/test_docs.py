@@ -88,7 +88,10 @@ def test_links_lead_somewhere(path):
 SAID = {"RivalError": 0, "HTTPException": 1, "note": 0, "Verdict": 1}
 """What tells the user something -> which of its arguments is the sentence."""
 
-TABLES = {"hosts/webui_refusals.py", "ui/forecast.py"}
+REFUSALS = {"hosts/webui_refusals.py", "hosts/webui_ldm.py", "hosts/patched.py"}
+"""Files with a table of refusals."""
+
+TABLES = {*REFUSALS, "ui/forecast.py"}
 """Files whose sentences stand in a table or are yielded."""
 
 VARIABLE = "\0"
@@ -117,7 +120,7 @@ class Sentences(ast.NodeVisitor):
     def visit_Dict(self, node):
         if self.name in TABLES:
             # a table of refusals has them for keys, one of notes for values
-            parts = node.keys if self.name.endswith("refusals.py") else node.values
+            parts = node.keys if self.name in REFUSALS else node.values
             self.found += [text for part in parts if part for text in self.texts(part) if " " in text]
         self.generic_visit(node)
 
@@ -180,6 +183,7 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
     text = words(page("troubleshooting.md"))
     said = {
         "hosts/webui.py": ["stopped in the inversion at step "],
+        "hosts/patched.py": ["another extension's attention stands in for "],
         "ui/forecast.py": ["RIVAL is switched off: tick the box in its title."],
         "ui/check.py": ["It did not fit the memory budget and is not stored."],
         "ui/exemplar_prompt.py": [
