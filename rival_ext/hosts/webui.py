@@ -199,7 +199,7 @@ class GuidedSampling:
         begun = time.perf_counter()
         for note in host.model.notes():
             report.note(note)
-        with host.model.guided(), _guided_by(host, guide), count_rows(host.unet) as rows:
+        with host.model.guided(), _guided_by(host, guide, latents[0].shape[2:]), count_rows(host.unet) as rows:
             samples = sample(self.kind.start(host, guide, *latents))
         report.rows.generation = sum(rows)
         report.seconds.generation = time.perf_counter() - begun
@@ -318,8 +318,8 @@ def _form_of(p: Any, model: LoadedModel, rehearsal: Rehearsal) -> SamplerForm:
 
 
 @contextmanager
-def _guided_by(host: WebuiHost, guide: Guide) -> Iterator[None]:
-    """The guide stands around every call of the host's guided denoiser."""
+def _guided_by(host: WebuiHost, guide: Guide, size: Sequence[int]) -> Iterator[None]:
+    """The guide stands around every call of the host's guided denoiser for a latent of this height and width."""
     denoiser, form = host.p.sampler.model_wrap_cfg, host.form
     host_forward = denoiser.forward
     checkpoint = shared.sd_model.sd_checkpoint_info
@@ -330,6 +330,9 @@ def _guided_by(host: WebuiHost, guide: Guide) -> Iterator[None]:
             cond, uncond = (denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
         if shared.sd_model.sd_checkpoint_info is not checkpoint:
             guide.report.note("injection ended with the switch to the refiner, whose features are others")
+            return host_forward(x, sigma, uncond, cond, *args, **kwargs)
+        if x.shape[2:] != size:
+            # some of reForge's samplers try parts of the picture, or a larger one, at a level that these are not of
             return host_forward(x, sigma, uncond, cond, *args, **kwargs)
         level = form.noise_level(float(sigma.max()))
         latent = x / form.scale(level)

@@ -1,54 +1,132 @@
-"""An extension for a real reForge under test: it detects a checkpoint by its shape, and knows the small one's now.
+"""Lets reForge load the small checkpoints of these tests: it knows checkpoints by the shapes of the published ones.
 
-What loads and runs it is reForge's own, as for any Stable Diffusion 1.
+What loads and runs them is reForge's own, as for any checkpoint of their kind.
 """
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parents[4]
-TEXT_ENCODER = ROOT / "demo" / "tiny-emoji-config" / "text_encoder" / "config.json"
-AUTOENCODER = {
-    **{"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": 64},
-    **{"ch_mult": [1, 1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
+TRAINED = Path(__file__).resolve().parents[4] / "demo" / "tiny-emoji-config" / "text_encoder" / "config.json"
+OF_CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
+SMALL_CLIP = {
+    **OF_CLIP,
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"projection_dim": 64, "hidden_act": "quick_gelu"},
 }
-CHANNELS_AT_THE_BOTTOM = 128
-"""Of its autoencoder; Stable Diffusion's has 512."""
+SMALL_OPEN_CLIP = {
+    **OF_CLIP,
+    **{"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 10, "num_attention_heads": 4},
+    **{"projection_dim": 256, "hidden_act": "gelu"},
+}
+HEADS_OF_16 = {"num_heads": -1, "num_head_channels": 16}
+DEPTHS = {"transformer_depth": [0, 0, 1, 1, 2, 2]}
+SMALL_VAE = {
+    **{"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3},
+    **{"attn_resolutions": [], "dropout": 0.0},
+}
+VAES = {
+    128: {**SMALL_VAE, "ch": 64, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1},
+    96: {**SMALL_VAE, "ch": 96, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 0},
+}
+"""By the channels at the bottom; Stable Diffusion's has 512."""
 
 
 def make_known():
-    """Adds the small checkpoint to what reForge detects."""
-    from ldm_patched.modules import sd1_clip, supported_models, supported_models_base
+    """Adds the small checkpoints to what reForge detects."""
+    from ldm_patched.modules import sd1_clip, sdxl_clip, supported_models
+    from ldm_patched.modules.text_encoders import sd2_clip
     from modules_forge import forge_loader
 
-    class TinyTextEncoder(sd1_clip.SDClipModel):
-        def __init__(self, **given):
-            given |= {"textmodel_json_config": json.loads(TEXT_ENCODER.read_text())}
-            super().__init__(**given, return_projected_pooled=False)
+    open_clip = {"layer": "hidden", "layer_idx": -2, "special_tokens": {"start": 49406, "end": 49407, "pad": 0}}
 
-    class TinyTextEncoders(sd1_clip.SD1ClipModel):
-        def __init__(self, **given):
-            super().__init__(**given, clip_model=TinyTextEncoder)
+    def encoders(**configs):
+        """A text encoder for each: its sizes, and how the host reads it."""
 
-    class Tiny(supported_models.SD15):
-        unet_config: ClassVar = {**supported_models.SD15.unet_config, "context_dim": 96, "model_channels": 64}
-        unet_extra_config: ClassVar = {"num_heads": 2, "num_head_channels": -1}
+        def make(device="cpu", dtype=None, model_options=None):
+            made = {
+                name: sd1_clip.SDClipModel(device=device, dtype=dtype, textmodel_json_config=sizes, **reading)
+                for name, (sizes, reading) in configs.items()
+            }
+            model = torch_module(made)
+            model.dtypes = {dtype} - {None}
+            return model
 
-        def clip_target(self, state_dict=None):
-            return supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, TinyTextEncoders)
+        return make
 
-    supported_models.models.insert(0, Tiny)
+    def smaller(published, tokenizer, clip, unet, heads):
+        """One of the host's kinds of checkpoint, known by other sizes of its UNet."""
+        target = SimpleNamespace(tokenizer=tokenizer, clip=clip, params={})
+        settings = {
+            "unet_config": {**published.unet_config, **unet},
+            "unet_extra_config": {**published.unet_extra_config, **heads},
+            "clip_target": lambda self, state_dict=None: target,
+        }
+        return type(published.__name__, (published,), settings)
+
+    trained = {"return_projected_pooled": False}
+    first = {"layer_norm_hidden_state": False}
+    second = {**open_clip, "layer_norm_hidden_state": False}
+    supported_models.models[:0] = [
+        smaller(
+            supported_models.SD15,
+            sd1_clip.SD1Tokenizer,
+            encoders(clip_l=(json.loads(TRAINED.read_text()), trained)),
+            {"context_dim": 96, "model_channels": 64},
+            {"num_heads": 2},
+        ),
+        smaller(
+            supported_models.SD20,
+            sd2_clip.SD2Tokenizer,
+            encoders(clip_h=(SMALL_OPEN_CLIP, open_clip)),
+            {"context_dim": 256, "model_channels": 32},
+            HEADS_OF_16,
+        ),
+        smaller(
+            supported_models.SDXLRefiner,
+            sdxl_clip.SDXLTokenizer,
+            encoders(clip_g=(SMALL_OPEN_CLIP, second)),
+            {
+                "context_dim": 256,
+                "model_channels": 32,
+                "adm_in_channels": 1536,
+                "transformer_depth": [0, 0, 1, 1, 2, 2],
+            },
+            HEADS_OF_16,
+        ),
+        smaller(
+            supported_models.SDXL,
+            sdxl_clip.SDXLTokenizer,
+            encoders(clip_l=(SMALL_CLIP, first), clip_g=(SMALL_OPEN_CLIP, second)),
+            {
+                "context_dim": 320,
+                "model_channels": 32,
+                "adm_in_channels": 1792,
+                "transformer_depth": [0, 0, 1, 1, 2, 2],
+            },
+            HEADS_OF_16,
+        ),
+    ]
     autoencoder = forge_loader.VAE
 
-    def tiny_or_not(sd, **given):
+    def small_or_not(sd, **given):
         weight = sd.get("decoder.conv_in.weight")
-        if weight is not None and weight.shape[0] == CHANNELS_AT_THE_BOTTOM:
-            given["config"] = {"params": {"ddconfig": AUTOENCODER, "embed_dim": 4}}
+        if weight is not None and weight.shape[0] in VAES:
+            given["config"] = {"params": {"ddconfig": VAES[weight.shape[0]], "embed_dim": 4}}
         return autoencoder(sd=sd, **given)
 
-    forge_loader.VAE = tiny_or_not
+    forge_loader.VAE = small_or_not
+
+
+def torch_module(parts):
+    """A module with these in it."""
+    import torch
+
+    module = torch.nn.Module()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
 
 
 # once more where the page is built anew, which changes nothing: the first that fits is taken

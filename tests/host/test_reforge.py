@@ -1,0 +1,163 @@
+"""On a real reForge: its own samplers, its own extensions, a checkpoint for inpainting."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.conftest import exemplar
+from tests.host.asking import largest_difference, pictures, request
+from tests.host.families import SD1_EDITING, SD1_INPAINTING, SETTINGS, place
+from tests.host.servers import ReforgeServer, checkpoint_in
+
+pytestmark = pytest.mark.long
+
+ON_PARTS = ["Euler Dy", "Euler SMEA Dy"]
+"""Samplers that try parts of the picture or a larger one on the way."""
+UNGUIDED_FIRST = [
+    *("Euler CFG++", "Euler Ancestral CFG++", "DPM++ 2M CFG++", "DPM++ SDE CFG++", "Euler DY CFG++"),
+    *("Euler SMEA DY CFG++", "Euler A DY CFG++", "RES Multistep CFG++", "RES Multistep Ancestral CFG++"),
+    *("Gradient Estimation CFG++", "DPM++ 2S Ancestral CFG++ Intern"),
+]
+"""Those that take their direction from the prediction without the prompt."""
+COMFY = ["Euler A Comfy", "DPM++ 2M SDE Comfy", "DPM++ SDE Comfy", "Heun Comfy", "Euler A Turbo"]
+OTHERS = [
+    "ER SDE",
+    "SEEDS 2 DP",
+    "SA-Solver-Pece",
+    "DEIS",
+    "IPNDM",
+    "RES Solver",
+    "HeunPP2",
+    "DDPM",
+    "DPM++ SDE Classic",
+]
+SOLVERS = ["ODE (Dopri5)"]
+SAMPLING = "advanced model sampling for reforge"
+NEIGHBOURS = {
+    "SAG": "selfattentionguidance integrated",
+    "FreeU": "freeu integrated",
+    "Kohya HRFix": "kohya hrfix integrated",
+    "RescaleCFG": "rescalecfg for reforge",
+    "Mahiro": "mahiro cfg for reforge",
+}
+"""By title: switched on, all else as the host has it."""
+
+
+class FamiliesOnReforge(ReforgeServer):
+    """With a checkpoint for inpainting and one that edits; it starts with SD 1.x."""
+
+    @staticmethod
+    def _fill(data, with_extension):
+        ReforgeServer._fill(data, with_extension)
+        ReforgeServer._add_options(data, SETTINGS)
+        for family in (SD1_INPAINTING, SD1_EDITING):
+            place(family, checkpoint_in(data).parent)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = ReforgeServer.folder()
+    if folder is None:
+        pytest.skip(ReforgeServer.skipped())
+    started = FamiliesOnReforge(folder, tmp_path_factory.mktemp("reforge"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def defaults(server):
+    """Of each script in img2img the arguments that it takes by itself."""
+    known = server.client.get("/sdapi/v1/script-info").json()
+    return {s["name"]: [arg["value"] for arg in s["args"]] for s in known if s["is_img2img"]}
+
+
+def beside(server, defaults, title, *args, settings=None, **fields):
+    """The answer to a request with these first arguments of another script."""
+    server.plan()
+    payload = request(settings, **fields)
+    asked = [*args, *defaults[title][len(args) :]]
+    payload["alwayson_scripts"] = {**payload.get("alwayson_scripts", {}), title: {"args": asked}}
+    return server.img2img(**payload)
+
+
+def colour_distance(images):
+    """Of the pictures' mean colour from the exemplar's, in 255ths."""
+    photo = np.asarray(exemplar("pizza-emojione-yellow").convert("RGB")).reshape(-1, 3).mean(0)
+    return np.mean([np.abs(image.reshape(-1, 3).mean(0) - photo).mean() for image in images])
+
+
+@pytest.mark.parametrize("sampler", [*UNGUIDED_FIRST, *COMFY, *OTHERS, *ON_PARTS])
+def test_reforges_own_samplers_are_rehearsed_and_guided_in_every_step(server, sampler):
+    plain, guided = (server.img2img(**request(wanted, sampler_name=sampler, steps=10)) for wanted in (None, {}))
+    assert (plain.status, guided.status) == (200, 200), guided.sentence
+    injected, total = map(int, re.search(r"10 layers; (\d+) of (\d+) steps injected", guided.infotexts[0]).groups())
+    # one of them ends a step before
+    assert injected == total >= 9
+    assert "recorded features" in guided.infotexts[0]
+    assert server.leftovers() == []
+    # a direction that the correction does not reach ends in noise, as do steps corrected at a level not their own
+    assert roughness(guided.pictures[0]) < 1.5 * roughness(plain.pictures[0])
+
+
+def roughness(picture):
+    """How much neighbouring pixels differ."""
+    return np.abs(np.diff(picture.astype(float), axis=0)).mean()
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_reforges_solvers_see_the_exemplar_live(server, sampler):
+    answer = server.img2img(**request({}, sampler_name=sampler))
+    assert answer.status == 200, answer.sentence
+    assert "live features" in answer.infotexts[0]
+    assert "the sampler finds its own noise levels" in answer.infotexts[0]
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_reforges_own_extensions_and_rival_both_act(server, defaults, name):
+    title = NEIGHBOURS[name]
+    plain, varied = pictures(server), pictures(server, {})
+    alone, together = (beside(server, defaults, title, True, settings=wanted) for wanted in (None, {}))
+    assert (alone.status, together.status) == (200, 200), together.sentence
+    assert "8 of 8 steps injected" in together.infotexts[0]
+    for others in (plain, varied, alone.pictures):
+        assert largest_difference(together.pictures, others) > 5
+    assert largest_difference(pictures(server, {}), varied) == 0
+    assert largest_difference(pictures(server), plain) == 0
+
+
+def test_reforges_multidiffusion_is_refused(server, defaults):
+    answer = beside(server, defaults, "multidiffusion integrated", True, settings={})
+    assert answer.status == 422
+    assert "MultiDiffusion evaluates tiles" in answer.sentence
+
+
+def test_reforges_chosen_kind_of_prediction_is_the_exemplars_too(server, defaults):
+    """The inversion is another one, and exact at the chosen schedule; what was chosen is gone with the request."""
+    before = pictures(server, {})
+    for kind, zero in (("eps", True), ("v_prediction", False)):
+        chosen = (True, "Discrete", kind, zero)
+        plain = beside(server, defaults, SAMPLING, *chosen)
+        answer = beside(server, defaults, SAMPLING, *chosen, settings={})
+        assert (plain.status, answer.status) == (200, 200), answer.sentence
+        assert "inverted in" in answer.infotexts[0]
+        assert largest_difference(answer.pictures, plain.pictures) > 5
+        assert largest_difference(answer.pictures, before) > 5
+    # the host itself has one more request sample by what was chosen
+    pictures(server)
+    assert largest_difference(pictures(server, {}), before) == 0
+
+
+def test_reforge_inpainting_checkpoint_sees_its_mask_and_the_exemplar(server):
+    chosen = {"override_settings": SD1_INPAINTING.settings()}
+    guided = pictures(server, {}, **chosen)
+    assert largest_difference(guided, pictures(server, **chosen)) > 5
+    assert colour_distance(guided) < 0.6 * colour_distance(pictures(server, **chosen))
+
+
+def test_reforge_editing_checkpoint_which_it_cannot_guide_itself_is_refused(server):
+    answer = server.img2img(**request({}, override_settings=SD1_EDITING.settings()))
+    assert answer.status == 422
+    assert "this checkpoint is none of" in answer.sentence
