@@ -35,12 +35,29 @@ var rival = globalThis.rival ?? (() => {
         return Object.hasOwn(presets, name) ? presets[name] : present;
     };
 
+    // what was last clicked or written into
+    let touched = null;
+    for (const kind of ["click", "input"]) {
+        document.addEventListener(kind, ({target}) => { touched = target; }, true);
+    }
+    const isByHand = (id) => gradioApp().getElementById(id).contains(touched);
+
     const openTab = (id) => (gradioApp().getElementById(id) ? get_tab_index(id) : 0);
     const isImg2img = () => gradioApp().getElementById("tab_img2img")?.style.display !== "none";
 
     // the first two arguments are places for what only the page knows
     const withTabs = (imageTab, sizeTab, ...others) =>
         isImg2img() ? [openTab("mode_img2img"), openTab("img2img_tabs_resize"), ...others] : [0, 0, ...others];
+
+    // Forge's canvas hands over pixels alone, but shows the file itself, which says what it was made with
+    const files = (part) => [...gradioApp().querySelectorAll(`${part} .forge-image`)]
+        .filter((picture) => picture.getAttribute("src"));
+    const isSeen = ({offsetParent}) => offsetParent !== null;
+    const withFile = (_, ...others) => {
+        const exemplar = files(`#${isImg2img() ? "img2img" : "txt2img"}_rival_exemplar`);
+        const [shown] = [...exemplar, ...files("#mode_img2img").filter(isSeen)];
+        return [shown?.src ?? "", ...withTabs(...others)];
+    };
 
     // a task of the host like any other: its progress bar, preview, Interrupt and Skip
     const startCheck = (task, ...others) => {
@@ -75,7 +92,7 @@ var rival = globalThis.rival ?? (() => {
     onUiLoaded(() => new MutationObserver(nameInTitle).observe(document.querySelector("title"), {childList: true}));
 
     return {
-        ...{listPresets, savePreset, deletePreset, applyPreset, withTabs, startCheck, readable},
+        ...{listPresets, savePreset, deletePreset, applyPreset, isByHand, withTabs, withFile, startCheck, readable},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

@@ -150,7 +150,10 @@ OF_KIND: dict[Kind, dict[str, list[str]]] = {
     },
     "Forge": {
         **_PATCHED,
-        "gradio": ["Image(type=, image_mode=, height=, label=, elem_id=)"],
+        "gradio": [
+            "Image(type=, image_mode=, height=, label=, elem_id=)",
+            "on(triggers, fn=, inputs=, outputs=, js=, show_progress=, trigger_mode=)",
+        ],
         "modules_forge.forge_canvas.canvas": [
             "ForgeCanvas(elem_id=, height=, scribble_color=, scribble_width=)",
         ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, Protocol
 
 import gradio as gr
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rival_ext.ui.gradio_kind import IS_GRADIO_3, JS
 
@@ -49,11 +53,26 @@ class Canvas:
 
         canvas = ForgeCanvas(elem_id=elem_id, height=HEIGHT, scribble_color=WHITE, scribble_width=8)
         self.image, self.strokes = canvas.background, [canvas.foreground]
+        # Forge would keep what the picture says of itself on the server, for whoever comes next
+        self.image.postprocess = as_file
         for control in (self.image, *self.strokes):
             control.do_not_save_to_config = True
 
     def follow(self, show: Callable[[Any], str], shown: Any) -> None:
         self.image.change(fn=show, inputs=[self.image], outputs=[shown], show_progress=False)
+
+
+def as_file(picture: Image.Image | None) -> str | None:
+    """A data URL with what the picture says of itself, as the canvas takes a file."""
+    if picture is None:
+        return None
+    said = PngInfo()
+    for name, text in picture.info.items():
+        if isinstance(name, str) and isinstance(text, str):
+            said.add_text(name, text)
+    file = BytesIO()
+    picture.convert("RGBA").save(file, format="PNG", pnginfo=said)
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
 
 
 def brush(label: str, elem_id: str) -> Brush:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from modules import deepbooru, extra_networks, images, shared
 from modules.call_queue import wrap_queued_call
-from modules.infotext_utils import parse_generation_parameters
+from modules.infotext_utils import image_from_url_text, parse_generation_parameters
 from PIL import Image
 
 from rival_ext.errors import RivalError
@@ -55,22 +55,23 @@ def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any
 
     places: for the open tabs. pictures: the first exemplar's control, then those of the image tabs.
     """
+    file = gr.Textbox(value="", visible=False)
     for name, button in buttons.items():
         button.click(
             fn=wrap_queued_call(_reader(WAYS[name][1])),
-            **{JS: "rival.withTabs"},
-            inputs=[*places, *pictures],
+            **{JS: "rival.withFile"},
+            inputs=[file, *places, *pictures],
             outputs=[prompt, message],
         )
 
 
 def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]]:
-    def prompt_of(image_tab: float, size_tab: float, uploaded: Any, *shown: Any) -> tuple[Any, str]:
+    def prompt_of(file: str, image_tab: float, size_tab: float, uploaded: Any, *shown: Any) -> tuple[Any, str]:
         exemplar = exemplar_of(image_tab, uploaded, shown)
         if exemplar is None:
             return gr.update(), "There is no exemplar to read: upload one."
         try:
-            prompt = read(exemplar)
+            prompt = read(of_file(file) or exemplar)
         except RivalError as error:
             return gr.update(), escape(str(error))
         except Exception as error:  # an interrogator downloads and runs models: nearly anything can go wrong
@@ -81,6 +82,12 @@ def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]
         return extra_networks.parse_prompt(prompt)[0].strip(), ""
 
     return prompt_of
+
+
+def of_file(data_url: str) -> Image.Image | None:
+    """What a canvas of the page shows, with what its file says; none for an empty text."""
+    image: Image.Image | None = image_from_url_text(data_url.partition(",")[2]) if data_url else None
+    return image
 
 
 def exemplar_of(image_tab: float, uploaded: Any, shown: Sequence[Any]) -> Image.Image | None:

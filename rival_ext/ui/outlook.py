@@ -14,7 +14,7 @@ from rival_ext.settings import INVERTED_ANEW, SLOTS
 from rival_ext.ui.brush import Brush
 from rival_ext.ui.exemplar_prompt import image_of
 from rival_ext.ui.forecast import Plan, forecast, recommended
-from rival_ext.ui.gradio_kind import JS
+from rival_ext.ui.gradio_kind import JS, on_any
 from rival_ext.ui.host_controls import HostControls
 
 SETTINGS = (
@@ -95,16 +95,15 @@ class Outlook:
             of = dict(zip(names, values, strict=True))
             return self._line(of, image_tab == size_tab == FIRST_TAB and self._finds_stored(request.username, of))
 
-        show = {
-            "fn": line,
-            JS: "rival.withTabs",
-            "inputs": [*self.open_tabs, *self.digests.values(), *watched.values()],
-            "outputs": [self.plan],
-            "show_progress": False,
-        }
         # the last two: what a run and a check leave stored
-        for control in (*watched.values(), *self.digests.values(), generated, self.verdict):
-            control.change(**show)
+        seen = (*watched.values(), *self.digests.values(), generated, self.verdict)
+        on_any(
+            [control.change for control in seen],
+            fn=line,
+            **{JS: "rival.withTabs"},
+            inputs=[*self.open_tabs, *self.digests.values(), *watched.values()],
+            outputs=[self.plan],
+        )
         for name, brush in self.brushes.items():
             brush.follow(digest, self.digests[name])
         if image is not None:

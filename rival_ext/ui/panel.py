@@ -14,6 +14,7 @@ from rival_ext.settings import FIELDS, PASTED, SLOTS, Field, stood_for
 from rival_ext.ui import exemplar_prompt, presets
 from rival_ext.ui.brush import HEIGHT, Brush, brush
 from rival_ext.ui.check import Check, InversionCheck
+from rival_ext.ui.gradio_kind import on_choice
 from rival_ext.ui.host_controls import IMAGES, HostControls
 from rival_ext.ui.infotext import PASTE_TARGETS
 from rival_ext.ui.outlook import IsStored, Outlook
@@ -134,13 +135,7 @@ class Panel:
         of = self.of_field
         for name in CHOICES:
             set_by_it = stood_for({name: FIELD[name].default})
-            # `input`, not `change`: a pasted infotext must not be overwritten
-            of[name].input(
-                fn=partial(_set_by, name),
-                inputs=[of[name]],
-                outputs=[of[other] for other in set_by_it],
-                show_progress=False,
-            )
+            on_choice(of[name], partial(_set_by, name), [of[other] for other in set_by_it])
         # `change`, so that what is pasted shows and hides as well
         shown = ("t_early", "exact")
         for name in ("alignment", "exemplar_prompt"):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from tests.host.servers import RealServer, real_folder
+from tests.host.servers import WEBUIS
 from tests.host.test_changes import until
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
@@ -25,11 +25,15 @@ PANEL = "#img2img_rival_"
 WIDE = {"width": 1280, "height": 1400}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    if real_folder() is None:
-        pytest.skip("real WebUI: none found; set RIVAL_WEBUI to its folder")
-    server = RealServer(real_folder(), tmp_path_factory.mktemp("webui"))
+@pytest.fixture(scope="module", params=WEBUIS)
+def server(request, tmp_path_factory):
+    webui = WEBUIS[request.param]
+    folder = webui.folder()
+    if folder is None:
+        pytest.skip(webui.skipped())
+    # gradio 4 gives the page the WebUI's own files of its data folder alone
+    allowed = ("--gradio-allowed-path", str(folder))
+    server = webui(folder, tmp_path_factory.mktemp("webui"), flags=allowed)
     yield server
     server.stop()
 
@@ -57,6 +61,9 @@ def upload(page, selector, file=ROOT / "demo" / "pizza.png"):
 
 def paint(page, selector):
     """A photo, and a hole by hand with the widest brush."""
+    if page.locator(f"{selector} .forge-container").count():
+        paint_on_canvas(page, selector)
+        return
     page.locator(f"{selector} input[type=file]").set_input_files(str(ROOT / "demo" / "pizza.png"))
     canvas = page.locator(f"{selector} canvas[key=interface]")
     # a canvas that is not yet laid out for its photo loses what is painted
@@ -69,6 +76,21 @@ def paint(page, selector):
     page.mouse.down()
     for x, y in ((400, 300), (400, 360), (200, 360)):
         canvas.hover(position={"x": x, "y": y})
+    page.mouse.up()
+
+
+def paint_on_canvas(page, selector):
+    """The same on Forge's own canvas."""
+    upload(page, selector)
+    canvas = page.locator(f"{selector} .forge-drawing-canvas")
+    canvas.hover()
+    # brushes have a width, an opacity and a softness
+    page.locator(f"{selector} input[type=range]").first.fill("20")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.4)
+    page.mouse.down()
+    for x, y in ((0.7, 0.4), (0.7, 0.6), (0.3, 0.6)):
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y, steps=4)
     page.mouse.up()
 
 

@@ -8,30 +8,31 @@ import sys
 
 import pytest
 
-from tests.host.conftest import SKIPPED
 from tests.host.idle import SWITCHED_OFF, observe
-from tests.host.servers import ROOT, RealServer, real_folder
+from tests.host.servers import ROOT, WEBUIS
 
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.settings", "rival_ext.decoding", "rival_ext.containers"),
     *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
-    *("rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
+    *("rival_ext.hosts.webui_kind", "rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
     *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
     *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.forecast", "rival_ext.ui.gallery", "rival_ext.ui.host_controls"),
     *("rival_ext.ui.outlook", "rival_ext.ui.axes", "rival_ext.ui.presets", "rival_ext.ui.check"),
+    *("rival_ext.ui.gradio_kind", "rival_ext.ui.brush", "rival_ext.ui.strokes"),
 }
 """What the panel, its fields, the settings page and the API's routes need; no file of them imports torch."""
 
 
-@pytest.fixture(scope="module", params=["stand-in", "real"])
+@pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def seen(request, tmp_path_factory):
     """What was observed on a server whose first requests leave the extension switched off."""
     if request.param == "stand-in":
         command = [sys.executable, "-m", "tests.host.idle"]
         return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-    if real_folder() is None:
-        pytest.skip(SKIPPED)
-    server = RealServer(real_folder(), tmp_path_factory.mktemp("webui"))
+    webui = WEBUIS[request.param]
+    if webui.folder() is None:
+        pytest.skip(webui.skipped())
+    server = webui(webui.folder(), tmp_path_factory.mktemp("webui"))
     try:
         return observe(server)
     finally:
@@ -45,6 +46,7 @@ def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, nam
     assert seen[name]["hooked"] == []
 
 
-def test_switched_on_the_core_is_imported_and_hooks_the_layers(seen):
+def test_switched_on_the_core_is_imported_and_the_unet_is_hooked(seen):
     assert {"rival_ext.guide", "rival_ext.attention", "rival_ext.hosts.webui"} <= set(seen["switched on"]["imported"])
-    assert any("attn1: _forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])
+    # of the layers or, where a patcher lets the exemplar in, of the UNet
+    assert any("_forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])

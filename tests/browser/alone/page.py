@@ -65,6 +65,7 @@ def stand_in():
         "infotext_utils": {
             "PasteField": PasteField,
             "create_override_settings_dict": lambda texts: {},
+            "image_from_url_text": lambda text: None,
             "parse_generation_parameters": lambda text: {"Prompt": text.partition("\n")[0]},
         },
         "sd_samplers_common": {
