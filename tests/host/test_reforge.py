@@ -9,7 +9,18 @@ import pytest
 
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, pictures, request
-from tests.host.families import SD1_EDITING, SD1_INPAINTING, SETTINGS, place
+from tests.host.families import (
+    SD1_EDITING,
+    SD1_INPAINTING,
+    SD2_EPS,
+    SD2_V,
+    SDXL_BASE,
+    SDXL_INPAINTING,
+    SDXL_REFINER,
+    SETTINGS,
+    given_folder,
+    place,
+)
 from tests.host.servers import ReforgeServer, checkpoint_in
 
 pytestmark = pytest.mark.long
@@ -44,16 +55,19 @@ NEIGHBOURS = {
     "Mahiro": "mahiro cfg for reforge",
 }
 """By title: switched on, all else as the host has it."""
+GIVEN = [(SD2_V, 16), (SD2_EPS, 16), (SDXL_BASE, 17), (SDXL_INPAINTING, 17)]
+"""Families made of the given checkpoints, with their self-attention layers."""
 
 
 class FamiliesOnReforge(ReforgeServer):
-    """With a checkpoint for inpainting and one that edits; it starts with SD 1.x."""
+    """With a checkpoint of each family; it starts with SD 1.x."""
 
     @staticmethod
     def _fill(data, with_extension):
         ReforgeServer._fill(data, with_extension)
         ReforgeServer._add_options(data, SETTINGS)
-        for family in (SD1_INPAINTING, SD1_EDITING):
+        given = [*(family for family, _ in GIVEN), SDXL_REFINER] if given_folder() else []
+        for family in (SD1_INPAINTING, SD1_EDITING, *given):
             place(family, checkpoint_in(data).parent)
 
 
@@ -159,5 +173,25 @@ def test_reforge_inpainting_checkpoint_sees_its_mask_and_the_exemplar(server):
 
 def test_reforge_editing_checkpoint_which_it_cannot_guide_itself_is_refused(server):
     answer = server.img2img(**request({}, override_settings=SD1_EDITING.settings()))
+    assert answer.status == 422
+    assert "this checkpoint is none of" in answer.sentence
+
+
+@pytest.mark.parametrize(("family", "layers"), GIVEN, ids=[family.name for family, _ in GIVEN])
+def test_reforge_inverts_and_guides_each_family(server, family, layers):
+    if given_folder() is None:
+        pytest.skip("checkpoints of other families: not found; set RIVAL_FAMILIES to their folder")
+    fields = {"width": 64, "height": 64, "override_settings": family.settings()}
+    plain, answer = (server.img2img(**request(wanted, **fields)) for wanted in (None, {}))
+    assert (plain.status, answer.status) == (200, 200), answer.sentence
+    assert f"{layers} layers; 8 of 8 steps injected" in answer.infotexts[0]
+    assert largest_difference(plain.pictures, answer.pictures) > 5
+    assert server.leftovers() == []
+
+
+def test_reforge_refuses_the_refiner_alone(server):
+    if given_folder() is None:
+        pytest.skip("checkpoints of other families: not found; set RIVAL_FAMILIES to their folder")
+    answer = server.img2img(**request({}, width=64, height=64, override_settings=SDXL_REFINER.settings()))
     assert answer.status == 422
     assert "this checkpoint is none of" in answer.sentence
