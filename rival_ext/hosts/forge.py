@@ -70,13 +70,18 @@ class ForgeModel(PatchedModel):
             approximation = sd_samplers_common.approximation_indexes[method]
             pixels = pixels.movedim(-1, 1).to(shared.device)
             return sd_samplers_common.images_tensor_to_samples(pixels, approximation, self.engine).float()
+        # where it draws a sample all the same, in tiles as memory runs out, this must not move the generator
+        with torch.random.fork_rng(devices=[]):
+            encoded = self._posterior_mean(pixels)
+        latent: Tensor = self.engine.forge_objects.vae.first_stage_model.process_in(encoded).to(shared.device).float()
+        return latent
+
+    def _posterior_mean(self, pixels: Tensor) -> Tensor:
+        """Unscaled, of `[1, H, W, 3]` in 0 to 1."""
         vae = self.engine.forge_objects.vae.clone()
         vae.patcher.set_model_vae_regulation(lambda posterior: posterior.mode())
-        # in tiles, where memory runs out, it draws samples all the same: these must not move the generator
-        with torch.random.fork_rng(devices=[]):
-            encoded = vae.encode(pixels)
-        latent: Tensor = vae.first_stage_model.process_in(encoded).to(shared.device).float()
-        return latent
+        mean: Tensor = vae.encode(pixels)
+        return mean
 
     def _prepare(self, unet: Any, latent: Tensor) -> None:
         sampling_prepare(unet, x=latent)
@@ -125,4 +130,8 @@ class ForgeModel(PatchedModel):
         yield loaded.get("additional_modules"), loaded.get("unet_storage_dtype")
         yield unet.model.predictor.sigmas.tolist(), unet.model.predictor.prediction_type
         yield unet.model.storage_dtype, unet.model.computation_dtype, attention.attention_function.__name__
-        yield [name for name, patches in unet.lora_patches.items() if patches]
+        yield self._acting_networks()
+
+    def _acting_networks(self) -> object:
+        """What names the LoRAs that the exemplar is evaluated with."""
+        return [name for name, patches in self._exemplars_unet.lora_patches.items() if patches]

@@ -323,18 +323,21 @@ def _guided_by(host: WebuiHost, guide: Guide, size: Sequence[int]) -> Iterator[N
     denoiser, form = host.p.sampler.model_wrap_cfg, host.form
     host_forward = denoiser.forward
     checkpoint = shared.sd_model.sd_checkpoint_info
+    has_switched = False
 
     def forward(x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if host.model.has_switched(denoiser, x, sigma):
+        nonlocal has_switched
+        level = form.noise_level(float(sigma.max()))
+        if host.model.has_switched(denoiser, x, sigma, level):
+            has_switched = True
             # as the host itself does where it switches, only before anything is injected
             cond, uncond = (denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
-        if shared.sd_model.sd_checkpoint_info is not checkpoint:
+        if has_switched or shared.sd_model.sd_checkpoint_info is not checkpoint:
             guide.report.note("injection ended with the switch to the refiner, whose features are others")
             return host_forward(x, sigma, uncond, cond, *args, **kwargs)
         if x.shape[2:] != size:
             # some of reForge's samplers try parts of the picture, or a larger one, at a level that these are not of
             return host_forward(x, sigma, uncond, cond, *args, **kwargs)
-        level = form.noise_level(float(sigma.max()))
         latent = x / form.scale(level)
         corrected = guide.corrected_latent(latent, level)
         if corrected is not latent:

@@ -25,11 +25,6 @@ def fingerprint(p: Any, model: LoadedModel, prompt_schedules: Any, networks: Any
     yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
     yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
     yield sorted((name, [param.items for param in params]) for name, params in networks.items())
-    yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
     # as the sampler and the model have been set up, whatever the options say by now
     yield type(p.sampler.model_wrap).__name__, getattr(p.sampler.model_wrap, "quantize", None)
     yield p.tiling, devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
-
-
-def _multipliers(hypernetwork: Any) -> list[float]:
-    return [layer.multiplier for layers in hypernetwork.layers.values() for layer in layers]

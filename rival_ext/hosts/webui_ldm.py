@@ -123,7 +123,7 @@ class LdmModel:
     def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
         correct_last_noise(denoiser, correction)
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
+    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         switched: bool = sd_samplers_common.apply_refiner(denoiser, sigma)
         return switched
 
@@ -131,6 +131,11 @@ class LdmModel:
         yield getattr(self.model, "applied_token_merged_ratio", 0), self.model.alphas_cumprod.tolist()
         yield getattr(sd_hijack.current_optimizer, "name", None)
         yield list(_loras())
+        yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
+
+
+def _multipliers(hypernetwork: Any) -> list[float]:
+    return [layer.multiplier for layers in hypernetwork.layers.values() for layer in layers]
 
 
 def _loras() -> Iterable[object]:

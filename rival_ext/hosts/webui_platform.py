@@ -78,8 +78,11 @@ class LoadedModel(Protocol):
         """Adds what the guide has changed in the denoiser's answer to its prediction without the prompt, where the
         sampler takes its direction from that (CFG++)."""
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
-        """Switches to the refiner where the host would in this call, and says whether it has just done so."""
+    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
+        """Switches to the refiner where the host would in this call, and says whether it has just done so.
+
+        sigma: what the denoiser is told. noise_level: what that means.
+        """
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         """What of this host alone changes a prediction."""
@@ -95,6 +98,10 @@ def loaded_model(p: Any) -> LoadedModel:
         from rival_ext.hosts.forge import ForgeModel
 
         return ForgeModel(p)
+    if kind() == "Forge Neo":
+        from rival_ext.hosts.forge_neo import NeoModel
+
+        return NeoModel(p)
     from rival_ext.hosts.reforge import ReforgeModel
 
     return ReforgeModel(p)

@@ -50,7 +50,6 @@ def _sampler(name: str) -> list[str]:
 
 RELIANCE = {
     "modules.call_queue": ["queue_lock", "wrap_queued_call(func)", "wrap_gradio_gpu_call(func, extra_outputs=)"],
-    "modules.deepbooru": ["model.tag(pil_image)"],
     "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "unet_needs_upcast"],
     "modules.extra_networks": ["activate(p, extra_network_data)", "parse_prompt(prompt)"],
     "modules.images": [
@@ -100,7 +99,7 @@ RELIANCE = {
     "modules.sd_schedulers": ["schedulers", "schedulers_map"],
     "modules.sd_vae": ["get_loaded_vae_name()", "get_loaded_vae_hash()"],
     "modules.shared": [
-        *("device", "loaded_hypernetworks", "sd_model", "interrogator.interrogate(pil_image)", "total_tqdm.clear()"),
+        *("device", "sd_model", "total_tqdm.clear()"),
         *("OptionInfo(default, label, component, component_args, section=)", "OptionInfo.info(info)"),
         *_of("cmd_opts", "api api_auth nowebui no_prompt_history"),
         *_of("opts", "data data_labels enable_quantization img2img_background_color img2img_color_correction"),
@@ -140,32 +139,58 @@ _GRADIO_3 = {
     "modules.ui_components": ["ToolButton(value, elem_id=, tooltip=)"],
 }
 
-_PATCHED = {"modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, x)"]}
+_GRADIO_4 = {
+    "gradio": [
+        "Image(type=, image_mode=, height=, label=, elem_id=)",
+        "on(triggers, fn=, inputs=, outputs=, js=, show_progress=, trigger_mode=)",
+    ],
+    "modules_forge.forge_canvas.canvas": ["ForgeCanvas(elem_id=, height=, scribble_color=, scribble_width=)"],
+    "modules.ui_components": ["ToolButton(value, elem_id=)"],
+}
+
+_INTERROGATORS = {"modules.deepbooru": ["model.tag(pil_image)"]}
+_CLIP = "interrogator.interrogate(pil_image)"
+
+_PATCHED = {
+    "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, x)"],
+    "modules.shared": [_CLIP],
+    **_INTERROGATORS,
+}
+
+_BACKEND = {
+    "backend.attention": ["attention_function"],
+    "backend.nn.unet": ["IntegratedUNet2DConditionModel"],
+    "backend.sampling.condition": ["Condition(cond)", "compile_conditions(cond)"],
+    "backend.sampling.sampling_function": [
+        *("sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
+        "sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_options)",
+    ],
+    "modules.sd_models": ["model_data.forge_loading_parameters"],
+}
 
 OF_KIND: dict[Kind, dict[str, list[str]]] = {
     "AUTOMATIC1111": {
         "modules.sd_hijack": ["current_optimizer"],
         "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, sigma)"],
+        "modules.shared": ["loaded_hypernetworks", _CLIP],
+        **_INTERROGATORS,
         **_GRADIO_3,
     },
-    "Forge": {
-        **_PATCHED,
-        "gradio": [
-            "Image(type=, image_mode=, height=, label=, elem_id=)",
-            "on(triggers, fn=, inputs=, outputs=, js=, show_progress=, trigger_mode=)",
+    "Forge": {**_PATCHED, **_BACKEND, **_GRADIO_4},
+    "Forge Neo": {
+        **_BACKEND,
+        **_GRADIO_4,
+        "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, x, sigma)"],
+        # never run there: what a checkpoint brings is looked up as well
+        "backend.diffusion_engine.base": [
+            "ForgeObjects.shallow_copy()",
+            *_of("ForgeDiffusionEngine", "forge_objects forge_objects_original forge_objects_after_applying_lora"),
+            *_of("ForgeDiffusionEngine", "current_lora_hash is_inpaint"),
         ],
-        "modules_forge.forge_canvas.canvas": [
-            "ForgeCanvas(elem_id=, height=, scribble_color=, scribble_width=)",
-        ],
-        "modules.ui_components": ["ToolButton(value, elem_id=)"],
-        "backend.attention": ["attention_function"],
-        "backend.nn.unet": ["IntegratedUNet2DConditionModel"],
-        "backend.sampling.condition": ["Condition(cond)", "compile_conditions(cond)"],
-        "backend.sampling.sampling_function": [
-            *("sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
-            "sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_options)",
-        ],
-        "modules.sd_models": ["model_data.forge_loading_parameters"],
+        "backend.modules.k_model": _of("KModel", "predictor diffusion_model storage_dtype computation_dtype"),
+        "backend.nn.vae": _of("DiagonalGaussianDistribution", "sample() mode()"),
+        "backend.patcher.unet": _of("UnetPatcher", "clone() set_model_attn1_patch(patch) model model_options"),
+        "backend.patcher.vae": ["VAE.encode(pixel_samples)", "VAE.first_stage_model"],
     },
     "reForge": {
         **_PATCHED,

@@ -1,4 +1,4 @@
-"""The exemplar's prompt out of the exemplar itself: its PNG info, or one of the WebUI's interrogators."""
+"""The exemplar's prompt out of the exemplar itself: its PNG info, or one of the WebUI's interrogators if it has any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from modules import deepbooru, extra_networks, images, shared
+from modules import extra_networks, images
 from modules.call_queue import wrap_queued_call
 from modules.infotext_utils import image_from_url_text, parse_generation_parameters
 from PIL import Image
 
 from rival_ext.errors import RivalError
+from rival_ext.hosts.webui_kind import kind
 from rival_ext.ui.gradio_kind import JS
 
 FAILED = "<error>"
@@ -28,26 +29,23 @@ def of_png_info(exemplar: Image.Image) -> str:
     return prompt
 
 
-def of_clip(exemplar: Image.Image) -> str:
-    """What the WebUI's CLIP interrogator sees in it."""
-    return str(shared.interrogator.interrogate(exemplar.convert("RGB")))
+Ways = dict[str, tuple[str, Callable[[Image.Image], str]]]
+"""Label and function of each way, by name."""
 
 
-def of_deepbooru(exemplar: Image.Image) -> str:
-    """What the WebUI's DeepBooru sees in it."""
-    return str(deepbooru.model.tag(exemplar.convert("RGB")))
+def ways() -> Ways:
+    """Those that there are here."""
+    png_info: Ways = {"png_info": ("Prompt from PNG info", of_png_info)}
+    if kind() == "Forge Neo":
+        return png_info
+    from rival_ext.ui.interrogators import INTERROGATORS
 
-
-WAYS = {
-    "png_info": ("Prompt from PNG info", of_png_info),
-    "clip": ("Interrogate CLIP", of_clip),
-    "deepbooru": ("Interrogate DeepBooru", of_deepbooru),
-}
+    return {**png_info, **INTERROGATORS}
 
 
 def prompt_buttons(prefix: str) -> dict[str, Any]:
     """A button for each way, here."""
-    return {name: gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm") for name, (label, _) in WAYS.items()}
+    return {name: gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm") for name, (label, _) in ways().items()}
 
 
 def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any], pictures: list[Any]) -> None:
@@ -56,9 +54,9 @@ def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any
     places: for the open tabs. pictures: the first exemplar's control, then those of the image tabs.
     """
     file = gr.Textbox(value="", visible=False)
-    for name, button in buttons.items():
-        button.click(
-            fn=wrap_queued_call(_reader(WAYS[name][1])),
+    for name, (_, read) in ways().items():
+        buttons[name].click(
+            fn=wrap_queued_call(_reader(read)),
             **{JS: "rival.withFile"},
             inputs=[file, *places, *pictures],
             outputs=[prompt, message],

@@ -208,6 +208,30 @@ SOURCES = [
 ]
 
 
+HOSTS_FOLDER = ROOT / "rival_ext" / "hosts"
+
+ADAPTERS = {
+    "AUTOMATIC1111": {"webui_ldm.py"},
+    "Forge": {"patched.py", "forge.py"},
+    "Forge Neo": {"patched.py", "forge.py", "forge_neo.py"},
+    "reForge": {"patched.py", "reforge.py"},
+}
+"""What evaluates a checkpoint, by the kind of WebUI."""
+
+NOT_OF_ALL = {"interrogators.py": {"Forge Neo"}, "brush.py": set(OF_KIND), "gradio_kind.py": set(OF_KIND)}
+"""Files that no name is asked of in these kinds: without the module, or of both gradios."""
+
+FILES = [
+    *((kind, HOSTS_FOLDER / name) for kind, names in ADAPTERS.items() for name in sorted(names)),
+    *(
+        (kind, path)
+        for kind in OF_KIND
+        for path in SOURCES
+        if path.name not in set().union(*ADAPTERS.values()) and kind not in NOT_OF_ALL.get(path.name, ())
+    ),
+]
+
+
 def dotted(node, names):
     """The full name of an expression that begins with something imported, else None."""
     if isinstance(node, ast.Name):
@@ -255,13 +279,28 @@ def _is(node, name):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_what_a_file_uses_of_the_host_is_in_the_table(path):
-    rows = {f"{module}.{entry.partition('(')[0]}" for module, entries in OF_ALL.items() for entry in entries}
+    assert unlisted(path, OF_ALL) == []
+
+
+@pytest.mark.parametrize(("kind", "path"), FILES, ids=lambda value: getattr(value, "name", value))
+def test_what_a_file_uses_in_a_kind_of_webui_is_in_its_table(kind, path):
+    assert unlisted(path, relied_on(kind)) == []
+
+
+def unlisted(path, table):
+    """What a file uses of the host that `table` does not have."""
+    rows = {f"{module}.{entry.partition('(')[0]}" for module, entries in table.items() for entry in entries}
     # a row for something that an object has is one for the object
     rows |= {row.rpartition(".")[0] for row in rows} | OWN
-    for name in used(ast.parse(path.read_text())):
-        known = any(name == row or (name.startswith(f"{row}.") and row in CHECKPOINT) for row in rows)
+    containers = rows - {row.rpartition(".")[0] for row in rows}
+    return [
+        name
+        for name in sorted(used(ast.parse(path.read_text())))
+        if name not in rows
+        and not any(name.startswith(f"{row}.") for row in rows & CHECKPOINT)
         # a method of a plain container, as of the options' dictionary
-        assert known or name.rpartition(".")[0] in rows - {row.rpartition(".")[0] for row in rows}, name
+        and name.rpartition(".")[0] not in containers
+    ]
 
 
 @pytest.mark.parametrize("name", INSTANCES)

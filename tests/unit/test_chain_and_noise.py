@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rival_ext.attention import HookedLayer
 from rival_ext.chain import Chain
 from rival_ext.cli import SAMPLERS
 from rival_ext.errors import RivalError
@@ -204,7 +205,7 @@ class Layered:
     def __init__(self):
         self.layer = torch.nn.Identity()
         self.layer.forward = lambda hidden_states, encoder_hidden_states=None: hidden_states
-        self.layers = {"layer": self.layer}
+        self.layers = {"layer": HookedLayer(self.layer)}
 
     def predict(self, latent, level):
         self.layer(torch.full((1, 2, 3), level))
