@@ -35,7 +35,7 @@ class Rehearsal:
 
 
 SEEING = "sampler_post_cfg_function"
-"""What reForge's CFG++ samplers hand their denoiser, to see what it predicts without the prompt."""
+"""What the CFG++ samplers of reForge and Forge Neo hand their denoiser, to see what it predicts without the prompt."""
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -62,11 +62,12 @@ def rehearse(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Sequ
     def denoise(x: Tensor, clock: Tensor, *_: Any, model_options: Mapping[str, Any] = NOTHING, **__: Any) -> Tensor:
         seen.clocks.append(float(clock.max()))
         seen.adds_noise |= bool(x.abs().max() > LOUD**0.5)
+        nought = torch.zeros_like(x)
         # what CFG++ takes from its denoiser beside the answer
         denoiser.last_noise_uncond = torch.zeros_like(x)
         for see in model_options.get(SEEING, ()):
-            see({"denoised": x, "uncond_denoised": torch.zeros_like(x)})
-        return torch.zeros_like(x)
+            see({"denoised": nought, "uncond_denoised": torch.zeros_like(x)})
+        return nought
 
     function = sampler.func
 

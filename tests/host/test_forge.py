@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, pictures, request
+from tests.host.control_models import ADAPTER, CONTROL, place_models
 from tests.host.families import (
     SD1,
     SD1_EDITING,
@@ -38,6 +39,7 @@ class FamiliesOnForge(ForgeServer):
     def _fill(data, with_extension):
         ForgeServer._fill(data, with_extension)
         ForgeServer._add_options(data, SETTINGS)
+        place_models(data / "models", checkpoint_in(data))
         for family in (*LOADED, *REFUSED) if given_folder() else (SD1_INPAINTING, SD1_EDITING):
             if family is not SD1:
                 place(family, checkpoint_in(data).parent)
@@ -59,6 +61,7 @@ def server(tmp_path_factory):
 # neighbours
 
 SAG, PAG = "SelfAttentionGuidance Integrated (SD 1.x, SD 2.x, SDXL)", "PerturbedAttentionGuidance Integrated"
+UNIT = {"enabled": True, "image": HOUSE}
 NEIGHBOURS = {
     "SAG": {SAG: {"args": [True, 1.0, 2.0, 1.0]}},
     "PAG": {PAG: {"args": [True, 3.0, 0.0, 0.0, 1.0]}},
@@ -66,8 +69,10 @@ NEIGHBOURS = {
     "Kohya HRFix": {"Kohya HRFix Integrated": {"args": [True, 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"]}},
     "StyleAlign": {"StyleAlign Integrated": {"args": [True, 1.0]}},
     "StyleAlign, half": {"StyleAlign Integrated": {"args": [True, 0.5]}},
-    "reference": {"ControlNet": {"args": [{"enabled": True, "module": "reference_only", "image": HOUSE}]}},
-    "reference, both": {"ControlNet": {"args": [{"enabled": True, "module": "reference_adain+attn", "image": HOUSE}]}},
+    "reference": {"ControlNet": {"args": [{**UNIT, "module": "reference_only"}]}},
+    "reference, both": {"ControlNet": {"args": [{**UNIT, "module": "reference_adain+attn"}]}},
+    "ControlNet": {"ControlNet": {"args": [{**UNIT, "module": "None", "model": CONTROL}]}},
+    "IP-Adapter": {"ControlNet": {"args": [{**UNIT, "module": "CLIP-ViT-H (IPAdapter)", "model": ADAPTER}]}},
     "SAG and PAG": {SAG: {"args": [True, 1.0, 2.0, 1.0]}, PAG: {"args": [True, 3.0, 0.0, 0.0, 1.0]}},
 }
 TILES = {"MultiDiffusion Integrated": {"args": [True, "MultiDiffusion", 64, 64, 16, 4]}}

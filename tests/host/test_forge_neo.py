@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from tests.host.asking import largest_difference, request
@@ -73,24 +72,14 @@ def test_forge_neo_pictures_are_forges(servers, scene, settings):
     assert largest_difference(neo.pictures, forge.pictures) == 0
 
 
-def test_forge_neo_the_direction_without_the_prompt_is_corrected_too(servers):
-    """The same method in k-diffusion's form and in DDIM's: the pictures stay near, as the plain ones do."""
+@pytest.mark.parametrize(("settings", "corrected"), [(None, 0), ({}, 3), ({"alignment": "off"}, 0)])
+def test_forge_neo_the_direction_without_the_prompt_is_corrected_too(servers, settings, corrected):
+    """A sampler that looks at it finds the same change there as in what its denoiser answers."""
     server = servers[0]
-    pictures = {}
-    for sampler in ("Euler CFG++", "DDIM CFG++"):
-        for settings in (None, {}):
-            server.plan()
-            fields = {"sampler_name": sampler, "scheduler": "Uniform", "cfg_scale": 1.5, "steps": 12}
-            answer = server.img2img(**request(settings, **fields))
-            assert answer.status == 200, answer.sentence
-            pictures[sampler, settings is None] = answer.pictures[0].astype(float)
-    rms = {plain: _rms(pictures["Euler CFG++", plain], pictures["DDIM CFG++", plain]) for plain in (True, False)}
-    assert rms[False] < 2 * rms[True] + 2, rms
-    assert _rms(pictures["Euler CFG++", True], pictures["Euler CFG++", False]) > 15
-
-
-def _rms(one, other):
-    return float(np.sqrt(np.mean((one - other) ** 2)))
+    server.plan()
+    answer = server.img2img(**request(settings, sampler_name="Euler CFG++", cfg_scale=0.6))
+    assert answer.status == 200, answer.sentence
+    assert server.said().rpartition("corrected in ")[2].startswith(f"{corrected} steps")
 
 
 def test_forge_neo_has_no_interrogators(servers):

@@ -16,7 +16,8 @@ PANEL = {
     *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
     *("rival_ext.hosts.webui_kind", "rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
     *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
-    *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.forecast", "rival_ext.ui.gallery", "rival_ext.ui.host_controls"),
+    *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.interrogators", "rival_ext.ui.forecast", "rival_ext.ui.gallery"),
+    "rival_ext.ui.host_controls",
     *("rival_ext.ui.outlook", "rival_ext.ui.axes", "rival_ext.ui.presets", "rival_ext.ui.check"),
     *("rival_ext.ui.gradio_kind", "rival_ext.ui.brush", "rival_ext.ui.strokes"),
 }

@@ -65,18 +65,25 @@ CFGDenoiser.forward = forward
 
 
 def euler_cfg_pp(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Euler's steps from the guided prediction along the direction without the prompt."""
-    seen = {}
+    """Euler's steps from the guided prediction along the direction without the prompt.
+
+    What has been changed in the one must have been changed in the other; says how often that was so.
+    """
+    seen, corrected = {}, 0
 
     def see(done):
-        seen.update(done)
+        seen.update(done, guided=done["denoised"].clone(), unguided=done["uncond_denoised"].clone())
         return done["denoised"]
 
     for i, (sigma, after) in enumerate(pairwise(sigmas)):
         clean = model(x, sigma.expand(len(x)), **extra_args, model_options={SEEING: [see]})
+        change, of_unguided = clean - seen["guided"], seen["uncond_denoised"] - seen["unguided"]
+        assert torch.allclose(change, of_unguided, atol=1e-4), "the direction is another one"
+        corrected += bool(change.abs().max() > 1e-3)
         callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         with torch.no_grad():
             x = clean + (x - seen["uncond_denoised"]) * after / sigma
+    print(f"corrected in {corrected} steps.")
     return x
 
 

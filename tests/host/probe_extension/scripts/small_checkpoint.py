@@ -18,6 +18,7 @@ SMALL_OPEN_CLIP = {
     **{"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 10, "num_attention_heads": 4},
     "projection_dim": 256,
 }
+SMALL_LOOK = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 16}
 HEADS_OF_16 = {"num_heads": -1, "num_head_channels": 16}
 
 
@@ -80,6 +81,8 @@ def small_ones():
 
 
 if find_spec("huggingface_guess") is not None:
+    from backend.patcher import clipvision
     from huggingface_guess import model_list
 
     model_list.models[:0] = small_ones()
+    clipvision.CLIP_VISION_VITL.update(SMALL_LOOK)
