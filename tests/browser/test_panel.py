@@ -145,6 +145,14 @@ def screenshot(page, name):
         page.screenshot(full_page=True, path=str(Path(folder) / name))
 
 
+INFOTEXTS = {
+    "AUTOMATIC1111": "Version: v1.10.1",
+    "Forge": "Diffusion in Low Bits: Automatic, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6",
+    "reForge": "Hardware Info: CPU, Version: f1.0.0-v1.10.1RC-latest",
+}
+"""How the infotext of an image ends that was made on each host: it is pasted into all of them."""
+
+
 def test_variations_from_the_panel(page):
     set_up(page)
     enable(page)
@@ -159,12 +167,13 @@ def test_variations_from_the_panel(page):
     screenshot(page, "panel.png")
 
 
-def test_a_pasted_infotext_brings_every_control_back(page):
+@pytest.mark.parametrize("host", INFOTEXTS)
+def test_a_pasted_infotext_brings_every_control_back(page, host):
     page.locator("#img2img_prompt textarea").fill(
         "a pizza\nSteps: 20, Sampler: Euler, RIVAL mode: edit, RIVAL t_align: 450, RIVAL t_early: 350, "
         "RIVAL early_steps: 960, RIVAL alignment: latent, RIVAL start_mix: 0.25, RIVAL similarity: 0.75, "
         'RIVAL layers: "8, 16", RIVAL strength: 0.8, RIVAL weight_2: 0.3, RIVAL plain_inversion: True, '
-        'RIVAL exemplar_prompt: "a pizza, hot", RIVAL inversion_iterations: 2'
+        'RIVAL exemplar_prompt: "a pizza, hot", RIVAL inversion_iterations: 2, ' + INFOTEXTS[host]
     )
     page.locator("#img2img_tools #paste, #tab_img2img #paste").first.click()
     expect = playwright_api.expect

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import pytest
+
 from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import RealServer, StandInServer, real_folder
+from tests.host.servers import WEBUIS, StandInServer, WebuiServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
 from tests.host.standin.state import cmd_opts
@@ -17,15 +19,16 @@ PASSED_ON = ("content-type", "authorization")
 
 @contextmanager
 def started(kind, folder, flags=(), **command_line):
-    """A server of one kind, `stand-in` or `real`, with a `client` that answers as httpx does; None without a WebUI.
+    """A server of one kind, the stand-in's or a WebUI's, with a `client` that answers as httpx does.
 
-    flags: of a real one's command line. command_line: the same for the stand-in, as the host parses it.
+    Skipped without such a WebUI. flags: of a real one's command line. command_line: the same for the stand-in, as
+    the host parses it.
     """
-    if kind == "real":
-        if real_folder() is None:
-            yield None
-            return
-        server = RealServer(real_folder(), folder, flags=flags)
+    if kind in WEBUIS:
+        webui = WEBUIS[kind]
+        if webui.folder() is None:
+            pytest.skip(webui.skipped())
+        server = webui(webui.folder(), folder, flags=flags)
         try:
             yield server
         finally:
@@ -59,7 +62,7 @@ def client_of_routes():
 @contextmanager
 def over_http(server):
     """The address of a server; the stand-in's routes get one for as long as this runs."""
-    if isinstance(server, RealServer):
+    if isinstance(server, WebuiServer):
         yield server.url
         return
 

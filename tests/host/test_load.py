@@ -12,8 +12,7 @@ import pytest
 
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, request
-from tests.host.conftest import SKIPPED
-from tests.host.servers import LORA, RealServer, base64_of, real_folder
+from tests.host.servers import LORA, WEBUIS, base64_of
 from tests.host.test_modes import text_request
 
 pytestmark = pytest.mark.long
@@ -77,10 +76,10 @@ def alternating(number, seed):
     return [next(turns[index % 2]) for index in range(number)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=WEBUIS)
+def server(request, tmp_path_factory):
     """A server with the extension; each run starts from the same global generator."""
-    with pinned(tmp_path_factory.mktemp("webui"), with_extension=True) as server:
+    with pinned(WEBUIS[request.param], tmp_path_factory.mktemp("webui"), with_extension=True) as server:
         yield server
 
 
@@ -89,7 +88,7 @@ def twins(server, tmp_path_factory):
     """By kind and name, the pictures made alone: plain ones by a server that never had the extension, RIVAL's with
     nothing stored."""
     alone = {}
-    with pinned(tmp_path_factory.mktemp("webui"), with_extension=False) as bare:
+    with pinned(type(server), tmp_path_factory.mktemp("webui"), with_extension=False) as bare:
         for name in PLAIN:
             alone["plain", name] = made(bare, "plain", name)
     for name in RIVAL:
@@ -100,11 +99,11 @@ def twins(server, tmp_path_factory):
 
 
 @contextmanager
-def pinned(folder, with_extension):
-    """A real WebUI for as long as this runs."""
-    if real_folder() is None:
-        pytest.skip(SKIPPED)
-    server = RealServer(real_folder(), folder, with_extension)
+def pinned(webui, folder, with_extension):
+    """A WebUI of this kind for as long as this runs."""
+    if webui.folder() is None:
+        pytest.skip(webui.skipped())
+    server = webui(webui.folder(), folder, with_extension)
     try:
         server.client.post("/probe/pin", params={"seed": 7}).raise_for_status()
         yield server

@@ -19,9 +19,8 @@ from rival_ext.pictures import psnr
 from rival_ext.settings import FIELDS, parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
-from tests.host.conftest import SKIPPED
 from tests.host.routes import over_http, started
-from tests.host.servers import LORA, ROOT, base64_of
+from tests.host.servers import LORA, ROOT, WEBUIS, base64_of
 
 pytestmark = pytest.mark.long
 
@@ -37,12 +36,10 @@ ROUTES = {
 EXAMPLE = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module", params=["stand-in", "real"])
+@pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def started_server(request, tmp_path_factory):
     """A server without passwords."""
     with started(request.param, tmp_path_factory.mktemp("webui")) as server:
-        if server is None:
-            pytest.skip(SKIPPED)
         yield server
 
 

@@ -9,7 +9,7 @@ import pytest
 from rival_ext import api
 from tests.host.conftest import SKIPPED
 from tests.host.routes import client_of_routes, started
-from tests.host.servers import RealServer, real_folder
+from tests.host.servers import WEBUIS, RealServer, real_folder
 from tests.host.test_routes import ROUTES, asked
 
 pytestmark = pytest.mark.long
@@ -17,13 +17,11 @@ pytestmark = pytest.mark.long
 USERS = "ann:secret,bob:other"
 
 
-@pytest.fixture(scope="module", params=["stand-in", "real"])
+@pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def server(request, tmp_path_factory):
     """A server started with --api-auth."""
     folder = tmp_path_factory.mktemp("webui")
     with started(request.param, folder, flags=("--api-auth", USERS), api_auth=USERS) as server:
-        if server is None:
-            pytest.skip(SKIPPED)
         yield server
 
 
