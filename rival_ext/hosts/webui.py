@@ -28,7 +28,7 @@ from rival_ext.hosts.webui_neighbours import (
     with_neighbours_defaults,
 )
 from rival_ext.hosts.webui_pictures import Pictures
-from rival_ext.hosts.webui_platform import LoadedModel, loaded_model
+from rival_ext.hosts.webui_platform import LoadedModel, errors_on_the_page, loaded_model
 from rival_ext.hosts.webui_progress import OneJob
 from rival_ext.hosts.webui_refusals import refuse
 from rival_ext.hosts.webui_rehearsal import Rehearsal, rehearse
@@ -160,7 +160,7 @@ class GuidedSampling:
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self.placed.close()
-        with neighbours_leave(p):
+        with errors_on_the_page(), neighbours_leave(p):
             if isinstance(self.wanted, RivalError):
                 raise self.wanted
             return self._sample_guided(self.wanted, p, x, *args, steps=steps, **kwargs)

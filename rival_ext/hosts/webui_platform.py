@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from PIL import Image
@@ -86,6 +86,15 @@ class LoadedModel(Protocol):
 
     def fingerprint(self) -> Iterable[Tensor | object]:
         """What of this host alone changes a prediction."""
+
+
+def errors_on_the_page() -> AbstractContextManager[None]:
+    """Around a run: what it raises is shown to its user, as most hosts do by themselves."""
+    if kind() != "reForge":
+        return nullcontext()
+    from rival_ext.hosts.reforge_errors import errors_on_the_page
+
+    return errors_on_the_page()
 
 
 def loaded_model(p: Any) -> LoadedModel:

@@ -203,6 +203,7 @@ OF_KIND: dict[Kind, dict[str, list[str]]] = {
             "calc_cond_batch(model, conds, x_in, timestep, model_options)",
             "sampling_function(model, x, timestep, uncond, cond, cond_scale, model_options)",
         ],
+        "modules_forge.main_thread": ["Task.result"],
         "modules_forge.forge_sampler": [
             *("cond_from_a1111_to_patched_ldm(cond)", "sampling_cleanup(unet)", "sampling_prepare(unet, x=)"),
         ],

@@ -148,7 +148,7 @@ def screenshot(page, name):
 INFOTEXTS = {
     "AUTOMATIC1111": "Version: v1.10.1",
     "Forge": "Diffusion in Low Bits: Automatic, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6",
-    "reForge": "Hardware Info: CPU, Version: f1.0.0-v1.10.1RC-latest",
+    "reForge": "Version: f1.0.0v2-v1.10.1RC-latest-2510-g3b56b268",
 }
 """How the infotext of an image ends that was made on each host: it is pasted into all of them."""
 

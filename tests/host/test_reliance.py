@@ -214,7 +214,7 @@ ADAPTERS = {
     "AUTOMATIC1111": {"webui_ldm.py"},
     "Forge": {"patched.py", "forge.py"},
     "Forge Neo": {"patched.py", "forge.py", "forge_neo.py"},
-    "reForge": {"patched.py", "reforge.py"},
+    "reForge": {"patched.py", "reforge.py", "reforge_errors.py"},
 }
 """What evaluates a checkpoint, by the kind of WebUI."""
 
