@@ -130,7 +130,7 @@ class ForgeModel(PatchedModel):
         yield loaded.get("additional_modules"), loaded.get("unet_storage_dtype")
         yield unet.model.predictor.sigmas.tolist(), unet.model.predictor.prediction_type
         yield unet.model.storage_dtype, unet.model.computation_dtype, attention.attention_function.__name__
-        yield self._acting_networks()
+        yield self._acting_networks(), self._lora_files()
 
     def _acting_networks(self) -> object:
         """What names the LoRAs that the exemplar is evaluated with."""

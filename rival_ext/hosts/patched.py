@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ class PatchedModel(ABC):
         patched = patch(unet, self.board, self._modules)
         self._mark_own_pass(patched)
         return patched
+
+    def _lora_files(self) -> list[object]:
+        """Of the LoRAs that the exemplar is evaluated with: the files, and when each was written as the host looked."""
+        if self._networks_are_aside:
+            return []
+        loaded = getattr(sys.modules.get("networks"), "loaded_networks", ())
+        return [(network.network_on_disk.filename, network.mtime) for network in loaded]
 
     @contextmanager
     def without_networks(self) -> Iterator[None]:

@@ -128,7 +128,7 @@ class ReforgeModel(PatchedModel):
         sampling = unet.get_model_object(SAMPLING)
         yield sampling.sigmas.tolist(), [base.__name__ for base in type(sampling).__mro__]
         yield unet.model_dtype(), unet.model.manual_cast_dtype, attention.optimized_attention.__name__
-        yield sorted(unet.patches)
+        yield sorted(unet.patches), self._lora_files()
 
 
 def _evaluate(asked: dict[str, Any]) -> list[Tensor]:
