@@ -53,16 +53,16 @@ CHANGES = {
 }
 
 
-NO_OPTION = {"forge": {"VAE", "attention"}, "reforge": {"attention"}}
-"""Which of these another WebUI has not, by its name."""
+LEFT_OUT = {"forge": {"VAE", "attention"}, "reforge": {"VAE", "attention"}}
+"""Which of these another WebUI has not, by its name, or does not take back: reForge keeps a VAE that it is to leave."""
 OF_THE_GENERATION = {"forge": {"token merging"}, "reforge": {"token merging"}}
 """What takes no part in its inversions."""
 
 
 def change_of(server, name):
     """What a change is on this server; skipped where there is none."""
-    if name in NO_OPTION.get(server.name, ()):
-        pytest.skip(f"{server.title}: it has no such option")
+    if name in LEFT_OUT.get(server.name, ()):
+        pytest.skip(f"{server.title}: it has no such option, or does not take it back")
     change = CHANGES[name]
     return replace(change, inverts=change.inverts and name not in OF_THE_GENERATION.get(server.name, ()))
 
@@ -77,7 +77,7 @@ def server(request, tmp_path_factory):
     server = webui(webui.folder(), data)
     server.data = data
     try:
-        if "VAE" not in NO_OPTION.get(server.name, ()):
+        if "VAE" not in LEFT_OUT.get(server.name, ()):
             (data / "models" / "VAE").mkdir(exist_ok=True)
             save_file(_other_vae(data), data / "models" / "VAE" / OTHER_VAE)
             server.client.post("/sdapi/v1/refresh-vae").raise_for_status()
@@ -97,7 +97,7 @@ def twins(server):
     """A plain picture and a variation, before anything was changed."""
     plain, varied = made(server, PLAIN), made(server, VARIED)
     # what the host keeps of a first change, or of a first LoRA, it keeps
-    for change in (CHANGES[name] for name in CHANGES.keys() - NO_OPTION.get(server.name, set())):
+    for change in (CHANGES[name] for name in CHANGES.keys() - LEFT_OUT.get(server.name, set())):
         server.set(**change.done)
         server.set(**change.undone)
     made(server, WITH_LORA)
