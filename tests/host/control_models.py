@@ -1,4 +1,4 @@
-"""Small random models for Forge's own ControlNet: a control model, an IP-Adapter and the CLIP that it looks with."""
+"""Small random models for the forks' own ControlNet: a control model, an IP-Adapter and the CLIP that it looks with."""
 
 from __future__ import annotations
 

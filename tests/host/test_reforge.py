@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, pictures, request
+from tests.host.control_models import CONTROL, place_models
 from tests.host.families import (
     SD1_EDITING,
     SD1_INPAINTING,
@@ -21,7 +22,7 @@ from tests.host.families import (
     given_folder,
     place,
 )
-from tests.host.servers import ReforgeServer, checkpoint_in
+from tests.host.servers import ReforgeServer, base64_of, checkpoint_in
 
 pytestmark = pytest.mark.long
 
@@ -55,6 +56,9 @@ NEIGHBOURS = {
     "Mahiro": "mahiro cfg for reforge",
 }
 """By title: switched on, all else as the host has it."""
+UNITS_OF = "controlnet"
+UNIT = {"enabled": True, "image": base64_of(exemplar("house-emojione-blue")), "module": "None"}
+"""Of the host's ControlNet. Its reference units change no picture, without RIVAL either."""
 GIVEN = [(SD2_V, 16), (SD2_EPS, 16), (SDXL_BASE, 17), (SDXL_INPAINTING, 17)]
 """Families made of the given checkpoints, with their self-attention layers."""
 
@@ -66,6 +70,7 @@ class FamiliesOnReforge(ReforgeServer):
     def _fill(data, with_extension):
         ReforgeServer._fill(data, with_extension)
         ReforgeServer._add_options(data, SETTINGS)
+        place_models(data / "models", checkpoint_in(data))
         given = [*(family for family, _ in GIVEN), SDXL_REFINER] if given_folder() else []
         for family in (SD1_INPAINTING, SD1_EDITING, *given):
             place(family, checkpoint_in(data).parent)
@@ -139,6 +144,22 @@ def test_reforges_own_extensions_and_rival_both_act(server, defaults, name):
     for others in (plain, varied, alone.pictures):
         assert largest_difference(together.pictures, others) > 5
     assert largest_difference(pictures(server, {}), varied) == 0
+    assert largest_difference(pictures(server), plain) == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"exact": True, "exemplar_prompt": "a pizza"}], ids=["", "exact"])
+def test_reforges_controlnet_and_rival_both_act(server, settings):
+    models = server.client.get("/controlnet/model_list").json()["model_list"]
+    # the host calls a model by its file and the file's hash
+    unit = {**UNIT, "model": next(model for model in models if model.startswith(CONTROL))}
+    plain, varied = pictures(server), pictures(server, settings)
+    alone, together = (beside(server, {UNITS_OF: [{}]}, UNITS_OF, unit, settings=w) for w in (None, settings))
+    assert (alone.status, together.status) == (200, 200), together.sentence
+    assert "8 of 8 steps injected" in together.infotexts[0]
+    assert largest_difference(alone.pictures[:1], plain) > 5
+    for others in (plain, varied, alone.pictures[:1]):
+        assert largest_difference(together.pictures[:1], others) > 5
+    assert largest_difference(pictures(server, settings), varied) == 0
     assert largest_difference(pictures(server), plain) == 0
 
 
