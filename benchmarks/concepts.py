@@ -33,13 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.hosts.diffusers import (  # noqa: E402
-    DEMO_CHECKPOINT,
-    DiffusersHost,
-    Request,
-    load_pipeline,
-    quieten_libraries,
-)
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost, Request
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 CARD = Path(__file__).with_suffix(".md")

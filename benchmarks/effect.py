@@ -27,17 +27,18 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from tqdm import tqdm
 
-from rival_ext.alignment import channel_statistics
-from rival_ext.attention import self_attention_layers
-from rival_ext.chain import Chain
-from rival_ext.exemplar import Exemplar as Seen
-from rival_ext.guide import Guide
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, load_pipeline, quieten_libraries
-from rival_ext.noise import scale_to_vp
-from rival_ext.prepare import prepare
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost
+from rival_ext.method.alignment import channel_statistics
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar as Seen
+from rival_ext.method.guide import Guide
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import Settings
-from rival_ext.store import ChainStore
+from rival_ext.storage.store import ChainStore
 
 SEEDS = (1, 2)
 COLOURS = 6

@@ -14,16 +14,16 @@ from exemplars import GUIDANCE, STEPS, Exemplar, make_host, markdown_table, vae_
 from PIL import Image
 from tqdm import tqdm
 
-from rival_ext.attention import self_attention_layers
-from rival_ext.chain import Chain
-from rival_ext.exemplar import Exemplar as Seen
-from rival_ext.guide import Guide
 from rival_ext.hosts.diffusers import DiffusersHost
-from rival_ext.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
-from rival_ext.pictures import psnr
+from rival_ext.images.transforms import psnr
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar as Seen
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.quality import FAIR, GOOD, judge
 from rival_ext.report import Report
 from rival_ext.settings import Settings
-from rival_ext.verdict import FAIR, GOOD, judge
 
 FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
 ITERATIONS = (1, 2, 3)

@@ -23,7 +23,9 @@ from PIL import Image, ImageDraw
 from studio import Studio, layout_correlation, texture_distance
 from tqdm import tqdm
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.settings import ExemplarInput
 
 Images = Sequence[Image.Image]
 
@@ -101,9 +103,9 @@ class Bench:
     exemplars: dict[str, Exemplar]
     classifier: Classifier
 
-    def scene(self, name: str) -> Scene:
+    def scene(self, name: str) -> RequestImages:
         """One exemplar, seen whole."""
-        return Scene.of(self.exemplars[name].image)
+        return RequestImages.of(self.exemplars[name].image)
 
     def seen(self, name: str) -> Image.Image:
         """An exemplar as the VAE gives it back."""
@@ -217,8 +219,8 @@ def inpaint_mode(bench: Bench) -> Section:
         hole = Image.new("L", size)
         half = (size[0] // 2, 0, *size)
         ImageDraw.Draw(hole).rectangle(half, fill=255)
-        own = Scene([Shown(canvas.image)], size, canvas.image, hole)
-        another = Scene([Shown(source.image)], size, canvas.image, hole)
+        own = RequestImages([ExemplarInput(canvas.image)], size, canvas.image, hole)
+        another = RequestImages([ExemplarInput(source.image)], size, canvas.image, hole)
         made = {
             "plain": bench.studio.plain(own, mode="inpaint"),
             "plain, the concept as prompt": bench.studio.plain(own, canvas.concept, mode="inpaint"),
@@ -251,12 +253,12 @@ def region_mode(bench: Bench) -> Section:
         painted = Image.composite(exemplar.image, outside, region)
         inside = Image.fromarray(np.asarray(bench.studio.seen(painted))[np.asarray(region) > 0][None])
         paint = bench.studio.seen(outside)
-        plain = bench.studio.plain(Scene.of(painted), exemplar.concept)
+        plain = bench.studio.plain(RequestImages.of(painted), exemplar.concept)
         table.add("plain", bench.palette(plain, inside), bench.palette(plain, paint), 0.0)
         pictures = []
         for title, mask in {"seen whole": None, "region only": region}.items():
             original, recoloured = (
-                bench.studio.rival(Scene([Shown(image, mask)], size), exemplar.concept)
+                bench.studio.rival(RequestImages([ExemplarInput(image, mask)], size), exemplar.concept)
                 for image in (exemplar.image, painted)
             )
             moved = mean(bench.palette([one], other) for one, other in zip(original, recoloured, strict=True))
@@ -276,8 +278,10 @@ def several_exemplars(bench: Bench) -> Section:
         first, second = (bench.exemplars[name].image for name in pair)
         pictures = []
         for weight in WEIGHTS:
-            shown = [Shown(image, weight=share) for image, share in ((first, weight), (second, 1 - weight)) if share]
-            images = bench.studio.rival(Scene(shown, first.size), prompt)
+            shown = [
+                ExemplarInput(image, weight=share) for image, share in ((first, weight), (second, 1 - weight)) if share
+            ]
+            images = bench.studio.rival(RequestImages(shown, first.size), prompt)
             distances = (bench.palette(images, bench.seen(name)) for name in pair)
             table.add(f"{weight:g} : {1 - weight:g}", *distances)
             pictures.append(images[0])

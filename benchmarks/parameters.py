@@ -20,7 +20,9 @@ from PIL import Image, ImageDraw
 from studio import Studio
 from tqdm import tqdm
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.settings import ExemplarInput
 
 PIZZA, HOUSE, BUS, TAXI, HEART = (
     "pizza-emojione-yellow",
@@ -72,7 +74,7 @@ class Bench:
         """An exemplar's picture."""
         return self.exemplars[name].image
 
-    def made(self, scene: Scene, prompt: str, **fields: Any) -> Image.Image:
+    def made(self, scene: RequestImages, prompt: str, **fields: Any) -> Image.Image:
         """One picture with RIVAL."""
         return self.studio.rival(scene, prompt, **fields)[0]
 
@@ -121,7 +123,7 @@ def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
     rows: Rows = {}
     for case in strip.cases:
         exemplar = bench.exemplars[case.exemplar]
-        scene = Scene.of(exemplar.image)
+        scene = RequestImages.of(exemplar.image)
         made = [
             studio.rival(scene, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
             for value in strip.values
@@ -136,7 +138,7 @@ def modes(bench: Bench) -> Image.Image:
     rows: Rows = {}
     for name, had, asked in ((PIZZA, "yellow", "blue"), (HOUSE, "blue", "green")):
         exemplar = bench.exemplars[name]
-        scene, (hole, emptied) = Scene.of(exemplar.image), right_half(exemplar.image)
+        scene, (hole, emptied) = RequestImages.of(exemplar.image), right_half(exemplar.image)
         changed = f"{exemplar.concept}, {asked} background"
         rows[exemplar.concept] = [
             exemplar.image,
@@ -144,7 +146,9 @@ def modes(bench: Bench) -> Image.Image:
             bench.made(scene, "a star", mode="text"),
             bench.made(scene, changed, mode="edit", exemplar_prompt=f"{exemplar.concept}, {had} background"),
             emptied,
-            bench.made(Scene(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"),
+            bench.made(
+                RequestImages(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"
+            ),
         ]
     return labelled_grid(["exemplar", "variation", "text: a star", "edit: its ground", "hole", "inpaint"], rows)
 
@@ -163,7 +167,7 @@ def filling(bench: Bench) -> Image.Image:
         canvas, source = bench.image(name), bench.image(other)
         hole = circle(canvas.size, 14)
         emptied = Image.composite(Image.new("RGB", canvas.size, "lightgray"), canvas, hole)
-        scene = Scene([Shown(source)], canvas.size, canvas, hole)
+        scene = RequestImages([ExemplarInput(source)], canvas.size, canvas, hole)
         rows[prompt] = [
             canvas,
             emptied,
@@ -182,8 +186,8 @@ def weights(bench: Bench) -> Image.Image:
         first, second = (bench.image(name) for name in pair)
         pictures = []
         for share in reversed(SHARES):
-            shown = [Shown(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
-            pictures.append(bench.made(Scene(shown, first.size), prompt))
+            shown = [ExemplarInput(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
+            pictures.append(bench.made(RequestImages(shown, first.size), prompt))
         rows[prompt] = [first, *pictures, second]
     titles = [f"{share:g} : {1 - share:g}" for share in reversed(SHARES)]
     return labelled_grid(["first", *titles, "second"], rows)
@@ -195,10 +199,10 @@ def regions(bench: Bench) -> Image.Image:
     for name in (PIZZA, HOUSE):
         exemplar = bench.exemplars[name]
         image = exemplar.image
-        rows[exemplar.concept] = [image, bench.made(Scene.of(image), exemplar.concept)]
+        rows[exemplar.concept] = [image, bench.made(RequestImages.of(image), exemplar.concept)]
         for mask in (circle(image.size, 0), circle(image.size, 0, "outside"), circle(image.size, 40)):
             blank = Image.new("RGB", image.size, "white")
-            seen = Scene([Shown(image, mask)], image.size)
+            seen = RequestImages([ExemplarInput(image, mask)], image.size)
             rows[exemplar.concept] += [Image.composite(image, blank, mask), bench.made(seen, exemplar.concept)]
     titles = ["exemplar", "whole", "shown", "from it", "shown", "from it", "shown", "from it"]
     return labelled_grid(titles, rows)

@@ -15,8 +15,9 @@ from exemplars import Exemplar, read_exemplars
 from PIL import Image
 from studio import Studio
 
-from rival_ext.alignment import channel_statistics
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.method.alignment import channel_statistics
 from tests.host.asking import largest_difference, request
 from tests.host.families import FamiliesServer, Family
 from tests.host.servers import Answer, base64_of
@@ -70,7 +71,7 @@ class Bench:
 
     def statistics(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel of a picture's latent."""
-        latent = self.studio.host(Scene.of(image)).exemplar_latent()
+        latent = self.studio.host(RequestImages.of(image)).exemplar_latent()
         mean_of, deviation = (value.flatten().double().numpy() for value in channel_statistics(latent))
         return mean_of, deviation
 

@@ -35,26 +35,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.alignment import align_statistics, channel_statistics  # noqa: E402
-from rival_ext.attention import count_rows, self_attention_layers  # noqa: E402
-from rival_ext.chain import Chain  # noqa: E402
-from rival_ext.exemplar import Exemplar  # noqa: E402
-from rival_ext.guide import Guide  # noqa: E402
-from rival_ext.hosts.diffusers import (  # noqa: E402
-    DEMO,
-    DEMO_CHECKPOINT,
-    SD15_CONFIG,
-    DiffusersHost,
-    Request,
-    Scene,
-    load_pipeline,
-    quieten_libraries,
-)
-from rival_ext.noise import scale_to_vp  # noqa: E402
-from rival_ext.prepare import prepare  # noqa: E402
+from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
+from rival_ext.method.alignment import align_statistics, channel_statistics  # noqa: E402
+from rival_ext.method.chain import Chain  # noqa: E402
+from rival_ext.method.exemplars import Exemplar  # noqa: E402
+from rival_ext.method.guide import Guide  # noqa: E402
+from rival_ext.method.layers import count_rows, self_attention_layers  # noqa: E402
+from rival_ext.method.noise import scale_to_vp  # noqa: E402
+from rival_ext.method.prepare import prepare  # noqa: E402
+from rival_ext.method.start import start_latents  # noqa: E402
 from rival_ext.report import Report  # noqa: E402
 from rival_ext.settings import Settings, parse_settings  # noqa: E402
-from rival_ext.start import start_latents  # noqa: E402
 
 GUIDANCE = 5.0
 SEED = 1
@@ -125,7 +117,7 @@ class Bench:
         pipeline.unet.to(dtype)
         photo = Image.open(DEMO / "house.png").convert("RGB").resize((SIDES[model], SIDES[model]))
         request = Request("a house", "", GUIDANCE, "ddim", steps)
-        self.host = DiffusersHost(pipeline, request, Scene.of(photo), lambda done, total: None)
+        self.host = DiffusersHost(pipeline, request, RequestImages.of(photo), lambda done, total: None)
         self.settings = parse_settings({})
         self.layers = self_attention_layers(self.host.unet)
         self.stored: Chain | None = None
@@ -164,12 +156,14 @@ class Bench:
         """Exemplar and generation in one batch of four; without the inversion."""
         host, chain = self.host, self._chain()
         levels = host.noise_levels().tolist()[:0:-1]
-        prompts = torch.cat([host._negative, host._negative, host._exemplar_prompt, host._prompt])
+        prompts = torch.cat(
+            [host.embeddings.negative, host.embeddings.negative, host.embeddings.exemplar, host.embeddings.prompt]
+        )
         x = start_latents([Exemplar(chain)], [SEED], 1.0, host.latent_size) * scale_to_vp(levels[0])
         for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
             with beside_each_other(self.layers, replaced=timestep > self.settings.t_align):
-                rows = host._evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
+                rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
             _, unguided, exemplar_noise, guided = rows.chunk(4)
             noise = unguided + GUIDANCE * (guided - unguided)
             if timestep > self.settings.t_early:

@@ -28,18 +28,18 @@ else:
     script_callbacks.on_script_unloaded(forget)
 
     from rival_ext.errors import RivalError
-    from rival_ext.hosts.webui_reliance import check
+    from rival_ext.hosts.webui.requirements import require_all
 
     try:
-        check()
+        require_all()
     except RivalError as refusal:
-        from rival_ext.hosts import webui_off
+        from rival_ext.hosts.webui import off_panel
 
         print(refusal)
-        RivalScript = webui_off.RivalScript
+        RivalScript = off_panel.RivalScript
         RivalScript.refusal = refusal
     else:
-        from rival_ext.hosts import webui_script
+        from rival_ext.hosts.webui import script
 
-        RivalScript = webui_script.RivalScript
-        webui_script.register()
+        RivalScript = script.RivalScript
+        script.register()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
 
 NAMES = [field.name for field in FIELDS]
-PICTURES = [field.name for field in FIELDS if field.is_picture]
+PICTURES = [field.name for field in FIELDS if field.is_image]
 SENTENCE = re.compile(r"RIVAL: (?P<field>[^\n]{1,400})\.")
 
 # counting

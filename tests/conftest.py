@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, Scene, load_pipeline, quieten_libraries
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from tests.bad_input import TRIED
 
 DATA = Path(__file__).parent / "data"
@@ -46,7 +47,7 @@ def make_host(pipeline):
         request = Request(
             **{"prompt": "", "exemplar_prompt": "", "guidance": 5.0, "sampler": "ddim", "steps": 20, **fields}
         )
-        return DiffusersHost(pipeline, request, Scene.of(exemplar(name)), lambda done, total: None)
+        return DiffusersHost(pipeline, request, RequestImages.of(exemplar(name)), lambda done, total: None)
 
     return make
 

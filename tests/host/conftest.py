@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.host.servers import WEBUIS, RealServer, StandInServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.host.asking import STEPS, request
 from tests.host.servers import StandInServer
 from tests.host.standin import modules

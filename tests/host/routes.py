@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.host.servers import WEBUIS, StandInServer, WebuiServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
@@ -51,8 +51,7 @@ def client_of_routes():
     """Asks the routes that the stand-in's command line makes the extension add to an app."""
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
-
-    from rival_ext.hosts.webui_api import add_routes
+    from rival_ext.hosts.webui.api_backend import add_routes
 
     app = FastAPI()
     add_routes(None, app)

@@ -121,12 +121,12 @@ class StandInServer:
         return not call_queue.queue_lock.locked()
 
     def stored(self):
-        from rival_ext.hosts.webui import STORE
+        from rival_ext.hosts.webui.sampling import STORE
 
         return len(STORE.kept)
 
     def forget(self):
-        from rival_ext.hosts.webui import STORE
+        from rival_ext.hosts.webui.sampling import STORE
 
         STORE.clear()
 

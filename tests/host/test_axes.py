@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from rival_ext.settings import FIELDS, INVERTED_ANEW, PASTED
-from rival_ext.ui.axes import label_of
+from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, INVERSION_FIELDS
+from rival_ext.hosts.webui.axes import label_of
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
 from tests.host.servers import base64_of
 
 pytestmark = pytest.mark.long
 
-AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_picture}
+AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_image}
 ONE_SEED = ("Seed", "3")
 OTHERS = {
     **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},
@@ -103,14 +103,14 @@ def test_a_cells_empty_text_is_not_the_one_of_the_cell_before(server):
     assert in_texts("exemplar_prompt", texts) == ["a pizza", None]
 
 
-@pytest.mark.parametrize("name", [field.name for field in PASTED])
+@pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
 def test_only_the_fields_that_say_so_invert_anew(server, name):
     before = infotext(server, {})
     text = cells(server, (AXIS[name], str(OTHERS[name])), settings={}).infotexts[0]
     assert in_texts(name, [text]) == [str(OTHERS[name])] != in_texts(name, [before])
     # what leaves the chain as it is counts for nothing without LoRAs or an exemplar's prompt
     if name not in {"exact", "plain_inversion"}:
-        assert ("stored inversion" in text) == (name not in INVERTED_ANEW)
+        assert ("stored inversion" in text) == (name not in INVERSION_FIELDS)
 
 
 def test_in_txt2img_the_exemplar_is_the_panels(server):

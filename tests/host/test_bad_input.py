@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
 from tests.bad_input import (
     TRIED,
     WHOLE,
@@ -61,7 +61,7 @@ sides = st.sampled_from([1, 2, 7, 64, 300, 3000])
 shapes = st.builds(lambda width, height: base64_text(file_of(Image.new("L", (width, height), 90), "PNG")), sides, sides)
 pictures = st.sampled_from([base64_text(file) for file in WHOLE.values()]) | damaged_files().map(base64_text) | shapes
 NEAR = {
-    **{field.name: pictures for field in FIELDS if field.name.startswith("exemplar") and field.is_picture},
+    **{field.name: pictures for field in FIELDS if field.name.startswith("exemplar") and field.is_image},
     **{field.name: masks | pictures for field in FIELDS if field.name.startswith("exemplar_mask")},
     **{field.name: st.sampled_from(field.choices) for field in FIELDS if field.choices},
     **{field.name: st.booleans() for field in FIELDS if field.default is False and field.name != "enabled"},

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rival_ext.errors import RivalError
-from rival_ext.pictures import psnr
+from rival_ext.images.transforms import psnr
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, request
@@ -25,8 +25,8 @@ def run(server, monkeypatch):
         pytest.skip("real WebUI: test_routes.py checks there")
     from modules import shared
 
-    from rival_ext.hosts import webui_check
-    from rival_ext.hosts.webui import STORE
+    from rival_ext.hosts.webui.sampling import STORE
+    from rival_ext.hosts.webui.sampling import check as webui_check
 
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
     STORE.clear()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.conftest import exemplar
 from tests.host.asking import largest_difference, request
 from tests.host.servers import StandInServer, base64_of

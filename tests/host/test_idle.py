@@ -12,14 +12,35 @@ from tests.host.idle import SWITCHED_OFF, observe
 from tests.host.servers import ROOT, WEBUIS
 
 PANEL = {
-    *("rival_ext", "rival_ext.errors", "rival_ext.settings", "rival_ext.decoding", "rival_ext.containers"),
-    *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
-    *("rival_ext.hosts.webui_kind", "rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
-    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
-    *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.interrogators", "rival_ext.ui.forecast", "rival_ext.ui.gallery"),
-    "rival_ext.ui.host_controls",
-    *("rival_ext.ui.outlook", "rival_ext.ui.axes", "rival_ext.ui.presets", "rival_ext.ui.check"),
-    *("rival_ext.ui.gradio_kind", "rival_ext.ui.brush", "rival_ext.ui.strokes"),
+    *(
+        "rival_ext",
+        "rival_ext.errors",
+        "rival_ext.settings",
+        "rival_ext.images.decoding",
+        "rival_ext.images.containers",
+    ),
+    *("rival_ext.hosts.webui.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui.api_backend"),
+    *("rival_ext.hosts.webui.kind", "rival_ext.hosts.webui.requirements", "rival_ext.hosts.webui.script"),
+    *(
+        "rival_ext.hosts.webui.ui",
+        "rival_ext.hosts.webui.infotext",
+        "rival_ext.hosts.webui.ui.panel",
+        "rival_ext.hosts.webui.settings_page",
+    ),
+    *(
+        "rival_ext.hosts.webui.ui.exemplar_tools",
+        "rival_ext.hosts.webui.ui.interrogators",
+        "rival_ext.hosts.webui.ui.forecast",
+        "rival_ext.hosts.webui.ui.gallery",
+    ),
+    "rival_ext.hosts.webui.ui.host_controls",
+    *(
+        "rival_ext.hosts.webui.ui.run_preview",
+        "rival_ext.hosts.webui.axes",
+        "rival_ext.hosts.webui.ui.presets",
+        "rival_ext.hosts.webui.ui.check_button",
+    ),
+    *("rival_ext.hosts.webui.ui.gradio_compat", "rival_ext.hosts.webui.ui.brush", "rival_ext.hosts.webui.inputs"),
 }
 """What the panel, its fields, the settings page and the API's routes need; no file of them imports torch."""
 
@@ -42,12 +63,14 @@ def seen(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", SWITCHED_OFF)
 def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, name):
-    assert "rival_ext.ui.panel" in seen[name]["imported"]
+    assert "rival_ext.hosts.webui.ui.panel" in seen[name]["imported"]
     assert set(seen[name]["imported"]) <= PANEL
     assert seen[name]["hooked"] == []
 
 
 def test_switched_on_the_core_is_imported_and_the_unet_is_hooked(seen):
-    assert {"rival_ext.guide", "rival_ext.attention", "rival_ext.hosts.webui"} <= set(seen["switched on"]["imported"])
+    assert {"rival_ext.method.guide", "rival_ext.method.attention", "rival_ext.hosts.webui.sampling"} <= set(
+        seen["switched on"]["imported"]
+    )
     # of the layers or, where a patcher lets the exemplar in, of the UNet
     assert any("_forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts import webui_reliance
-from rival_ext.hosts.webui_reliance import OF_KIND, check, lacking, relied_on
+from rival_ext.hosts.webui.requirements import OF_KIND, check, lacking, relied_on
+from rival_ext.hosts.webui.sampling import requirements as webui_reliance
 from tests.host.asking import request
 from tests.host.conftest import new_checkpoint
 from tests.host.servers import ROOT, StandInServer

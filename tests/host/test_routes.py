@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from rival_ext import __version__
-from rival_ext.pictures import psnr
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.fields import FIELDS
+from rival_ext.images.transforms import psnr
+from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
 from tests.host.routes import over_http, started

@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from rival_ext import api
+from rival_ext.hosts.webui.sampling import api
 from tests.host.conftest import SKIPPED
 from tests.host.routes import client_of_routes, started
 from tests.host.servers import WEBUIS, RealServer, real_folder

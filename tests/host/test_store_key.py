@@ -7,8 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rival_ext.settings import FIELDS
-from rival_ext.store import digest
+from rival_ext.fields import FIELDS
 from tests.conftest import exemplar
 from tests.host.asking import at_first_call, infotext
 from tests.host.servers import StandInServer
@@ -19,8 +18,8 @@ def key(hosts):
     """() -> the key of one processing on the stand-in, as it is loaded now."""
     if not isinstance(hosts[0], StandInServer):
         pytest.skip("real WebUI: the cases of test_contract.py change what they can there")
-    from rival_ext.hosts.webui_fingerprint import fingerprint
-    from rival_ext.hosts.webui_platform import loaded_model
+    from rival_ext.hosts.webui.backends import loaded_model
+    from rival_ext.hosts.webui.fingerprint import fingerprint
 
     checkpoint = hosts[0].checkpoint
     sampler = SimpleNamespace(model_wrap=SimpleNamespace(quantize=False))
@@ -118,8 +117,8 @@ def test_quantized_levels_are_in_the_key_as_the_sampler_was_made_with_them(key):
 def test_the_panel_promises_no_stored_inversion_under_options_that_were_set_during_it(key, hosts, changes, monkeypatch):
     from modules import shared
 
-    from rival_ext.hosts.webui import is_stored
-    from rival_ext.ui.outlook import digest as digest_of_picture
+    from rival_ext.hosts.webui.sampling import is_stored
+    from rival_ext.hosts.webui.ui.run_preview import digest as digest_of_picture
 
     server, small = hosts[0], {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.fields import FIELDS
+from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import infotext
 from tests.host.routes import client_of_routes
@@ -27,8 +28,8 @@ def check(server, monkeypatch):
         pytest.skip("real WebUI: tests/browser/test_users.py logs in there")
     from modules import shared
 
-    from rival_ext.hosts import webui_check
-    from rival_ext.hosts.webui import STORE
+    from rival_ext.hosts.webui.sampling import STORE
+    from rival_ext.hosts.webui.sampling import check as webui_check
 
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
     STORE.clear_for_all()
@@ -62,8 +63,7 @@ def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
 
 
 def test_the_plan_of_a_run_does_not_tell_of_anothers(check, server):
-    from rival_ext.hosts.webui import is_stored
-    from rival_ext.ui.outlook import digest
+    from rival_ext.hosts.webui.sampling import is_stored
 
     infotext(server, {}, **SMALL, user="ann")
     of = {field.name: field.default for field in FIELDS}

@@ -15,7 +15,7 @@ from struct import pack
 from PIL import Image
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import decoded_picture
+from rival_ext.images.decoding import decoded_image
 from tests.bad_input import base64_text, file_of
 
 MOST_SECONDS = 2
@@ -103,12 +103,12 @@ BOMBS = {
 
 def main(folder):
     """Refuses each file of a folder; fails with a line for what was taken, or cost time or memory."""
-    decoded_picture("exemplar", base64_text(png()))
+    decoded_image("exemplar", base64_text(png()))
     before, failures = peak(), []
     for file in sorted(folder.iterdir()):
         begun = time.process_time()
         try:
-            decoded_picture("exemplar", base64_text(file.read_bytes()))
+            decoded_image("exemplar", base64_text(file.read_bytes()))
             failures.append(f"{file.name}: taken")
         except RivalError:
             seconds, megabytes = time.process_time() - begun, (peak() - before) / 1024

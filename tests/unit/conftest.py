@@ -5,11 +5,11 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
-from rival_ext.attention import self_attention_layers
 from rival_ext.cli import main
-from rival_ext.exemplar import Exemplar
-from rival_ext.guide import Guide
-from rival_ext.inversion import invert
+from rival_ext.method.exemplars import Exemplar
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import invert
+from rival_ext.method.layers import self_attention_layers
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 

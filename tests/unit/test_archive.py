@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from rival_ext.archive import Archive
-from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
-from rival_ext.hosts.diffusers import DEMO, DEMO_CHECKPOINT
+from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT
+from rival_ext.method.chain import Chain
+from rival_ext.storage.disk import DiskStore
 
 QUICK = ("-n", 1, "--steps", 4)
 PHOTO = DEMO / "pizza.png"
@@ -29,7 +29,7 @@ def chain(nodes=3, recorded=3):
 
 
 def archive(folder, *made_by, budget=1e9):
-    return Archive(folder, made_by, torch.device("cpu"), budget)
+    return DiskStore(folder, made_by, torch.device("cpu"), budget)
 
 
 @pytest.mark.parametrize("recorded", [0, 3])

@@ -9,20 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from rival_ext.attention import (
-    HookedLayer,
-    concatenate,
-    concatenate_part,
-    count_rows,
-    inject,
-    record,
-    replace,
-    self_attention_layers,
-    self_attention_modules,
-    suspended,
-)
 from rival_ext.errors import Interrupted, RivalError
-from rival_ext.prepare import prepare
+from rival_ext.method.attention import concatenate, concatenate_part, inject, record, replace, suspended
+from rival_ext.method.layers import HookedLayer, count_rows, self_attention_layers, self_attention_modules
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 
@@ -197,8 +187,8 @@ def evaluate_real(make_host):
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with record(self_attention_layers(host.unet)) as features:
         host.predict_noise(latents[:1] + 1, level)
-    prompts = torch.cat([host._negative, host._prompt])
-    return host.unet, torch.no_grad()(lambda: host._evaluate(latents, level, prompts)), features
+    prompts = torch.cat([host.embeddings.negative, host.embeddings.prompt])
+    return host.unet, torch.no_grad()(lambda: host.evaluate(latents, level, prompts)), features
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS.values()], ids=["no fault", *FAULTS])
@@ -228,7 +218,7 @@ def test_a_fault_in_a_guided_evaluation_leaves_no_hook(make_host, make_live_guid
     # in the exemplar's own evaluation, then in the generation's
     for healthy in (0, 1):
         left = healthy
-        evaluate = host._evaluate
+        evaluate = host.evaluate
 
         def failing(*args, evaluate=evaluate):
             nonlocal left
@@ -238,10 +228,10 @@ def test_a_fault_in_a_guided_evaluation_leaves_no_hook(make_host, make_live_guid
                     return evaluate(*args)
             return evaluate(*args)
 
-        host._evaluate = failing
+        host.evaluate = failing
         with pytest.raises(type(fault)):
             sample(host, start, [1], guide)
-        host._evaluate = evaluate
+        host.evaluate = evaluate
         assert hooks(host.unet) == []
 
 

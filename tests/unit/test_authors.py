@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rival_ext.attention import self_attention_layers
-from rival_ext.exemplar import Canvas, Exemplar
-from rival_ext.guide import Guide
-from rival_ext.inversion import invert, lower_latent
-from rival_ext.noise import scale_to_vp
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import invert, lower_latent
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import scale_to_vp
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from tests.conftest import golden
@@ -66,7 +66,7 @@ def test_inpainting_agrees_with_the_authors(make_host):
     host = host_of(make_host, meta)
     chain = invert(theirs["latent"], host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
     # theirs is 1 where the picture is kept
-    canvas = Canvas(chain, 1 - theirs["mask"][None, None])
+    canvas = InpaintCanvas(chain, 1 - theirs["mask"][None, None])
     hole = canvas.hole.flatten().nonzero().flatten()
     start = chain.top.flatten(2).clone()
     start[:, :, hole] = start[:, :, hole[theirs["permutation"]]]

@@ -8,8 +8,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, INVERTED_ANEW, MODES, parse_settings, similar, stood_for
-from rival_ext.ui.axes import Reader, add_axes, axes
+from rival_ext.fields import FIELDS, INVERSION_FIELDS, MODES
+from rival_ext.hosts.webui.axes import Reader, add_axes, axes
+from rival_ext.settings import parse_settings, preset_values, similarity_values
 
 FIELD = {field.name: field for field in FIELDS}
 
@@ -52,7 +53,7 @@ def test_without_a_plot_nothing_is_added(monkeypatch):
 
 def test_what_inverts_anew_changes_least_often():
     costly = {axis.label for axis in AXES.values() if axis.cost}
-    assert costly == {f"[RIVAL] {FIELD[name].label}" for name in INVERTED_ANEW}
+    assert costly == {f"[RIVAL] {FIELD[name].label}" for name in INVERSION_FIELDS}
 
 
 def test_names_and_switches_are_offered_in_a_list():
@@ -112,14 +113,14 @@ def test_nothing_to_plot_is_a_sentence():
 
 
 def test_a_choice_stands_for_what_it_sets_in_the_panel():
-    assert stood_for({"t_align": 3}) == {}
-    assert stood_for({"mode": "variation"}) == {"early_steps": 1000, "start_mix": 1.0}
-    assert stood_for({"mode": "edit"}) == {"early_steps": 900, "start_mix": 0.0}
-    assert stood_for({"mode": "edit", "similarity": 0.75}) == {"early_steps": 900, **similar(0.75)}
+    assert preset_values({"t_align": 3}) == {}
+    assert preset_values({"mode": "variation"}) == {"early_steps": 1000, "start_mix": 1.0}
+    assert preset_values({"mode": "edit"}) == {"early_steps": 900, "start_mix": 0.0}
+    assert preset_values({"mode": "edit", "similarity": 0.75}) == {"early_steps": 900, **similarity_values(0.75)}
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("similarity", [0.25, 0.5, 1.0])
 def test_both_choices_are_what_a_request_with_both_gives(mode, similarity):
     choices = {"mode": mode, "similarity": similarity}
-    assert parse_settings({**choices, **stood_for(choices)}) == parse_settings(choices)
+    assert parse_settings({**choices, **preset_values(choices)}) == parse_settings(choices)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext import cli
-from rival_ext.hosts.diffusers import DEMO
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
+from rival_ext.hosts.checkpoint import DEMO
 from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars, two_colours
 
 PHOTO = DEMO / "pizza.png"
@@ -93,7 +93,7 @@ def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
     assert begin(tmp_path / "photo", "--exemplar-2", tmp_path / "photo") == ""
 
 
-@pytest.mark.parametrize("flag", ["--mask", *(field.flag for field in FIELDS if field.is_picture)])
+@pytest.mark.parametrize("flag", ["--mask", *(field.flag for field in FIELDS if field.is_image)])
 @pytest.mark.parametrize(
     ("path", "ending"),
     [

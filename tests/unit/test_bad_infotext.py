@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.settings import FIELDS, PASTED, parse_settings
-from rival_ext.ui.infotext import PASTE_TARGETS, PRESENT
+from rival_ext.fields import FIELDS, INFOTEXT_FIELDS
+from rival_ext.hosts.webui.infotext import PASTE_TARGETS, PRESENT
+from rival_ext.settings import parse_settings
 from tests.bad_input import HOSTILE_TEXTS, cases, said, scalars, texts
 
 FIELD = {field.name: field for field in FIELDS}
 written = texts | st.sampled_from(HOSTILE_TEXTS) | st.integers().map(str) | st.floats().map(repr)
-pasted_texts = st.dictionaries(st.sampled_from([field.infotext for field in PASTED]), written, max_size=6)
+pasted_texts = st.dictionaries(st.sampled_from([field.infotext for field in INFOTEXT_FIELDS]), written, max_size=6)
 
 
 def on_the_page(name, value):
@@ -47,7 +48,7 @@ def test_what_is_pasted_is_a_setting_or_nothing(parameters, is_of_rival):
     assert found["enabled"] is (PRESENT in parameters)
 
 
-@pytest.mark.parametrize("name", [field.name for field in PASTED])
+@pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
 @given(value=written | scalars)
 @cases(60)
 def test_a_value_of_each_field(name, value):
@@ -73,6 +74,6 @@ def test_what_its_field_cannot_take_leaves_it_as_it_is(name, text):
 
 def test_no_picture_and_no_path_is_taken_from_it():
     parameters = {field.infotext: "/etc/passwd" for field in FIELDS} | {"RIVAL exemplar": "http://127.0.0.1/x.png"}
-    assert not {field.name for field in FIELDS if field.is_picture} & PASTE_TARGETS.keys()
+    assert not {field.name for field in FIELDS if field.is_image} & PASTE_TARGETS.keys()
     taken = {name: value for name, value in read(parameters).items() if value is not None}
     assert taken == {"enabled": True, "exemplar_prompt": "/etc/passwd"}

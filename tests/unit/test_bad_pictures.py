@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from rival_ext import decoding
-from rival_ext.decoding import MEGAPIXEL, MEGAPIXELS
 from rival_ext.errors import RivalError
-from rival_ext.pictures import read_picture
-from rival_ext.settings import decoded_picture
+from rival_ext.images import decoding
+from rival_ext.images.decoding import MEGAPIXEL, MEGAPIXELS, decoded_image
+from rival_ext.images.transforms import read_image
 from tests.bad_input import KINDS, WHOLE, base64_text, cases, damaged_files, file_of, said, texts, two_colours
 from tests.unit.bombs import BOMBS
 
@@ -25,11 +24,11 @@ UNREADABLE = "RIVAL: exemplar must be an image, or the base64 text of one, not "
 
 
 def decoded(data):
-    return decoded_picture("exemplar", base64_text(data))
+    return decoded_image("exemplar", base64_text(data))
 
 
 def refused(value):
-    image, sentence = said(decoded_picture, "exemplar", value)
+    image, sentence = said(decoded_image, "exemplar", value)
     assert image is None
     return sentence
 
@@ -77,7 +76,7 @@ PNG = base64_text(WHOLE["PNG RGB"])
     "head", ["", "data:image/png;base64,", "DATA:image/svg+xml;base64,", "data:application/octet-stream;base64,"]
 )
 def test_a_data_urls_head_may_stand_before_it(head):
-    assert decoded_picture("exemplar", head + PNG).size == (9, 6)
+    assert decoded_image("exemplar", head + PNG).size == (9, 6)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ def test_exif_turns_it_upright_once(kind, turn):
     wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
     image = decoded(file)
     assert (image.size, image.tobytes()) == (wanted.size, wanted.convert(image.mode).tobytes())
-    assert decoded_picture("exemplar", image) is image
+    assert decoded_image("exemplar", image) is image
 
 
 @pytest.mark.parametrize("turn", [2, 6])
@@ -209,9 +208,9 @@ def test_a_picture_that_is_handed_over_is_turned_as_well(turn):
     lying = Image.Exif()
     lying[ORIENTATION] = turn
     opened = Image.open(io.BytesIO(file_of(two_colours(size=(16, 8)), "PNG", exif=lying)))
-    once = decoded_picture("exemplar", opened)
+    once = decoded_image("exemplar", opened)
     assert once.tobytes() == ImageOps.exif_transpose(opened).tobytes()
-    assert decoded_picture("exemplar", once).tobytes() == once.tobytes()
+    assert decoded_image("exemplar", once).tobytes() == once.tobytes()
 
 
 @given(st.binary(max_size=80), st.sampled_from(["PNG", "WEBP", "JPEG"]))
@@ -254,12 +253,12 @@ def test_a_text_too_long_is_refused_before_it_is_decoded(monkeypatch, head):
 
 
 def test_a_file_too_long_is_not_read_to_its_end(monkeypatch, tmp_path):
-    monkeypatch.setattr("rival_ext.pictures.MEGABYTES", 1)
+    monkeypatch.setattr("rival_ext.images.transforms.MEGABYTES", 1)
     monkeypatch.setattr(decoding, "MEGABYTES", 1)
     with open(tmp_path / "long.png", "wb") as file:
         file.truncate(2**33)
     with pytest.raises(RivalError, match=r"--mask .*long.png must be a picture of at most 1 MB"):
-        read_picture("--mask", tmp_path / "long.png")
+        read_image("--mask", tmp_path / "long.png")
 
 
 # bombs

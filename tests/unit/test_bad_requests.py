@@ -11,8 +11,8 @@ from fastapi import HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.api import BODY_MEGABYTES, InvertRequest, _bounded
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
+from rival_ext.hosts.webui.api import BODY_MEGABYTES, InvertRequest, _bounded
 from tests.bad_input import TRIED, WHOLE, base64_text, cases, names, objects, plain, said, texts, values
 from tests.host.routes import started
 
@@ -32,7 +32,7 @@ def server():
 @pytest.fixture(scope="module")
 def reached(server):
     """Requests that nothing is wrong with say so: none of them is run."""
-    from rival_ext.hosts import webui_check
+    from rival_ext.hosts.webui.sampling import check as webui_check
 
     def run(request):
         webui_check._refuse_unknown_names(request)
@@ -68,7 +68,7 @@ def test_any_fields(server, reached, fields):
 @cases(250)
 def test_any_settings(server, reached, settings):
     sentence = refused(server, content=body_of({**SMALL, "settings": settings}), headers=JSON)
-    regions = [field.name for field in FIELDS if field.is_picture]
+    regions = [field.name for field in FIELDS if field.is_image]
     assert names(sentence, [*settings, *regions]) or sentence == "RIVAL: the run would begin."
 
 
@@ -104,7 +104,7 @@ def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
 
 def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
     """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
-    monkeypatch.setattr("rival_ext.api.BODY_MEGABYTES", 1)
+    monkeypatch.setattr("rival_ext.hosts.webui.api.BODY_MEGABYTES", 1)
     pieces = iter([{"type": "http.request", "body": bytes(2**18), "more_body": True}] * 9)
 
     async def handed_over():
@@ -139,7 +139,7 @@ def test_any_id_is_not_found(server, text):
 @given(st.lists(values, max_size=len(FIELDS) + 4))
 @cases(400)
 def test_any_values_in_the_panels_order(server, arguments):
-    from rival_ext.hosts.webui import read_arguments
+    from rival_ext.hosts.webui.sampling import read_arguments
 
     settings, sentence = said(read_arguments, SimpleNamespace(), arguments)
     assert settings is not None or names(sentence, [field.name for field in FIELDS])
@@ -148,9 +148,9 @@ def test_any_values_in_the_panels_order(server, arguments):
 @given(objects, st.lists(values, max_size=2))
 @cases(300)
 def test_an_object_with_something_after_it(server, asked, others):
-    from rival_ext.hosts.webui import read_arguments
+    from rival_ext.hosts.webui.sampling import read_arguments
 
-    regions = [field.name for field in FIELDS if field.is_picture]
+    regions = [field.name for field in FIELDS if field.is_image]
     settings, sentence = said(read_arguments, SimpleNamespace(), [asked, *others])
     assert settings is not None or names(sentence, [*asked, *regions])
 
@@ -159,7 +159,7 @@ def test_an_object_with_something_after_it(server, asked, others):
 @cases(200)
 def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):
     """The host would swallow one; what is wrong is said by the sampling."""
-    from rival_ext.hosts import webui
+    from rival_ext.hosts.webui.sampling import sampling as webui
 
     said(lambda: None)
     sampler = SimpleNamespace(sample=lambda *_: None)

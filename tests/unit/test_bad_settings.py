@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, Settings, parse_settings, shown
-from rival_ext.ui.infotext import settings_to_infotext
+from rival_ext.errors import RivalError, short_repr
+from rival_ext.fields import FIELDS
+from rival_ext.hosts.webui.infotext import settings_to_infotext
+from rival_ext.settings import Settings, parse_settings
 from tests.bad_input import NAMES, PICTURES, cases, names, nested, objects, said, two_colours, values
 
 
@@ -64,8 +65,8 @@ def test_a_text_of_many_megabytes_is_shown_short(name):
 @cases(500)
 def test_a_value_is_shown_in_one_short_line(value):
     said(lambda: None)
-    assert len(shown(value)) <= 60
-    assert shown(value).isprintable()
+    assert len(short_repr(value)) <= 60
+    assert short_repr(value).isprintable()
 
 
 def test_an_exemplar_prompt_has_an_end():
@@ -104,5 +105,5 @@ def test_nothing_wrong_gets_past_the_model_itself(asked):
 def test_an_exemplar_next_to_without_weight_is_left_out(weight):
     """Its share would come to nothing in 32 bits, and the start could be drawn from none of its positions."""
     other = two_colours()
-    assert [slot.image for slot in parse_settings({"weight": weight, "exemplar_2": other}).slots] == [other]
-    assert len(parse_settings({"weight": 1e-4, "exemplar_2": other}).slots) == 2
+    assert [slot.image for slot in parse_settings({"weight": weight, "exemplar_2": other}).exemplar_inputs] == [other]
+    assert len(parse_settings({"weight": 1e-4, "exemplar_2": other}).exemplar_inputs) == 2

@@ -12,17 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.attention import HookedLayer
-from rival_ext.chain import Chain
 from rival_ext.cli import SAMPLERS
 from rival_ext.errors import RivalError
-from rival_ext.inversion import TOLERANCE, extrapolated, invert, lower_latent, reconstruct
-from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
-from rival_ext.prepare import Picture, prepare
+from rival_ext.method.chain import Chain
+from rival_ext.method.host import EncodedExemplar
+from rival_ext.method.inversion import TOLERANCE, extrapolated, invert, lower_latent, reconstruct
+from rival_ext.method.layers import HookedLayer
+from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
-from rival_ext.store import ChainStore, digest
-from rival_ext.transfer import Ahead, to_sixteen_bits
+from rival_ext.storage.features import PrefetchedFeatures
+from rival_ext.storage.store import ChainStore
 
 LEVELS = [0.03, 0.5, 2.0, 4.0, 14.0]
 
@@ -245,7 +246,7 @@ def test_features_are_copied_in_sixteen_bits():
 
 def test_features_are_found_by_name_in_any_order_and_more_than_once():
     kept = {name: torch.full((1, 2, 3), float(value)) for value, name in enumerate("abc")}
-    ahead = Ahead(kept, torch.device("cpu"))
+    ahead = PrefetchedFeatures(kept, torch.device("cpu"))
     assert (list(ahead), len(ahead)) == (["a", "b", "c"], 3)
     for name in "abcabacb":
         assert torch.equal(ahead[name], kept[name])
@@ -279,7 +280,7 @@ def test_a_generation_evaluates_the_exemplar_where_the_budget_kept_no_features(m
 
 def test_an_inversion_that_is_not_finite_is_an_error(make_host):
     host = make_host(steps=2)
-    host.pictures = lambda: [Picture(torch.full((1, 4, 16, 16), math.nan))]
+    host.pictures = lambda: [EncodedExemplar(torch.full((1, 4, 16, 16), math.nan))]
     with pytest.raises(RivalError, match="not numbers"):
         prepare(host, parse_settings({}), None, Report("variation", 600, 600))
 

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rival_ext.cli import main
-from rival_ext.hosts.diffusers import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
-from rival_ext.settings import PASTED
+from rival_ext.fields import INFOTEXT_FIELDS
+from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
 
 PHOTO = DEMO / "pizza.png"
 QUICK = ("-n", 1, "--steps", 4)
@@ -193,7 +193,7 @@ def test_every_pasted_setting_is_an_option(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rival_ext", "--help"])
     main()
     text = capsys.readouterr().out
-    assert all(field.flag in text for field in PASTED)
+    assert all(field.flag in text for field in INFOTEXT_FIELDS)
 
 
 def test_the_builtin_configuration_is_that_of_sd15():

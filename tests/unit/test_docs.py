@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from rival_ext.settings import FIELDS, MODES
+from rival_ext.fields import FIELDS, MODES
 from tests.host.servers import ROOT
 
 DOCS = ROOT / "docs"

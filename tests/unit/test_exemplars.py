@@ -8,18 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rival_ext.alignment import blend_statistics, channel_statistics
-from rival_ext.attention import concatenate, inject, record, replace, scattered, self_attention_layers, token_grid
-from rival_ext.chain import Chain
 from rival_ext.errors import RivalError
-from rival_ext.exemplar import Canvas, Exemplar, JointFeatures, joint_statistics
-from rival_ext.guide import Guide
-from rival_ext.hosts.diffusers import DiffusersHost, Request, Scene, Shown
-from rival_ext.prepare import Picture, prepare
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
+from rival_ext.method.alignment import blend_statistics, channel_statistics
+from rival_ext.method.attention import concatenate, inject, record, replace
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointFeatures, joint_statistics
+from rival_ext.method.guide import Guide
+from rival_ext.method.host import EncodedExemplar
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.prepare import prepare
+from rival_ext.method.start import draw_positions, start_latents
+from rival_ext.method.tokens import subsample_tokens, token_grid
 from rival_ext.report import Report
-from rival_ext.settings import parse_settings
-from rival_ext.start import draw_positions, start_latents
-from rival_ext.store import ChainStore
+from rival_ext.settings import ExemplarInput, parse_settings
+from rival_ext.storage.store import ChainStore
 from tests.conftest import exemplar, quiet
 
 LEVELS = torch.tensor([0.1, 2.0, 9.0]).double()
@@ -111,7 +114,7 @@ def test_of_several_exemplars_each_gives_its_share_of_positions(weights, share):
 
 def test_a_hole_is_permuted_among_its_own_positions_and_the_rest_is_as_inverted():
     hole = half()
-    canvas = Canvas(chain(), hole)
+    canvas = InpaintCanvas(chain(), hole)
     start = start_latents([Exemplar(canvas.chain, region=hole)], [5], 1.0, (8, 8), canvas)
     assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
     assert not torch.equal(start[..., :4], canvas.chain.top[..., :4])
@@ -119,7 +122,7 @@ def test_a_hole_is_permuted_among_its_own_positions_and_the_rest_is_as_inverted(
 
 
 def test_a_hole_may_be_filled_from_another_exemplar_of_another_size():
-    canvas, other = Canvas(chain(), half()), Exemplar(chain(6, 10, seed=1))
+    canvas, other = InpaintCanvas(chain(), half()), Exemplar(chain(6, 10, seed=1))
     start = start_latents([other], [5], 1.0, (8, 8), canvas)
     assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
     assert_statistics(start[..., :4], channel_statistics(other.chain.top))
@@ -130,7 +133,7 @@ def test_a_hole_may_be_filled_from_another_exemplar_of_another_size():
 
 def test_the_kept_region_follows_the_chain_exactly():
     """Deterministic steps with the kept noise lead from node to node, whatever the prediction was."""
-    canvas = Canvas(chain(), half())
+    canvas = InpaintCanvas(chain(), half())
     latent = canvas.keep_latent(noise(2, 4, 8, 8, seed=5), 9.0)
     for level, lower in ((9.0, 2.0), (2.0, 0.1)):
         predicted = canvas.keep_noise(noise(2, 4, 8, 8, seed=6), level)
@@ -176,7 +179,7 @@ def test_a_region_of_next_to_nothing_is_refused():
     region = torch.zeros(1, 1, 8, 8)
     region[..., 0, 0] = 1
     with pytest.raises(RivalError, match="exemplar_mask"):
-        Picture(noise(1, 4, 8, 8), region=region)
+        EncodedExemplar(noise(1, 4, 8, 8), region=region)
 
 
 def test_what_lies_outside_the_region_does_not_count_in_the_statistics():
@@ -207,7 +210,7 @@ def test_the_tokens_of_all_exemplars_are_joined_and_of_a_lighter_one_fewer_are_t
 
 @given(st.integers(1, 200), st.floats(0.01, 1))
 def test_a_scattered_part_has_its_size_and_no_token_twice(tokens, fraction):
-    kept = scattered(torch.arange(float(tokens)).view(1, tokens, 1), fraction).flatten().tolist()
+    kept = subsample_tokens(torch.arange(float(tokens)).view(1, tokens, 1), fraction).flatten().tolist()
     assert len(kept) == max(1, round(tokens * fraction))
     assert len(set(kept)) == len(kept)
 
@@ -252,13 +255,13 @@ def painted_half(image):
 
 def guide_of(pipeline, shown, **fields):
     request = Request("a house", "", 5.0, "ddim", 6)
-    host = DiffusersHost(pipeline, request, Scene(shown, (128, 128)), quiet)
+    host = DiffusersHost(pipeline, request, RequestImages(shown, (128, 128)), quiet)
     return host, prepare(host, parse_settings(fields), None, Report("variation", 600, 600))
 
 
 def test_a_part_aligns_nothing_and_gives_no_start(pipeline):
     image, mask = painted_half(exemplar("house-emojione-blue"))
-    host, guide = guide_of(pipeline, [Shown(image, mask)])
+    host, guide = guide_of(pipeline, [ExemplarInput(image, mask)])
     start = guide.start([3, 4], (16, 16))
     assert torch.equal(start[1:], guide.start([4], (16, 16)))
     assert not columns(start[:1]) & columns(guide.exemplars[0].chain.top)
@@ -271,8 +274,8 @@ def test_a_part_aligns_nothing_and_gives_no_start(pipeline):
 def test_beside_a_part_the_whole_exemplar_gives_start_and_statistics(pipeline):
     image, mask = painted_half(exemplar("house-emojione-blue"))
     whole = exemplar("pizza-emojione-yellow")
-    host, guide = guide_of(pipeline, [Shown(image, mask), Shown(whole)])
-    _, alone = guide_of(pipeline, [Shown(whole)])
+    host, guide = guide_of(pipeline, [ExemplarInput(image, mask), ExemplarInput(whole)])
+    _, alone = guide_of(pipeline, [ExemplarInput(whole)])
     assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
     assert (guide.report.exemplars, guide.report.steps.injected, guide.report.steps.aligned) == (2, 6, 2)
@@ -281,27 +284,27 @@ def test_beside_a_part_the_whole_exemplar_gives_start_and_statistics(pipeline):
 def test_an_exemplar_without_weight_leaves_the_others_picture_as_it_is(pipeline):
     house, pizza = exemplar("house-emojione-blue"), exemplar("pizza-emojione-yellow")
     settings = parse_settings({"exemplar": house, "weight": 0, "exemplar_2": pizza})
-    shown = [Shown(slot.image, slot.mask, slot.weight) for slot in settings.slots]
+    shown = [ExemplarInput(slot.image, slot.mask, slot.weight) for slot in settings.exemplar_inputs]
     host, guide = guide_of(pipeline, shown)
-    _, alone = guide_of(pipeline, [Shown(pizza)])
+    _, alone = guide_of(pipeline, [ExemplarInput(pizza)])
     finals = [host.sample(one.start([3], (16, 16)), [3], one, quiet) for one in (guide, alone)]
     assert torch.equal(*finals)
 
 
 @pytest.mark.parametrize(("layers", "seen"), [("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)])
 def test_only_the_layers_asked_for_see_the_exemplar(pipeline, layers, seen):
-    host, guide = guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], layers=layers)
+    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], layers=layers)
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
     assert guide.report.layers == seen
 
 
 def test_layers_of_no_size_are_refused_before_sampling(pipeline):
     with pytest.raises(RivalError, match="layers names none"):
-        guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], layers="64")
+        guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], layers="64")
 
 
 def test_strength_zero_is_generation_without_injection(pipeline):
-    host, guide = guide_of(pipeline, [Shown(exemplar("house-emojione-blue"))], strength=0)
+    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], strength=0)
     start = guide.start([3], (16, 16))
     off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise, Report("v", 600, 600))
     assert torch.equal(host.sample(start, [3], guide, quiet), host.sample(start, [3], off, quiet))
@@ -309,7 +312,7 @@ def test_strength_zero_is_generation_without_injection(pipeline):
 
 
 def test_the_chains_of_one_run_share_the_memory_budget(pipeline):
-    shown = [Shown(exemplar(name)) for name in ("house-emojione-blue", "pizza-emojione-yellow")]
+    shown = [ExemplarInput(exemplar(name)) for name in ("house-emojione-blue", "pizza-emojione-yellow")]
     host, guide = guide_of(pipeline, shown)
     each = guide.exemplars[0].chain.bytes
     for budget, kept in ((2 * each, [6, 6]), (1.5 * each, [6, 2]), (each, [6, 0])):

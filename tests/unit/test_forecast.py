@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rival_ext.ui.forecast import NOTES, Plan, forecast, hints, recommended
+from rival_ext.hosts.webui.ui.forecast import NOTES, Plan, forecast, hints, recommended
 
 GOOD = Plan(
     enabled=True,

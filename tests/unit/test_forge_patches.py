@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rival_ext.attention import HookedLayer, concatenate, inject, record, replace, suspended
-from rival_ext.hosts.forge_patches import Board, PatchedLayer, patch, place_of, taken
+from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key_of, patch, taken
+from rival_ext.method.attention import concatenate, inject, record, replace, suspended
+from rival_ext.method.layers import HookedLayer
 
 PLACE = ("input", 1, 0)
 GUIDED_CALL, UNGUIDED_CALL = [1, 0], [0]
@@ -93,7 +94,7 @@ def attention():
 
 @pytest.fixture
 def board():
-    return Board()
+    return PatchState()
 
 
 def tokens(rows, number=6, seed=0):
@@ -277,4 +278,4 @@ def test_the_hosts_own_patcher_and_a_clone_of_the_clone_have_functions_only(atte
     ],
 )
 def test_a_layers_place_by_its_name(name, place):
-    assert place_of(name) == place
+    assert block_key_of(name) == place

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rival_ext.hosts import webui_kind
-from rival_ext.hosts.webui_reliance import OF_KIND, relied_on
+from rival_ext.hosts.webui.requirements import OF_KIND, relied_on
+from rival_ext.hosts.webui.sampling import kind as webui_kind
 
 PACKAGES = {
     "AUTOMATIC1111": set(),

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.alignment import align_statistics, channel_statistics
-from rival_ext.attention import concatenate, inject, record, replace, self_attention_layers
-from rival_ext.chain import Chain
-from rival_ext.exemplar import Exemplar
-from rival_ext.inversion import invert, lower_latent, reconstruct
-from rival_ext.noise import scale_to_vp
-from rival_ext.pictures import psnr
-from rival_ext.start import start_latents
+from rival_ext.images.transforms import psnr
+from rival_ext.method.alignment import align_statistics, channel_statistics
+from rival_ext.method.attention import concatenate, inject, record, replace
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar
+from rival_ext.method.inversion import invert, lower_latent, reconstruct
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.start import start_latents
 
 HELD_OUT = ["cat-face-emojione-white", "pizza-emojione-yellow", "taxi-twemoji-green"]
 
@@ -107,9 +108,11 @@ def evaluation(make_host):
     """(layers of the UNet, a guided evaluation of two latents: four rows)."""
     host = make_host(prompt="a taxi")
     latents = noise(2, 4, 16, 16)
-    prompts = torch.cat([host._negative, host._negative, host._prompt, host._prompt])
+    prompts = torch.cat(
+        [host.embeddings.negative, host.embeddings.negative, host.embeddings.prompt, host.embeddings.prompt]
+    )
     level = host.noise_levels()[10].item()
-    evaluate = torch.no_grad()(lambda: host._evaluate(torch.cat([latents, latents]), level, prompts))
+    evaluate = torch.no_grad()(lambda: host.evaluate(torch.cat([latents, latents]), level, prompts))
     return self_attention_layers(host.unet), evaluate
 
 

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from benchmarks.concepts import CONCEPTS, load_classifier
 from benchmarks.studio import Studio, layout_correlation
 from rival_ext.cli import command
-from rival_ext.hosts.diffusers import Scene, Shown
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.settings import ExemplarInput
 from tests.conftest import DATA, exemplar, quiet
 
 SIZE = (128, 128)
@@ -25,7 +26,7 @@ def studio(pipeline):
 
 
 def scene(name):
-    return Scene.of(exemplar(name))
+    return RequestImages.of(exemplar(name))
 
 
 def colour_distance(one, other):
@@ -105,7 +106,7 @@ def right_half(image):
 
 def test_inpaint_keeps_the_rest_exactly(studio, hole):
     photo = exemplar(HOUSE)
-    host, guide = studio.guided(Scene([Shown(photo)], SIZE, photo, hole), mode="inpaint")
+    host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, hole), mode="inpaint")
     latents = host.sample(guide.start([1], host.latent_size), [1], guide, quiet)
     kept = (guide.canvas.hole == 0).expand_as(latents)
     assert kept.double().mean() == 0.5
@@ -126,7 +127,7 @@ def test_inpaint_leaves_the_kept_pixels_alone(pipeline, monkeypatch, tmp_path, h
 
 def test_inpaint_fills_the_hole_from_the_picture_itself(studio, hole):
     photo = exemplar(HOUSE)
-    whole = Scene([Shown(photo)], SIZE, photo, hole)
+    whole = RequestImages([ExemplarInput(photo)], SIZE, photo, hole)
     (filled,), (plain,) = studio.rival(whole, mode="inpaint"), studio.plain(whole, mode="inpaint")
     distances = [colour_distance(right_half(image), right_half(photo)) for image in (filled, plain)]
     assert distances[0] < 0.6 * distances[1]
@@ -134,7 +135,7 @@ def test_inpaint_fills_the_hole_from_the_picture_itself(studio, hole):
 
 def test_inpaint_fills_the_hole_from_another_exemplar(studio, hole):
     photo, other = exemplar(BUS), exemplar(HOUSE)
-    filled_from_other = Scene([Shown(other)], SIZE, photo, hole)
+    filled_from_other = RequestImages([ExemplarInput(other)], SIZE, photo, hole)
     (filled,) = studio.rival(filled_from_other, mode="inpaint")
     (plain,) = studio.plain(filled_from_other, mode="inpaint")
     aim = other.resize((64, 128))
@@ -152,7 +153,9 @@ def test_nothing_outside_the_region_is_taken(studio):
     painted = Image.composite(photo, Image.new("RGB", SIZE, "magenta"), region)
 
     def moved_by_the_paint(mask):
-        (one,), (other,) = (studio.rival(Scene([Shown(image, mask)], SIZE), "a house") for image in (photo, painted))
+        (one,), (other,) = (
+            studio.rival(RequestImages([ExemplarInput(image, mask)], SIZE), "a house") for image in (photo, painted)
+        )
         return colour_distance(one, other)
 
     assert moved_by_the_paint(region) < 0.4 * moved_by_the_paint(None)
@@ -165,13 +168,13 @@ def test_weights_lead_from_one_exemplar_to_the_other(studio):
     one, other = exemplar(TAXI), exemplar("red-heart-emojione-purple")
     balance = []
     for weight in (1.0, 0.5, 0.0):
-        shown = [Shown(image, weight=share) for image, share in ((one, weight), (other, 1 - weight)) if share]
-        (image,) = studio.rival(Scene(shown, SIZE), "a star")
+        shown = [ExemplarInput(image, weight=share) for image, share in ((one, weight), (other, 1 - weight)) if share]
+        (image,) = studio.rival(RequestImages(shown, SIZE), "a star")
         balance.append(colour_distance(image, one) - colour_distance(image, other))
     assert balance[0] + 5 < balance[1] < balance[2] - 5
 
 
-# how similar
+# how similarity_values
 
 
 def test_similarity_leads_towards_the_exemplar(studio):

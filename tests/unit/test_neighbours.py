@@ -9,8 +9,7 @@ from types import MethodType, ModuleType, SimpleNamespace
 import pytest
 from torch import nn
 
-from rival_ext.attention import _suspended
-from rival_ext.hosts.webui_neighbours import (
+from rival_ext.hosts.webui.compat import (
     T_EARLY_WITH_CONTROLNET,
     controlnet_units,
     evaluates_tiles,
@@ -20,6 +19,7 @@ from rival_ext.hosts.webui_neighbours import (
     undisturbed,
     with_neighbours_defaults,
 )
+from rival_ext.method.attention import _suspended
 from rival_ext.settings import Settings
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from rival_ext.cli import main
 from rival_ext.errors import RivalError
-from rival_ext.hosts.diffusers import DEMO, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO, load_pipeline
 from tests.host.servers import ROOT
 
 SOURCES = {

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from rival_ext.attention import self_attention_layers
-from rival_ext.exemplar import Exemplar
-from rival_ext.guide import Guide
-from rival_ext.inversion import extrapolated, invert, lower_latent
-from rival_ext.noise import scale_to_vp
-from rival_ext.prepare import prepare
+from rival_ext.method.exemplars import Exemplar
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import extrapolated, invert, lower_latent
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar

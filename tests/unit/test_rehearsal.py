@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rival_ext.hosts.webui_rehearsal import rehearse
+from rival_ext.hosts.webui.samplers import dry_run
 from tests.host.standin.samplers import SAMPLERS, create_sampler
 
 CHECKPOINT = SimpleNamespace(
@@ -42,7 +42,7 @@ def sampling(p, name, kind="img2img"):
     def sample(latents):
         return method(p, *latents, *prompts, image_conditioning=torch.zeros(2, 5, 1, 1))
 
-    return rehearse(p, sample, latents), lambda: sample(latents)
+    return dry_run(p, sample, latents), lambda: sample(latents)
 
 
 def visited(p, sample):
@@ -119,6 +119,6 @@ def test_after_an_error_everything_is_in_its_place(p):
         raise KeyError
 
     with pytest.raises(KeyError):
-        rehearse(p, fail, [torch.zeros(1, 4, 8, 8)])
+        dry_run(p, fail, [torch.zeros(1, 4, 8, 8)])
     assert (p.sampler.func, p.rng) == before
     assert "forward" not in vars(p.sampler.model_wrap_cfg)

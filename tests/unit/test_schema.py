@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.schema import settings_schema
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.fields import FIELDS, settings_schema
+from rival_ext.settings import parse_settings
 
 PROPERTIES = settings_schema()["properties"]
 

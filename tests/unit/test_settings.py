@@ -21,8 +21,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, MODES, PASTED, Settings, parse_settings, similar
-from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
+from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, MODES
+from rival_ext.hosts.webui.infotext import PASTE_TARGETS, settings_to_infotext
+from rival_ext.settings import Settings, parse_settings, similarity_values
 
 DEFAULTS = {
     "enabled": False,
@@ -174,7 +175,7 @@ def test_an_unknown_field_is_refused_with_its_name_and_those_that_exist(values, 
 @given(some_valid_values())
 def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
     settings = parse_settings(values)
-    similarity = similar(values["similarity"]) if "similarity" in values else {}
+    similarity = similarity_values(values["similarity"]) if "similarity" in values else {}
     assert dict(settings) == DEFAULTS | MODES[settings.mode] | similarity | values
     assert {name: type(value) for name, value in dict(settings).items()} == {
         name: type(value) for name, value in (DEFAULTS | values).items()
@@ -329,7 +330,7 @@ def test_settings_come_back_from_the_infotext(values, prompt):
 
 def test_pasting_covers_every_field_but_the_image():
     assert list(PASTE_TARGETS) == [name for name in NAMES if name not in PICTURES]
-    assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
+    assert [field.name for field in INFOTEXT_FIELDS] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
 
 
 def test_the_infotext_names_every_pasted_field():
@@ -366,10 +367,10 @@ def test_an_infotext_without_rival_switches_it_off_and_leaves_the_rest():
 
 
 def test_the_infotext_needs_neither_the_webui_nor_gradio():
-    program = "import sys, rival_ext.ui.infotext; print(*sys.modules)"
+    program = "import sys, rival_ext.hosts.webui.infotext; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"rival_ext.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
-    assert "rival_ext.ui.infotext" in run.stdout.split()
+    assert {"rival_ext.hosts.webui.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
+    assert "rival_ext.hosts.webui.infotext" in run.stdout.split()
 
 
 # presets
@@ -390,11 +391,13 @@ def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_more_similarity_is_never_farther_away_in_any_of_the_three(one, other):
     low, high = sorted([one, other])
-    assert all(similar(high)[name] <= similar(low)[name] for name in ("t_align", "t_early", "start_mix"))
+    assert all(
+        similarity_values(high)[name] <= similarity_values(low)[name] for name in ("t_align", "t_early", "start_mix")
+    )
 
 
 def test_the_middle_of_similarity_is_the_default_and_what_is_given_wins():
-    assert similar(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
+    assert similarity_values(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
     settings = parse_settings({"similarity": 1, "t_early": 700})
     assert (settings.t_align, settings.t_early, settings.start_mix) == (200, 700, 0)
 
@@ -419,9 +422,11 @@ def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
 
 def test_only_exemplars_with_a_share_and_an_image_count():
     image = Image.new("RGB", (3, 2))
-    slots = parse_settings({"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}).slots
-    assert slots == [(image, None, 0.5)]
-    assert parse_settings({}).slots == [(None, None, 1.0)]
+    exemplar_inputs = parse_settings(
+        {"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}
+    ).exemplar_inputs
+    assert exemplar_inputs == [(image, None, 0.5)]
+    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0)]
 
 
 @pytest.mark.parametrize("ending", ["", "_2", "_3"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rival_ext.guide import Guide
-from rival_ext.prepare import prepare
+from rival_ext.method.guide import Guide
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from tests.conftest import quiet

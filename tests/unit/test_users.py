@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rival_ext.chain import Chain
-from rival_ext.noise import levels_tensor
-from rival_ext.prepare import prepare
+from rival_ext.method.chain import Chain
+from rival_ext.method.noise import levels_tensor
+from rival_ext.method.prepare import prepare
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
-from rival_ext.store import ChainStore
+from rival_ext.storage.store import ChainStore
 
 SIZE = 8
 

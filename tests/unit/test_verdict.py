@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from rival_ext.method.quality import FAIR, GOOD, IDENTICAL, exactness, judge
 from rival_ext.settings import Settings
-from rival_ext.verdict import FAIR, GOOD, IDENTICAL, exactness, judge
 
 
 def sentence(psnr, steps=20, **fields):

@@ -141,10 +141,11 @@ class Host:
 
 def build():
     """The page: the img2img and the txt2img panel in a tab each."""
-    from rival_ext.settings import FIELDS, parse_settings
-    from rival_ext.ui.host_controls import HostControls
-    from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
-    from rival_ext.ui.panel import Panel
+    from rival_ext.fields import FIELDS
+    from rival_ext.hosts.webui.infotext import PASTE_TARGETS, settings_to_infotext
+    from rival_ext.hosts.webui.ui.host_controls import HostControls
+    from rival_ext.hosts.webui.ui.panel import Panel
+    from rival_ext.settings import parse_settings
 
     defaults = {field.name: field.default for field in FIELDS}
 

@@ -85,7 +85,7 @@ def add_routes(_, app):
     @app.post("/neighbours/forget")
     def forget():
         COUNTS.clear()
-        host = sys.modules.get("rival_ext.hosts.webui")
+        host = sys.modules.get("rival_ext.hosts.webui.sampling")
         if host is not None:
             host.STORE.clear()
 
