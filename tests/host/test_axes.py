@@ -7,14 +7,14 @@ import re
 import pytest
 
 from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, INVERSION_FIELDS
-from rival_ext.hosts.webui.axes import label_of
+from rival_ext.hosts.webui.axes import axis_label
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
 from tests.host.servers import base64_of
 
 pytestmark = pytest.mark.long
 
-AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_image}
+AXIS = {field.name: axis_label(field) for field in FIELDS if not field.is_image}
 ONE_SEED = ("Seed", "3")
 OTHERS = {
     **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts.webui.requirements import OF_KIND, check, lacking, relied_on
-from rival_ext.hosts.webui.sampling import requirements as webui_reliance
+from rival_ext.hosts.webui import requirements
+from rival_ext.hosts.webui.requirements import REQUIREMENTS_BY_WEBUI, missing_requirements, require_all, requirements_of
 from tests.host.asking import request
 from tests.host.conftest import new_checkpoint
 from tests.host.servers import ROOT, StandInServer
@@ -24,13 +24,13 @@ from tests.host.standin.model import Checkpoint
 HOSTS = ("modules", "gradio", "backend", "ldm_patched", "modules_forge")
 """Packages of theirs."""
 
-RELIANCE = relied_on("AUTOMATIC1111")
+RELIANCE = requirements_of("AUTOMATIC1111")
 """The stand-in's."""
 
 OF_ALL = {
-    module: [entry for kind in OF_KIND for entry in relied_on(kind).get(module, ())]
-    for kind in OF_KIND
-    for module in relied_on(kind)
+    module: [entry for kind in REQUIREMENTS_BY_WEBUI for entry in requirements_of(kind).get(module, ())]
+    for kind in REQUIREMENTS_BY_WEBUI
+    for module in requirements_of(kind)
 }
 """Each kind's own files are in the checkout as well."""
 
@@ -70,46 +70,46 @@ def unlike(*, something_else):
 
 
 def test_the_stand_in_has_all_of_it(host):
-    assert list(lacking()) == []
-    check()
+    assert list(missing_requirements()) == []
+    require_all()
 
 
 @pytest.mark.parametrize(("module", "entry"), NAMES)
 def test_a_name_that_is_gone_is_told(host, monkeypatch, module, entry):
     monkeypatch.delattr(*owner_of(module, entry))
-    assert f"{module}.{entry}" in list(lacking())
+    assert f"{module}.{entry}" in list(missing_requirements())
 
 
 @pytest.mark.parametrize(("module", "owner"), OWNERS)
 def test_what_a_class_or_an_object_no_longer_has_is_told(host, monkeypatch, module, owner):
     monkeypatch.setattr(sys.modules[module], owner, type("Bare", (), {"__init__": unlike}))
     of_owner = [f"{module}.{entry}" for entry in RELIANCE[module] if entry.startswith(f"{owner}.")]
-    assert set(of_owner) <= set(lacking())
+    assert set(of_owner) <= set(missing_requirements())
 
 
 @pytest.mark.parametrize(("module", "entry"), CALLS)
 def test_a_signature_that_has_changed_is_told(host, monkeypatch, module, entry):
     owner, name = owner_of(module, entry)
     monkeypatch.setattr(owner, name, unlike)
-    assert f"{module}.{entry}" in list(lacking())
+    assert f"{module}.{entry}" in list(missing_requirements())
 
 
 @pytest.mark.parametrize("module", [name for name in RELIANCE if name != "psutil"])
 def test_a_module_that_is_gone_is_told_once(host, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    assert [row for row in lacking() if row.startswith(module)][:1] == [module]
-    assert not any(row.startswith(f"{module}.") for row in lacking())
+    assert [row for row in missing_requirements() if row.startswith(module)][:1] == [module]
+    assert not any(row.startswith(f"{module}.") for row in missing_requirements())
 
 
 def test_one_sentence_says_the_first_and_how_many_more(host, monkeypatch):
     monkeypatch.delattr(sys.modules["modules.images"], "flatten")
     with pytest.raises(RivalError) as one:
-        check()
+        require_all()
     said = "this WebUI has no modules.images.flatten(img, bgcolor); update the WebUI or the extension."
     assert str(one.value) == f"RIVAL: off, since {said}"
     monkeypatch.delattr(sys.modules["modules.masking"], "fill")
     with pytest.raises(RivalError, match=r"flatten\(img, bgcolor\) and 1 more that it needs; update"):
-        check()
+        require_all()
 
 
 def swapped(self, p, noise, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
@@ -138,7 +138,7 @@ def less(self, p, x, noise, conditioning, unconditional_conditioning, image_cond
 def test_order_and_names_count_as_they_are_used(host, monkeypatch, method, holds):
     sampler = sys.modules["modules.sd_samplers_kdiffusion"].KDiffusionSampler
     monkeypatch.setattr(sampler, "sample_img2img", method)
-    told = [row for row in lacking() if "KDiffusionSampler.sample_img2img" in row]
+    told = [row for row in missing_requirements() if "KDiffusionSampler.sample_img2img" in row]
     assert bool(told) is not holds
 
 
@@ -165,8 +165,8 @@ class Things(Base):
 def test_what_instances_have_is_found_on_the_class(name):
     module = ModuleType("things")
     module.Things = Things
-    assert webui_reliance._holds(module, f"Things.{name}")
-    assert not webui_reliance._holds(module, f"Things.{name}s")
+    assert requirements._is_met(module, f"Things.{name}")
+    assert not requirements._is_met(module, f"Things.{name}s")
 
 
 def test_looking_a_property_of_a_module_up_does_not_read_it():
@@ -175,7 +175,7 @@ def test_looking_a_property_of_a_module_up_does_not_read_it():
         def sd_model(self):
             raise AssertionError("this loads the checkpoint")
 
-    assert webui_reliance._holds(Lazy("lazy"), "sd_model")
+    assert requirements._is_met(Lazy("lazy"), "sd_model")
 
 
 # the table
@@ -218,14 +218,18 @@ ADAPTERS = {
 }
 """What evaluates a checkpoint, by the kind of WebUI."""
 
-NOT_OF_ALL = {"interrogators.py": {"Forge Neo"}, "brush.py": set(OF_KIND), "gradio_kind.py": set(OF_KIND)}
+NOT_OF_ALL = {
+    "interrogators.py": {"Forge Neo"},
+    "brush.py": set(REQUIREMENTS_BY_WEBUI),
+    "gradio_kind.py": set(REQUIREMENTS_BY_WEBUI),
+}
 """Files that no name is asked of in these kinds: without the module, or of both gradios."""
 
 FILES = [
     *((kind, HOSTS_FOLDER / name) for kind, names in ADAPTERS.items() for name in sorted(names)),
     *(
         (kind, path)
-        for kind in OF_KIND
+        for kind in REQUIREMENTS_BY_WEBUI
         for path in SOURCES
         if path.name not in set().union(*ADAPTERS.values()) and kind not in NOT_OF_ALL.get(path.name, ())
     ),
@@ -284,7 +288,7 @@ def test_what_a_file_uses_of_the_host_is_in_the_table(path):
 
 @pytest.mark.parametrize(("kind", "path"), FILES, ids=lambda value: getattr(value, "name", value))
 def test_what_a_file_uses_in_a_kind_of_webui_is_in_its_table(kind, path):
-    assert unlisted(path, relied_on(kind)) == []
+    assert unlisted(path, requirements_of(kind)) == []
 
 
 def unlisted(path, table):

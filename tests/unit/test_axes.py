@@ -9,7 +9,7 @@ import pytest
 
 from rival_ext.errors import RivalError
 from rival_ext.fields import FIELDS, INVERSION_FIELDS, MODES
-from rival_ext.hosts.webui.axes import Reader, add_axes, axes
+from rival_ext.hosts.webui.axes import AxisType, add_axes, axes
 from rival_ext.settings import parse_settings, preset_values, similarity_values
 
 FIELD = {field.name: field for field in FIELDS}
@@ -74,14 +74,14 @@ def test_names_and_switches_are_offered_in_a_list():
     ],
 )
 def test_a_value_is_read_as_its_field_has_it(name, written, value):
-    read = Reader(FIELD[name])(written)
+    read = AxisType(FIELD[name])(written)
     assert (read, type(read)) == (value, type(value))
 
 
 def test_the_host_takes_a_number_for_its_own_type():
     kinds = [int, float]
-    assert [kinds.index(Reader(FIELD[name])) for name in ("t_align", "similarity")] == [0, 1]
-    assert Reader(FIELD["layers"]) not in kinds
+    assert [kinds.index(AxisType(FIELD[name])) for name in ("t_align", "similarity")] == [0, 1]
+    assert AxisType(FIELD["layers"]) not in kinds
 
 
 @pytest.mark.parametrize("given", [(False, "variation"), ({"t_align": 500},)])

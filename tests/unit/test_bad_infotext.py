@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext.fields import FIELDS, INFOTEXT_FIELDS
-from rival_ext.hosts.webui.infotext import PASTE_TARGETS, PRESENT
+from rival_ext.hosts.webui.infotext import MODE, PASTE_TARGETS
 from rival_ext.settings import parse_settings
 from tests.bad_input import HOSTILE_TEXTS, cases, said, scalars, texts
 
@@ -38,14 +38,14 @@ def read(parameters):
 @cases(500)
 def test_what_is_pasted_is_a_setting_or_nothing(parameters, is_of_rival):
     said(lambda: None)
-    parameters |= {PRESENT: parameters.get(PRESENT, "edit")} if is_of_rival else {}
+    parameters |= {MODE: parameters.get(MODE, "edit")} if is_of_rival else {}
     found = read(parameters)
     for name, value in found.items():
         assert value is None or type(value) is type(FIELD[name].default)
         assert on_the_page(name, value) == value
         assert in_a_request(name, value) is value
     parse_settings({name: value for name, value in found.items() if value is not None})
-    assert found["enabled"] is (PRESENT in parameters)
+    assert found["enabled"] is (MODE in parameters)
 
 
 @pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
@@ -69,7 +69,7 @@ def test_a_value_of_each_field(name, value):
     ],
 )
 def test_what_its_field_cannot_take_leaves_it_as_it_is(name, text):
-    assert read({PRESENT: "variation", FIELD[name].infotext: text})[name] is None
+    assert read({MODE: "variation", FIELD[name].infotext: text})[name] is None
 
 
 def test_no_picture_and_no_path_is_taken_from_it():

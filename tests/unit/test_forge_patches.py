@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key_of, patch, taken
+from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key, patch, taken
 from rival_ext.method.attention import concatenate, inject, record, replace, suspended
 from rival_ext.method.layers import HookedLayer
 
 PLACE = ("input", 1, 0)
-GUIDED_CALL, UNGUIDED_CALL = [1, 0], [0]
+GUIDED_CALL, UNCOND_CALL = [1, 0], [0]
 """Forge's chunks of a call: of the prompt 0, of the negative prompt 1."""
 
 
@@ -130,14 +130,14 @@ def test_after_a_fault_the_layer_is_as_it_was(attention, board):
     attention.register_forward_pre_hook(FailingAt(2))
     with inject(layers, {"layer": tokens(1)}, replace, strength=0.5), pytest.raises(FaultError):
         block(patcher, own)
-    assert (board.turns, board.usual) == ({}, {})
+    assert (board.overrides, board.usual) == ({}, {})
     assert torch.equal(block(patcher, own), untouched)
 
 
 def test_what_an_exemplar_is_seen_by_is_recorded(attention, board):
     patcher, layers, block = patched(attention, board)
     with record(layers) as features:
-        assert torch.equal(block(patcher, tokens(1), UNGUIDED_CALL), attention(tokens(1)))
+        assert torch.equal(block(patcher, tokens(1), UNCOND_CALL), attention(tokens(1)))
     assert torch.equal(features["layer"], tokens(1))
 
 
@@ -146,7 +146,7 @@ def test_two_rows_of_an_exemplar_are_seen_by_their_halves_as_the_host_orders_the
     patcher, layers, block = patched(attention, board)
     own, (ungiven, given) = tokens(2 * len(chunks)), tokens(2, 9, seed=1).split(1)
     # the order that is told in advance is not the host's
-    with inject(layers, {"layer": torch.cat([ungiven, given])}, replace, rows=[]):
+    with inject(layers, {"layer": torch.cat([ungiven, given])}, replace, cond_or_uncond=[]):
         output = block(patcher, own, chunks)
     for index, chunk in enumerate(chunks):
         rows = own[2 * index : 2 * index + 2]
@@ -180,7 +180,7 @@ def test_what_a_neighbour_leaves_to_attend_to_counts_as_the_layers_own_though_it
     patcher, layers, block = patched(attention, board, options)
     own, exemplar = tokens(1), tokens(1, 9, seed=1)
     with inject(layers, {"layer": exemplar}, context):
-        output = block(patcher, own, UNGUIDED_CALL)
+        output = block(patcher, own, UNCOND_CALL)
     seen = exemplar if context is replace else torch.cat([own, exemplar], 1)
     assert torch.equal(output, attention(own[:, ::2], seen))
 
@@ -193,7 +193,7 @@ def test_keys_that_a_neighbour_has_changed_stay_apart_from_the_values(attention,
     patcher, layers, block = patched(attention, board, options)
     own, exemplar = tokens(1), tokens(1, 3, seed=1)
     with inject(layers, {"layer": exemplar}, concatenate):
-        output = block(patcher, own, UNGUIDED_CALL)
+        output = block(patcher, own, UNCOND_CALL)
     keys, values = torch.cat([2 * own, exemplar], 1), torch.cat([own, exemplar], 1)
     assert torch.equal(output, attention(own, keys, values))
 
@@ -278,4 +278,4 @@ def test_the_hosts_own_patcher_and_a_clone_of_the_clone_have_functions_only(atte
     ],
 )
 def test_a_layers_place_by_its_name(name, place):
-    assert block_key_of(name) == place
+    assert block_key(name) == place

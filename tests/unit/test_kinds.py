@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rival_ext.hosts.webui.requirements import OF_KIND, relied_on
+from rival_ext.hosts.webui.requirements import REQUIREMENTS_BY_WEBUI, requirements_of
 from rival_ext.hosts.webui.sampling import kind as webui_kind
 
 PACKAGES = {
@@ -26,7 +26,7 @@ def test_a_webui_is_known_by_what_can_be_imported(monkeypatch, name):
 
 
 def test_each_kind_has_a_table():
-    assert set(OF_KIND) == set(PACKAGES)
+    assert set(REQUIREMENTS_BY_WEBUI) == set(PACKAGES)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -37,10 +37,10 @@ def test_each_kind_is_asked_for_its_own_switch_to_the_refiner(name):
         "Forge": "apply_refiner(cfg_denoiser, x)",
         "Forge Neo": "apply_refiner(cfg_denoiser, x, sigma)",
     }
-    rows = relied_on(name)["modules.sd_samplers_common"]
+    rows = requirements_of(name)["modules.sd_samplers_common"]
     assert [row for row in rows if row.startswith("apply_refiner")] == [asked[name]]
 
 
 def test_forge_neo_is_not_asked_for_what_it_has_removed():
-    rows = [f"{module}.{row}" for module, entries in relied_on("Forge Neo").items() for row in entries]
+    rows = [f"{module}.{row}" for module, entries in requirements_of("Forge Neo").items() for row in entries]
     assert not [row for row in rows if any(gone in row for gone in ("deepbooru", "interrogator", "hypernetwork"))]

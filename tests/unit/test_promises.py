@@ -72,7 +72,7 @@ def test_no_source_runs_what_it_is_given_or_asks_the_network():
     assert set(running) <= {LOOKS_UP_MODULES}
     (called,) = (line for line in running[LOOKS_UP_MODULES] if "importlib" not in line)
     # by the names in its own table
-    loop, call = "for name, entries in relied_on(kind()).items():", "import_module(name)"
+    loop, call = "for name, entries in requirements_of(webui_name()).items():", "import_module(name)"
     assert called.endswith("import_module")
     assert SOURCES[LOOKS_UP_MODULES].index(loop) < SOURCES[LOOKS_UP_MODULES].index(call)
 

@@ -37,8 +37,8 @@ def axes(make: Callable[..., Any]) -> list[Any]:
     """The axes, in the panel's order; `make` is the host's class of them."""
     return [
         make(
-            label_of(field),
-            Reader(field),
+            axis_label(field),
+            AxisType(field),
             _apply(field),
             confirm=_confirm(field),
             cost=COST_OF_INVERSION if field.name in INVERSION_FIELDS else 0.0,
@@ -49,7 +49,7 @@ def axes(make: Callable[..., Any]) -> list[Any]:
     ]
 
 
-def label_of(field: Field) -> str:
+def axis_label(field: Field) -> str:
     """An axis by its field's label; the switch, whose label is the panel's title, by its name."""
     return f"[RIVAL] {'Enabled' if field.name == 'enabled' else field.label}"
 
@@ -60,7 +60,7 @@ def cell_values(p: Any) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class AxisType:
     """The type of an axis: reads one value as it was written, or as the host counted it up from a range.
 
     It passes for the number's own type, for which alone the host writes out ranges. Raises RivalError.
@@ -86,7 +86,7 @@ class Reader:
             # what adds up a range leaves rounding errors
             return round(float(written), 6) if self.kind is float else self.kind(written)
         except (ValueError, KeyError):
-            axis = label_of(self.field)
+            axis = axis_label(self.field)
             raise RivalError(f"the axis {axis} must be {self.field.expects}, not {written!r}.") from None
 
 
@@ -101,7 +101,7 @@ def _confirm(field: Field) -> Callable[[Any, Sequence[Any]], None]:
 
     def confirm(p: Any, values: Sequence[Any]) -> None:
         if not values:
-            raise RivalError(f"the axis {label_of(field)} has no values; give it some.")
+            raise RivalError(f"the axis {axis_label(field)} has no values; give it some.")
         for value in values:
             settings = parse_settings({field.name: value})
             # said now, since the host leaves a cell black that fails

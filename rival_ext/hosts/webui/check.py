@@ -289,7 +289,8 @@ def _saving_nothing() -> Iterator[None]:
     """The host neither saves a picture nor takes the prompt for the last one that the user generated with."""
     with ExitStack() as stack:
         stack.enter_context(instance_attribute(shared.cmd_opts, "no_prompt_history", True))
-        stack.enter_context(options_set({name: False for name in UNWANTED_OPTIONS if getattr(shared.opts, name)}))
+        unwanted = {name: False for name in UNWANTED_OPTIONS if getattr(shared.opts, name)}
+        stack.enter_context(options_set(shared.opts, unwanted))
         yield
 
 

@@ -40,7 +40,7 @@ PROMPT_CACHES = {"cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"}
 
 
 @contextmanager
-def undisturbed(unet: nn.Module) -> Iterator[None]:
+def without_other_extensions(unet: nn.Module) -> Iterator[None]:
     """Puts aside, while it runs, whatever would steer the exemplar: ControlNet's units of all kinds, and FreeU."""
     with ExitStack() as stack:
         for module, name, own in [*_own_methods(unet), *_listed_forwards()]:
@@ -52,7 +52,7 @@ def undisturbed(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def references_apart(p: Any) -> Iterator[None]:
+def references_without_exemplar(p: Any) -> Iterator[None]:
     """A reference unit evaluates its own picture inside the generation's evaluation: there no exemplar is let in."""
     network = getattr(_controlnet_script(p), "latest_network", None)
     if network is None:
@@ -69,7 +69,7 @@ def references_apart(p: Any) -> Iterator[None]:
 
 
 @contextmanager
-def leaving_nothing_behind(p: Any) -> Iterator[None]:
+def extension_cleanup(p: Any) -> Iterator[None]:
     """Nothing of theirs stays behind where their own end is not reached: it would go on steering what comes next.
 
     The host skips after an error what takes ControlNet and Tiled Diffusion off the model. The marks that ControlNet
@@ -106,14 +106,14 @@ def controlnet_units(p: Any) -> list[str]:
     ]
 
 
-def with_controlnet_default(p: Any, settings: Settings, asked: Container[str]) -> Settings:
+def apply_controlnet_default(p: Any, settings: Settings, asked: Container[str]) -> Settings:
     """The settings with ControlNet's own default of `t_early`, if a unit is on and it is not among `asked`."""
     if "t_early" in asked or settings.t_early != Settings().t_early or not controlnet_units(p):
         return settings
     return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
 
 
-def evaluates_tiles(p: Any) -> bool:
+def uses_tiled_diffusion(p: Any) -> bool:
     """Whether Tiled Diffusion cuts up what the sampler evaluates: its marks are on the sampler's model (MultiDiffusion)
     or on the checkpoint (Mixture of Diffusers).
     """
@@ -121,12 +121,12 @@ def evaluates_tiles(p: Any) -> bool:
     return type(of).__module__.startswith(TILED) or hasattr(p.sd_model, "apply_model_original_md")
 
 
-def samples_by_itself(p: Any) -> bool:
+def is_sampled_by_demofusion(p: Any) -> bool:
     """Whether DemoFusion stands in for the sampling of `p`, which the WebUI then tells no script of."""
     return getattr(vars(p).get("sample"), "__module__", "") == DEMOFUSION
 
 
-def reorders_rows(p: Any) -> bool:
+def controlnet_reorders_rows(p: Any) -> bool:
     """Whether ControlNet hands the layers other rows than the host does: reference units, aligned style in a batch."""
     network = getattr(_controlnet_script(p), "latest_network", None)
     return bool(getattr(network, "attn_module_list", ()))

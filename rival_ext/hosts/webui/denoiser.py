@@ -51,7 +51,7 @@ class GuidedForward:
     def __call__(self, x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
         host, guide, convention = self.host, self.guide, self.host.convention
         level = convention.noise_level(float(sigma.max()))
-        if host.model.has_switched(self.denoiser, x, sigma, level):
+        if host.model.switch_to_refiner(self.denoiser, x, sigma, level):
             self._has_switched = True
             # as the host itself does where it switches, but before anything is injected
             cond, uncond = (self.denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
@@ -79,7 +79,7 @@ class GuidedForward:
         if noise is predicted:
             return output
         corrected_output = convention.output_of(noise, x, level).to(x)
-        host.model.correct_unguided(self.denoiser, corrected_output - output)
+        host.model.correct_uncond(self.denoiser, corrected_output - output)
         return corrected_output
 
     @contextmanager
@@ -90,7 +90,7 @@ class GuidedForward:
                 chain = self.guide.canvas.chain
                 kept = (self.host.convention.kept_latent(chain, level), chain.latent(level))
                 clean, noisy = (latent.expand_as(x).to(x) for latent in kept)
-                stack.enter_context(self.host.model.keeping(self.denoiser, clean, noisy))
+                stack.enter_context(self.host.model.keeping_region(self.denoiser, clean, noisy))
             yield
 
 

@@ -13,7 +13,7 @@ from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.fingerprint import fingerprint
 from rival_ext.hosts.webui.inputs import ExemplarConditioning, RequestImages
-from rival_ext.hosts.webui.progress import OneJob
+from rival_ext.hosts.webui.progress import SharedJob
 from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, levels_of
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
@@ -44,7 +44,7 @@ class WebuiHost:
         self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps), model)
         # for each image a step evaluates the prompts' row and the negative prompts' row
         rows = len(self.convention.sigmas_visited) * 2 * len(p.seeds)
-        self.job = OneJob(p.sampler, rows // self.conditioning.rows)
+        self.job = SharedJob(p.sampler, rows // self.conditioning.rows)
         self._levels = levels_of(self.convention)
         self._prompt_schedules: list[Any] = []
 

@@ -11,7 +11,7 @@ from rival_ext.settings import Settings, parse_settings
 
 REPORT = "RIVAL report"
 HIRES_REPORT = "RIVAL hires report"
-PRESENT = "RIVAL mode"
+MODE = "RIVAL mode"
 
 
 def settings_to_infotext(settings: Settings) -> dict[str, Any]:
@@ -25,11 +25,11 @@ def _paste_targets() -> dict[str, Callable[[Mapping[str, str]], Any]]:
         def read(pasted: Mapping[str, str]) -> Any:
             if field.infotext in pasted:
                 return _read(field, pasted[field.infotext])
-            return field.default if PRESENT in pasted else None
+            return field.default if MODE in pasted else None
 
         return read
 
-    targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: PRESENT in pasted}
+    targets: dict[str, Callable[[Mapping[str, str]], Any]] = {"enabled": lambda pasted: MODE in pasted}
     return targets | {field.name: reader(field) for field in INFOTEXT_FIELDS}
 
 

@@ -215,7 +215,7 @@ class ExemplarConditioning:
         if shape not in self._schedules:
             height, width = (PIXELS_PER_POSITION * side for side in shape[2:])
             texts = prompt_parser.SdConditioning(self.prompts, width=width, height=height)
-            with options_set(NOT_CROPPED):
+            with options_set(shared.opts, NOT_CROPPED):
                 schedules = prompt_parser.get_learned_conditioning(self.engine, texts, self.steps)
             if len({_text_of(entry.cond).shape for schedule in schedules for entry in schedule}) > 1:
                 raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
@@ -230,7 +230,7 @@ class ExemplarConditioning:
     def _encode_image_beside(self, latent: Tensor) -> Tensor:
         """What some checkpoints see beside the latent. For an exemplar: that all of it is to be made, from no image."""
         height, width = latent.shape[2:]
-        if self.model.changes_an_image():
+        if self.model.is_instruct_pix2pix():
             return latent.new_zeros(1, 4, height, width)
         if not self.model.is_inpainting():
             return latent.new_zeros(1, 5, 1, 1)

@@ -1,34 +1,21 @@
-"""Options of the WebUI that hold for a while only."""
+"""Attributes and options that hold for a while only. Each context manager undoes itself after any exit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-from modules import shared
-
-
-@contextmanager
-def options_set(values: dict[str, Any]) -> Iterator[None]:
-    """The options have these values while this runs; none is saved, and what a user sets meanwhile stays.
-
-    Attributes of the instance come before its `data`, which the host saves whole whenever any option is set.
-    """
-    options = vars(shared.opts)
-    before = {name: options[name] for name in values if name in options}
-    options.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del options[name]
-        options.update(before)
 
 
 @contextmanager
 def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    """The instance's attribute is `value` while this runs, then what it was, or gone."""
+    """Give an instance an attribute while the context manager is open.
+
+    Args:
+        target: The instance. Its class is left alone.
+        name: The name of the attribute.
+        value: The attribute's value. Afterwards the instance has its earlier value again, or no such attribute.
+    """
     present = name in vars(target)
     replaced = vars(target).get(name)
     setattr(target, name, value)
@@ -39,3 +26,25 @@ def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
             setattr(target, name, replaced)
         else:
             delattr(target, name)
+
+
+@contextmanager
+def options_set(options: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Set options of the WebUI while the context manager is open. None of these values is saved.
+
+    The values become attributes of the instance. The WebUI reads these before the instance's `data`, and saves only
+    `data`. So an option that a user sets meanwhile is saved as usual and holds afterwards.
+
+    Args:
+        options: The WebUI's `shared.opts`.
+        values: Values by the options' names.
+    """
+    attributes = vars(options)
+    before = {name: attributes[name] for name in values if name in attributes}
+    attributes.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del attributes[name]
+        attributes.update(before)

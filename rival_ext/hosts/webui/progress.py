@@ -12,7 +12,7 @@ from rival_ext.errors import Interrupted
 from rival_ext.hosts.webui.patching import instance_attribute
 
 
-class OneJob:
+class SharedJob:
     """The job that the host counts for a sampling, shared with the inversion before it; entered around both.
 
     The host shows `(job_no + sampling_step / sampling_steps) / job_count`. While its sampling runs, `job_no` is ahead
@@ -28,7 +28,7 @@ class OneJob:
         self.share = 0.0
         self._hooked = ExitStack()
 
-    def __enter__(self) -> OneJob:
+    def __enter__(self) -> SharedJob:
         host_callback: Callable[[Any], None] = self.sampler.callback_state
 
         def callback_state(seen: Any) -> None:

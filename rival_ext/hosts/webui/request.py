@@ -9,7 +9,7 @@ from typing import Any
 from rival_ext.errors import RivalError
 from rival_ext.fields import FIELDS
 from rival_ext.hosts.webui.axes import cell_values
-from rival_ext.hosts.webui.compat import with_controlnet_default
+from rival_ext.hosts.webui.compat import apply_controlnet_default
 from rival_ext.hosts.webui.inputs import with_strokes
 from rival_ext.settings import Settings, parse_settings, preset_values
 
@@ -68,4 +68,4 @@ def _read_arguments(p: Any, args: Sequence[Any], cell: Mapping[str, Any]) -> Set
     else:
         values = dict(zip((field.name for field in FIELDS), args, strict=False))
         values = {**with_strokes(values, args[len(FIELDS) :]), **asked}
-    return with_controlnet_default(p, parse_settings(values), asked)
+    return apply_controlnet_default(p, parse_settings(values), asked)

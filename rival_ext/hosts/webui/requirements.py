@@ -48,7 +48,7 @@ def _sampler(name: str) -> list[str]:
     ]
 
 
-RELIANCE = {
+REQUIREMENTS = {
     "modules.call_queue": ["queue_lock", "wrap_queued_call(func)", "wrap_gradio_gpu_call(func, extra_outputs=)"],
     "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "unet_needs_upcast"],
     "modules.extra_networks": ["activate(p, extra_network_data)", "parse_prompt(prompt)"],
@@ -168,7 +168,7 @@ _BACKEND = {
     "modules.sd_models": ["model_data.forge_loading_parameters"],
 }
 
-OF_KIND: dict[WebuiName, dict[str, list[str]]] = {
+REQUIREMENTS_BY_WEBUI: dict[WebuiName, dict[str, list[str]]] = {
     "AUTOMATIC1111": {
         "modules.sd_hijack": ["current_optimizer"],
         "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, sigma)"],
@@ -213,32 +213,32 @@ OF_KIND: dict[WebuiName, dict[str, list[str]]] = {
 """What is relied on in one kind of WebUI alone."""
 
 
-def relied_on(in_kind: WebuiName) -> dict[str, list[str]]:
+def requirements_of(in_kind: WebuiName) -> dict[str, list[str]]:
     """The whole table for one kind of WebUI."""
-    of_kind = OF_KIND[in_kind]
-    return {name: [*RELIANCE.get(name, []), *of_kind.get(name, [])] for name in {**RELIANCE, **of_kind}}
+    of_kind = REQUIREMENTS_BY_WEBUI[in_kind]
+    return {name: [*REQUIREMENTS.get(name, []), *of_kind.get(name, [])] for name in {**REQUIREMENTS, **of_kind}}
 
 
 def require_all() -> None:
     """Raises RivalError for what of the table this WebUI has not; it takes a tenth of a second or so."""
-    missing = list(lacking())
+    missing = list(missing_requirements())
     if missing:
         others = f" and {len(missing) - 1} more that it needs" if len(missing) > 1 else ""
         raise RivalError(f"off, since this WebUI has no {missing[0]}{others}; update the WebUI or the extension.")
 
 
-def lacking() -> Iterator[str]:
+def missing_requirements() -> Iterator[str]:
     """Each row that does not hold, as it stands in the table; of a module that is not there its name alone."""
-    for name, entries in relied_on(webui_name()).items():
+    for name, entries in requirements_of(webui_name()).items():
         try:
             module = import_module(name)
         except ImportError:
             yield name
             continue
-        yield from (f"{name}.{entry}" for entry in entries if not _holds(module, entry))
+        yield from (f"{name}.{entry}" for entry in entries if not _is_met(module, entry))
 
 
-def _holds(module: ModuleType, entry: str) -> bool:
+def _is_met(module: ModuleType, entry: str) -> bool:
     path, is_call, parameters = entry.partition("(")
     owner: Any = None
     found: Any = module
@@ -247,19 +247,23 @@ def _holds(module: ModuleType, entry: str) -> bool:
             return False
         # a property of the module may do its work when it is read: `shared.sd_model` loads the checkpoint
         owner, found = found, vars(found).get(name) if isinstance(found, ModuleType) else getattr(found, name, None)
-    return not is_call or _takes(found, parameters.rstrip(")"), is_method=isinstance(owner, type))
+    return not is_call or _accepts(found, parameters.rstrip(")"), is_method=isinstance(owner, type))
 
 
 def _has(owner: Any, name: str) -> bool:
     if isinstance(owner, ModuleType):
         return name in vars(owner) or hasattr(type(owner), name)
     if isinstance(owner, type):
-        return hasattr(owner, name) or name in getattr(owner, "__dataclass_fields__", ()) or name in _stored(owner)
+        return (
+            hasattr(owner, name)
+            or name in getattr(owner, "__dataclass_fields__", ())
+            or name in _stored_attributes(owner)
+        )
     return hasattr(owner, name)
 
 
 @cache
-def _stored(owner: type) -> set[str]:
+def _stored_attributes(owner: type) -> set[str]:
     """What the methods of a class set on something, its instances first of all."""
     methods = [method for base in owner.__mro__ for method in vars(base).values() if isinstance(method, FunctionType)]
     return {
@@ -270,7 +274,7 @@ def _stored(owner: type) -> set[str]:
     }
 
 
-def _takes(function: Any, parameters: str, *, is_method: bool) -> bool:
+def _accepts(function: Any, parameters: str, *, is_method: bool) -> bool:
     """Whether a call with these parameters reaches the ones so called; another name in the same place does as well."""
     given = ["self"] * is_method + [name for name in parameters.split(", ") if name]
     by_name = {name.rstrip("="): name.rstrip("=") for name in given if name.endswith("=")}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rival_ext.errors import Interrupted, RivalError
 from rival_ext.hosts.webui.backends import model_class
-from rival_ext.hosts.webui.compat import leaving_nothing_behind, samples_by_itself
+from rival_ext.hosts.webui.compat import extension_cleanup, is_sampled_by_demofusion
 from rival_ext.hosts.webui.denoiser import guided_denoiser
 from rival_ext.hosts.webui.fingerprint import preview_key_of_run
 from rival_ext.hosts.webui.host import WebuiHost
@@ -50,7 +50,7 @@ def announce(p: Any, args: Sequence[Any]) -> None:
     if isinstance(settings, RivalError) or not settings.enabled:
         return
     p.extra_generation_params.update(settings_to_infotext(settings))
-    if samples_by_itself(p):
+    if is_sampled_by_demofusion(p):
         # raised here, because the host never calls `arm`
         p.sample = partial(_refuse_demofusion, p)
 
@@ -166,7 +166,7 @@ class SamplingReplacement:
         def sample(latents: Sequence[Tensor]) -> Tensor:
             return self._original(p, *latents, *prompts, steps=steps, **kwargs)
 
-        with model_class().errors_on_page(), leaving_nothing_behind(p):
+        with model_class().errors_on_page(), extension_cleanup(p):
             return self.work(SamplingCall(p, self.sampling_pass, latents, sample, steps or p.steps))
 
 
@@ -267,5 +267,5 @@ def _raise(error: RivalError, call: SamplingCall) -> Tensor:
 
 
 def _refuse_demofusion(p: Any, **_: Any) -> None:
-    with leaving_nothing_behind(p):
+    with extension_cleanup(p):
         raise RivalError("DemoFusion samples by itself, and RIVAL guides the WebUI's own sampling; switch one off.")

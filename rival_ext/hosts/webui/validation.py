@@ -10,7 +10,7 @@ from PIL import Image
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
-from rival_ext.hosts.webui.compat import reorders_rows
+from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.images.decoding import pixel_digest
 from rival_ext.settings import MASK_MISSING, Settings
 
@@ -49,10 +49,10 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
     has_region = any(exemplar.mask for exemplar in settings.exemplar_inputs)
     refusals = {
         "this checkpoint is none of Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
-            not model.is_known()
+            not model.is_supported()
         ),
         "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
-            model.changes_an_image() and not images
+            model.is_instruct_pix2pix() and not images
         ),
         "the mask is empty, or too thin for latent positions of 8 pixels; paint over all that is to be filled.": (
             getattr(p, "mask", None) is not None and not p.nmask.any()
@@ -69,7 +69,7 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
         "exemplar_mask.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
         **model.refusals(),
         "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
-            settings.exact and bool(settings.exemplar_prompt) and reorders_rows(p)
+            settings.exact and bool(settings.exemplar_prompt) and controlnet_reorders_rows(p)
         ),
         "exemplar_prompt must not hold <...> tags; LoRAs of the prompt take part in the inversion already.": (
             bool(extra_networks.parse_prompt(settings.exemplar_prompt)[1])

@@ -44,7 +44,7 @@ class ForgeModel(PatchedModel):
 
     sigma_convention = ForgeSigmaConvention
 
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         engine = self.engine
         return (
             any(getattr(engine, family, False) for family in FAMILIES)
@@ -54,7 +54,7 @@ class ForgeModel(PatchedModel):
             and type(engine).__name__ != REFINER
         )
 
-    def changes_an_image(self) -> bool:
+    def is_instruct_pix2pix(self) -> bool:
         # the host takes these for inpainting checkpoints, and fails
         return False
 
@@ -112,7 +112,7 @@ class ForgeModel(PatchedModel):
         options["sampler_post_cfg_function"] = [end, *options.get("sampler_post_cfg_function", [])]
 
     @contextmanager
-    def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> Iterator[None]:
+    def keeping_region(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> Iterator[None]:
         predictor = self.engine.forge_objects.unet.model.predictor
         with (
             instance_attribute(denoiser, "init_latent", clean),
@@ -121,7 +121,7 @@ class ForgeModel(PatchedModel):
         ):
             yield
 
-    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+    def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         correct_last_noise(denoiser, correction)
 
     def fingerprint(self) -> Iterator[object]:

@@ -27,20 +27,20 @@ class NeoModel(ForgeModel):
         options = unet.model_options
 
         def look(done: dict[str, Any]) -> Tensor:
-            self._unguided = done["uncond_denoised"]
+            self._uncond_prediction = done["uncond_denoised"]
             denoised: Tensor = done["denoised"]
             return denoised
 
         options["sampler_post_cfg_function"] = [look, *options["sampler_post_cfg_function"]]
 
-    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+    def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         if denoiser.need_last_noise_uncond:
             correct_last_noise(denoiser, correction)
         else:
             # in key: a sampler of k-diffusion's has looked at it already
-            self._unguided += correction
+            self._uncond_prediction += correction
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
+    def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         switched: bool = sd_samplers_common.apply_refiner(denoiser, x, noise_level)
         return switched
 

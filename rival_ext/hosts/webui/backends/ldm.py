@@ -14,7 +14,7 @@ from modules import devices, extra_networks, sd_hijack, sd_samplers_common, shar
 from PIL import Image
 from torch import Tensor, nn
 
-from rival_ext.hosts.webui.compat import evaluates_tiles, references_apart, undisturbed
+from rival_ext.hosts.webui.compat import references_without_exemplar, uses_tiled_diffusion, without_other_extensions
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
 from rival_ext.method.attention import Layers
@@ -50,7 +50,7 @@ class LdmModel:
     def layers(self) -> Layers:
         return self_attention_layers(self.unet)
 
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         model = self.model
         return (
             any(getattr(model, family, False) for family in FAMILIES)
@@ -58,18 +58,18 @@ class LdmModel:
             and getattr(model, "depth_model", None) is None
         )
 
-    def changes_an_image(self) -> bool:
+    def is_instruct_pix2pix(self) -> bool:
         return getattr(self.model, "cond_stage_key", None) == "edit"
 
     def is_inpainting(self) -> bool:
         return getattr(self.model, "is_sdxl_inpaint", False) or (
-            self.model.model.conditioning_key in ("hybrid", "concat") and not self.changes_an_image()
+            self.model.model.conditioning_key in ("hybrid", "concat") and not self.is_instruct_pix2pix()
         )
 
     def refusals(self) -> Mapping[str, bool]:
         return {
             "Tiled Diffusion evaluates tiles, none of which is the whole image; switch it off, or set its tile width "
-            "and height to the image's or more.": evaluates_tiles(self.p)
+            "and height to the image's or more.": uses_tiled_diffusion(self.p)
         }
 
     def notes(self) -> Sequence[str]:
@@ -104,7 +104,7 @@ class LdmModel:
     def predict_noise(
         self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor
     ) -> Tensor:
-        with undisturbed(self.unet):
+        with without_other_extensions(self.unet):
             latent = latent * convention.scale(noise_level)
             return convention.predict_noise(latent, noise_level, {**texts, "c_concat": [image]})
 
@@ -124,15 +124,15 @@ class LdmModel:
         return nullcontext()
 
     def guided(self) -> AbstractContextManager[None]:
-        return references_apart(self.p)
+        return references_without_exemplar(self.p)
 
-    def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
+    def keeping_region(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
         return instance_attribute(denoiser, "init_latent", clean)
 
-    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+    def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         correct_last_noise(denoiser, correction)
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
+    def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         switched: bool = sd_samplers_common.apply_refiner(denoiser, sigma)
         return switched
 

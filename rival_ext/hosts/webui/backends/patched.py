@@ -173,6 +173,6 @@ class PatchedModel(ABC):
             self._ready = None
             self.engine.forge_objects = objects
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
+    def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         switched: bool = sd_samplers_common.apply_refiner(denoiser, x)
         return switched

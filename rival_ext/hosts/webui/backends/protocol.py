@@ -42,10 +42,10 @@ class LoadedModel(Protocol):
     def networks_are_aside(self) -> bool:
         """Whether `without_networks` is entered now."""
 
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         """Whether it is a Stable Diffusion 1, 2 or XL whose self-attention is the method's."""
 
-    def changes_an_image(self) -> bool:
+    def is_instruct_pix2pix(self) -> bool:
         """Whether it sees an image beside the latent and changes it as the prompt says (8 channels)."""
 
     def is_inpainting(self) -> bool:
@@ -77,17 +77,17 @@ class LoadedModel(Protocol):
     def guided(self) -> AbstractContextManager[None]:
         """Around the host's own sampling."""
 
-    def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
+    def keeping_region(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
         """Around a call of the guided denoiser: what it blends into the kept region of an inpainted picture.
 
         clean: in the form that it blends in. noisy: the chain's latent, variance-exploding.
         """
 
-    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+    def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         """Adds what the guide has changed in the denoiser's answer to its prediction without the prompt, where the
         sampler takes its direction from that (CFG++)."""
 
-    def has_switched(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
+    def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         """Switches to the refiner where the host would in this call, and says whether it has just done so.
 
         sigma: what the denoiser is told. noise_level: what that means.

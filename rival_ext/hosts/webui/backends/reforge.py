@@ -1,4 +1,4 @@
-"""reForge's loaded checkpoint: A1111's module with the parts of ComfyUI in it (`rival_ext.hosts.webui.backends.patched`)."""
+"""reForge's loaded checkpoint: a module of ComfyUI's UNet inside A1111's model, behind patchers."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class ReforgeModel(PatchedModel):
     def __init__(self, p: Any):
         super().__init__(p)
         self._asked = self.engine.forge_objects.unet
-        self._unguided: Tensor | None = None
+        self._uncond_prediction: Tensor | None = None
 
     @staticmethod
     def errors_on_page() -> AbstractContextManager[None]:
         return _errors_on_page()
 
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         unet, sampling = self.unet, self._asked.get_model_object(SAMPLING)
         return (
             any(getattr(self.engine, family, False) for family in FAMILIES)
@@ -75,7 +75,7 @@ class ReforgeModel(PatchedModel):
             and isinstance(sampling, ModelSamplingDiscrete)
         )
 
-    def changes_an_image(self) -> bool:
+    def is_instruct_pix2pix(self) -> bool:
         # the host's own guidance fails with these
         return False
 
@@ -118,18 +118,18 @@ class ReforgeModel(PatchedModel):
                 evaluated = usual(asked)
             finally:
                 state.is_own_pass = False
-            self._unguided = evaluated[1]
+            self._uncond_prediction = evaluated[1]
             return evaluated
 
         unet.set_model_sampler_calc_cond_batch_function(evaluate)
 
-    def keeping(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
+    def keeping_region(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
         return instance_attribute(denoiser, "init_latent", clean)
 
-    def correct_unguided(self, denoiser: Any, correction: Tensor) -> None:
+    def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         # in key: the sampler has looked at it already
-        if self._unguided is not None:
-            self._unguided += correction
+        if self._uncond_prediction is not None:
+            self._uncond_prediction += correction
 
     def fingerprint(self) -> Iterator[object]:
         unet = self._exemplars_unet

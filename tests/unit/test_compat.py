@@ -11,13 +11,13 @@ from torch import nn
 
 from rival_ext.hosts.webui.compat import (
     T_EARLY_WITH_CONTROLNET,
+    apply_controlnet_default,
     controlnet_units,
-    evaluates_tiles,
-    neighbours_leave,
-    references_apart,
-    samples_by_itself,
-    undisturbed,
-    with_neighbours_defaults,
+    extension_cleanup,
+    is_sampled_by_demofusion,
+    references_without_exemplar,
+    uses_tiled_diffusion,
+    without_other_extensions,
 )
 from rival_ext.method.attention import _suspended
 from rival_ext.settings import Settings
@@ -82,7 +82,7 @@ def test_controlnets_forwards_are_put_aside_and_back(unet):
     before = dict(vars(unet)), dict(vars(unet.block))
 
     def evaluate_and_fail():
-        with undisturbed(unet):
+        with without_other_extensions(unet):
             assert unet() == ("own", "own")
             raise KeyError
 
@@ -98,7 +98,7 @@ def test_a_class_changed_after_controlnet_came_counts(unet):
             return "merged"
 
     unet.block.__class__ = Merged
-    with undisturbed(unet):
+    with without_other_extensions(unet):
         assert unet() == ("own", "merged")
 
 
@@ -110,7 +110,7 @@ def test_adapters_are_put_aside(monkeypatch, module, table):
     unet = Network()
     loaded(monkeypatch, module, **{table: {unet.block: unet.block.forward}})
     unet.block.forward = MethodType(replaced, unet.block)
-    with undisturbed(unet):
+    with without_other_extensions(unet):
         assert unet() == ("own", "own")
     assert unet() == ("own", "replaced")
 
@@ -118,7 +118,7 @@ def test_adapters_are_put_aside(monkeypatch, module, table):
 def test_freeu_is_off_for_the_exemplar(monkeypatch):
     freeu = SimpleNamespace(enable=True)
     loaded(monkeypatch, "lib_free_u.global_state", instance=freeu)
-    with undisturbed(Network()):
+    with without_other_extensions(Network()):
         assert not freeu.enable
     assert freeu.enable
 
@@ -126,7 +126,7 @@ def test_freeu_is_off_for_the_exemplar(monkeypatch):
 def test_an_undisturbed_unet_stays_as_it_is():
     unet = Network()
     before = dict(vars(unet))
-    with undisturbed(unet):
+    with without_other_extensions(unet):
         assert vars(unet) == before
 
 
@@ -135,7 +135,7 @@ def test_a_reference_units_evaluation_is_suspended():
     seen = []
     script.latest_network = SimpleNamespace(original_forward=lambda: seen.append(_suspended.get()))
     evaluate = script.latest_network.original_forward
-    with references_apart(processing(script)):
+    with references_without_exemplar(processing(script)):
         script.latest_network.original_forward()
     assert seen == [True]
     assert not _suspended.get()
@@ -165,17 +165,17 @@ def test_units_are_named_from_objects_and_from_requests():
 )
 def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, asked, t_early):
     p = processing(ControlNet({"enabled": True, "module": "canny", "model": "canny"}))
-    assert with_neighbours_defaults(p, settings, asked).t_early == t_early
-    assert with_neighbours_defaults(processing(), settings, asked) is settings
+    assert apply_controlnet_default(p, settings, asked).t_early == t_early
+    assert apply_controlnet_default(processing(), settings, asked) is settings
 
 
 def test_controlnet_is_taken_off_after_an_error_only():
     script, restored = ControlNet(), []
     network = script.latest_network = SimpleNamespace(restore=lambda: restored.append(True))
-    with neighbours_leave(processing(script)):
+    with extension_cleanup(processing(script)):
         pass
     assert script.latest_network is network
-    with pytest.raises(KeyError), neighbours_leave(processing(script)):
+    with pytest.raises(KeyError), extension_cleanup(processing(script)):
         raise KeyError
     assert (script.latest_network, restored) == (None, [True])
 
@@ -184,7 +184,7 @@ def test_controlnet_is_taken_off_after_an_error_only():
 def test_prompts_that_controlnet_marked_are_not_kept_for_the_next_run(fault):
     script, caches = ControlNet(), {"cached_c": ["key", "marked"], "cached_hr_uc": ["key", "marked"]}
     script.latest_network = SimpleNamespace(restore=lambda: None)
-    with suppress(KeyError), neighbours_leave(processing(script, **caches)):
+    with suppress(KeyError), extension_cleanup(processing(script, **caches)):
         if fault:
             raise fault
     assert list(caches.values()) == [[None, None]] * 2
@@ -192,7 +192,7 @@ def test_prompts_that_controlnet_marked_are_not_kept_for_the_next_run(fault):
 
 def test_prompts_are_kept_where_controlnet_is_off():
     kept = ["key", "encoded"]
-    with neighbours_leave(processing(None, cached_c=kept)):
+    with extension_cleanup(processing(None, cached_c=kept)):
         pass
     assert kept == ["key", "encoded"]
 
@@ -213,10 +213,10 @@ class Tiled:
 @pytest.mark.parametrize("title", ["Tiled Diffusion", "DemoFusion"])
 def test_tiled_diffusion_is_taken_off_after_an_error_only(title):
     script = Tiled(title)
-    with neighbours_leave(processing(script)):
+    with extension_cleanup(processing(script)):
         pass
     assert not script.was_reset
-    with pytest.raises(KeyError), neighbours_leave(processing(script)):
+    with pytest.raises(KeyError), extension_cleanup(processing(script)):
         raise KeyError
     assert script.was_reset
 
@@ -239,12 +239,12 @@ def sampling(checkpoint=None, **own):
 def test_tiles_are_known_by_their_marks():
     mixed = Network()
     mixed.apply_model_original_md = mixed.forward
-    assert not evaluates_tiles(sampling())
+    assert not uses_tiled_diffusion(sampling())
     # what another extension replaced is no tiling
-    assert not evaluates_tiles(sampling(forward=replaced))
-    assert not evaluates_tiles(sampling(forward=Tiled("StableSR").reset))
-    assert evaluates_tiles(sampling(forward=MultiDiffusion().forward))
-    assert evaluates_tiles(sampling(mixed))
+    assert not uses_tiled_diffusion(sampling(forward=replaced))
+    assert not uses_tiled_diffusion(sampling(forward=Tiled("StableSR").reset))
+    assert uses_tiled_diffusion(sampling(forward=MultiDiffusion().forward))
+    assert uses_tiled_diffusion(sampling(mixed))
 
 
 def test_demofusion_is_known_by_the_sampling_that_it_puts_in():
@@ -252,9 +252,9 @@ def test_demofusion_is_known_by_the_sampling_that_it_puts_in():
         """DemoFusion's."""
 
     p = processing()
-    assert not samples_by_itself(p)
+    assert not is_sampled_by_demofusion(p)
     p.sample = replaced
-    assert not samples_by_itself(p)
+    assert not is_sampled_by_demofusion(p)
     sample.__module__ = "tileglobal.py"
     p.sample = sample
-    assert samples_by_itself(p)
+    assert is_sampled_by_demofusion(p)
