@@ -8,6 +8,7 @@ import pytest
 
 from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, INVERSION_FIELDS
 from rival_ext.hosts.webui.axes import axis_label
+from rival_ext.settings import mode_defaults
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
 from tests.host.servers import base64_of
@@ -35,9 +36,16 @@ def cells(server, x, y=ONE_SEED, settings=None, **fields):
 
 
 def in_texts(name, texts):
-    """A field's values in infotexts, None where it is not."""
-    found = [re.search(rf"RIVAL {name}: \"?([^,\"\n]+)", text) for text in texts]
-    return [match and match[1] for match in found]
+    """A field's values in infotexts. One that is left out has its mode's default. None without RIVAL or for no text."""
+    return [value_in(name, text) for text in texts]
+
+
+def value_in(name, text):
+    mode = re.search(r"RIVAL mode: (\w+)", text)
+    written = re.search(rf"RIVAL {name}: \"?([^,\"\n]+)", text)
+    if written or not mode:
+        return written and written[1]
+    return str(mode_defaults(mode[1])[name]) or None
 
 
 def test_every_field_but_the_pictures_is_an_axis_once_in_both_tabs(server):

@@ -153,8 +153,10 @@ def test_nothing_of_controlnets_steers_the_other_tab_afterwards(server, end):
 
 def test_t_early_is_400_beside_a_unit_unless_the_request_says(server):
     assert "RIVAL t_early: 400" in infotext(server, {}, unit())
-    assert "RIVAL t_early: 600" in infotext(server, {"t_early": 600}, unit())
-    assert "RIVAL t_early: 400" not in infotext(server, {}, {**unit(), "enabled": False})
+    assert "RIVAL t_early: 500" in infotext(server, {"t_early": 500}, unit())
+    # the mode's default is not written
+    assert "RIVAL t_early" not in infotext(server, {"t_early": 600}, unit())
+    assert "RIVAL t_early" not in infotext(server, {}, {**unit(), "enabled": False})
 
 
 def test_control_modes_find_the_rows_of_prompt_and_negative_prompt(server):

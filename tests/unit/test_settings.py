@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from decimal import Decimal
 from fractions import Fraction
@@ -21,8 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rival_ext.errors import RivalError
-from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, MODES
-from rival_ext.hosts.webui.infotext import PASTE_TARGETS, settings_to_infotext
+from rival_ext.fields import FIELDS, MODES
 from rival_ext.settings import Settings, parse_settings, similarity_values
 
 DEFAULTS = {
@@ -288,89 +284,6 @@ UNUSABLE = {
 @pytest.mark.parametrize("file", UNUSABLE.values(), ids=UNUSABLE.keys())
 def test_an_image_that_pillow_refuses_in_its_own_way_is_refused(file):
     assert refusal(exemplar=base64.b64encode(file).decode()).startswith("RIVAL: exemplar must be an image")
-
-
-# infotext: the host's own way to write and read it, after its `create_infotext` and `parse_generation_parameters`
-
-HOSTS_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-
-def written(parameters):
-    def quoted(value):
-        return json.dumps(value, ensure_ascii=False) if re.search("[,\n:]", str(value)) else value
-
-    return ", ".join(f"{name}: {quoted(value)}" for name, value in parameters.items())
-
-
-def read(infotext):
-    return {
-        name: json.loads(value) if value.startswith('"') else value for name, value in HOSTS_PARAMETER.findall(infotext)
-    }
-
-
-def pasted(parameters):
-    """What the panel's controls are set to, each turned into its value's own type as the host does."""
-    types = {name: type(value) for name, value in DEFAULTS.items()}
-    values = {name: target(parameters) for name, target in PASTE_TARGETS.items()}
-    return {name: None if value is None else types[name](value) for name, value in values.items()}
-
-
-# the host's format has no way to keep blanks around a value, nor quotes around one that it does not quote itself
-prompts = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(',:"\\ ()<>')).filter(
-    lambda text: text == text.strip() and not (text.startswith('"') and not re.search("[,:]", text))
-)
-
-
-@given(some_valid_values(), prompts)
-def test_settings_come_back_from_the_infotext(values, prompt):
-    settings = parse_settings(values | {"enabled": True, "exemplar_prompt": prompt})
-    back = pasted(read("Steps: 20, " + written(settings_to_infotext(settings)) + ", Version: v1.10.1"))
-    assert parse_settings(back | {name: getattr(settings, name) for name in PICTURES}) == settings
-
-
-def test_pasting_covers_every_field_but_the_image():
-    assert list(PASTE_TARGETS) == [name for name in NAMES if name not in PICTURES]
-    assert [field.name for field in INFOTEXT_FIELDS] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
-
-
-def test_the_infotext_names_every_pasted_field():
-    assert settings_to_infotext(parse_settings({"exemplar_prompt": "a fox"})) == {
-        "RIVAL mode": "variation",
-        "RIVAL similarity": 0.5,
-        "RIVAL t_align": 600,
-        "RIVAL t_early": 600,
-        "RIVAL start_mix": 1.0,
-        **{"RIVAL weight": 1.0, "RIVAL weight_2": 1.0, "RIVAL weight_3": 1.0},
-        "RIVAL exemplar_prompt": "a fox",
-        "RIVAL layers": "all",
-        "RIVAL strength": 1.0,
-        "RIVAL early_steps": 1000,
-        "RIVAL alignment": "noise",
-        "RIVAL inversion_iterations": 1,
-        "RIVAL exemplar_tokens": 1.0,
-        "RIVAL features": "recorded",
-        "RIVAL exact": False,
-        "RIVAL plain_inversion": False,
-    }
-
-
-def test_an_empty_exemplar_prompt_is_left_out_and_pasted_as_empty():
-    parameters = settings_to_infotext(parse_settings({"exemplar_prompt": ""}))
-    assert "RIVAL exemplar_prompt" not in parameters
-    assert pasted(parameters)["exemplar_prompt"] == ""
-
-
-def test_an_infotext_without_rival_switches_it_off_and_leaves_the_rest():
-    values = pasted({"Steps": "20", "Sampler": "DDIM"})
-    assert values.pop("enabled") is False
-    assert set(values.values()) == {None}
-
-
-def test_the_infotext_needs_neither_the_webui_nor_gradio():
-    program = "import sys, rival_ext.hosts.webui.infotext; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"rival_ext.hosts.webui.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
-    assert "rival_ext.hosts.webui.infotext" in run.stdout.split()
 
 
 # presets

@@ -21,7 +21,7 @@ from rival_ext.hosts.webui.compat import extension_cleanup, is_sampled_by_demofu
 from rival_ext.hosts.webui.denoiser import guided_denoiser
 from rival_ext.hosts.webui.fingerprint import preview_key_of_run
 from rival_ext.hosts.webui.host import WebuiHost
-from rival_ext.hosts.webui.infotext import HIRES_REPORT, REPORT, settings_to_infotext
+from rival_ext.hosts.webui.infotext import HIRES_REPORT, REPORT, write_settings
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.request import parsed_request
 from rival_ext.hosts.webui.samplers import dry_run
@@ -49,7 +49,7 @@ def announce(p: Any, args: Sequence[Any]) -> None:
     settings = parsed_request(p, args).outcome
     if isinstance(settings, RivalError) or not settings.enabled:
         return
-    p.extra_generation_params.update(settings_to_infotext(settings))
+    write_settings(settings, p.extra_generation_params)
     if is_sampled_by_demofusion(p):
         # raised here, because the host never calls `arm`
         p.sample = partial(_refuse_demofusion, p)
