@@ -1,6 +1,6 @@
-"""The HTTP routes beside the WebUI's own API: check an inversion, see and release what is stored, the settings' schema.
+"""The HTTP routes beside the WebUI's own API: check an inversion, list and release what is stored, the settings' schema.
 
-Until a route is asked, nothing of the method is loaded.
+Nothing of the method is loaded before a route needs it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNITS = {"hour": 3600, "minute": 60}
 """Units of time, in seconds."""
 
 READ_BY_HOST = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F")
-"""The modes of an image that Pillow turns into RGB in one step, as the host does."""
+"""The image modes that Pillow converts to RGB in one step, as the host does."""
 
 
 def _settings_field() -> Any:
@@ -62,9 +62,9 @@ class InvertRequest(BaseModel, extra="forbid"):
     steps: int = pydantic.Field(50, ge=1, le=1000, description="Sampling steps")
     width: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
     height: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
-    denoising_strength: float = pydantic.Field(1.0, ge=0, le=1, description="Of img2img; RIVAL is meant for 1")
+    denoising_strength: float = pydantic.Field(1.0, ge=0, le=1, description="For img2img; RIVAL is meant for 1")
     resize_mode: int = pydantic.Field(
-        0, ge=0, le=3, description="Of img2img: 0 stretch, 1 crop, 2 fill, 3 stretch the latent"
+        0, ge=0, le=3, description="For img2img: 0 stretch, 1 crop, 2 fill, 3 stretch the latent"
     )
     override_settings: dict[str, Any] = pydantic.Field(
         default_factory=dict, description="The WebUI's options for this request alone: checkpoint, VAE, clip skip"
@@ -100,7 +100,7 @@ class InvertResponse(BaseModel):
 
 
 class StoredChain(BaseModel):
-    """An inversion in memory. Nothing of its image or its prompt is told."""
+    """An inversion in memory. Its image and its prompt are not told."""
 
     id: str
     bytes: int
@@ -166,23 +166,23 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
 
     @routes.post("/invert", responses={422: {"model": Problem}})
     def invert(asked: InvertRequest) -> InvertResponse:
-        """Inverts an exemplar, leads it back and says how exact that is. The inversion stays stored."""
+        """Invert an exemplar, lead it back and say how exact the result is. The inversion stays stored."""
         return _invert(asked, open_session())
 
     @routes.get("/settings/schema", response_model=dict[str, Any])
     def schema() -> dict[str, Any]:
-        """JSON Schema of the settings: types, bounds, choices, defaults, what each does."""
+        """Return the JSON Schema of the settings: types, bounds, choices, defaults, what each does."""
         return settings_schema()
 
     @routes.get("/store", response_model=Store)
     def contents() -> Store:
-        """The inversions in memory."""
+        """List the stored inversions, the least recently used first."""
         entries = open_session().store.entries
-        return Store(bytes=sum(entry.chain.bytes for entry in entries), chains=[_described(one) for one in entries])
+        return Store(bytes=sum(entry.chain.bytes for entry in entries), chains=[_stored_chain(one) for one in entries])
 
     @routes.delete("/store", response_model=Freed)
     def clear() -> Freed:
-        """Releases the memory of all of them."""
+        """Release the memory of all stored inversions."""
         store = open_session().store
         freed = Freed(bytes=store.bytes, chains=len(store.entries))
         store.clear()
@@ -190,7 +190,7 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
 
     @routes.delete("/store/{chain_id}", response_model=Freed, responses={404: {"model": Problem}})
     def remove(chain_id: str) -> Freed:
-        """Releases the memory of one of them."""
+        """Release the memory of one stored inversion."""
         store = open_session().store
         size = next((entry.chain.bytes for entry in store.entries if entry.id == chain_id), 0)
         if not store.remove(chain_id):
@@ -199,7 +199,7 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
 
     @routes.get("/version", response_model=Version)
     def version() -> Version:
-        """The version of the extension."""
+        """Return the version of the extension."""
         return Version(version=__version__)
 
     return routes
@@ -247,7 +247,7 @@ def _as_host_reads(text: str | None) -> Image.Image | None:
     return decoded_image("image", image)
 
 
-def _described(entry: StoreEntry) -> StoredChain:
+def _stored_chain(entry: StoreEntry) -> StoredChain:
     chain = entry.chain
     height, width = (PIXELS_PER_POSITION * side for side in chain.latents.shape[2:])
     features = "with" if chain.features else "without"

@@ -1,4 +1,4 @@
-"""How exact an exemplar's inversion is in the WebUI: there and back, before anything is generated from it."""
+"""Checks an inversion: inverts an exemplar and leads it back, before anything is generated from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modules import call_queue, images, processing, scripts, sd_samplers, sd_sch
 from PIL import Image
 from torch import Tensor
 
-from rival_ext.errors import Interrupted, RivalError
+from rival_ext.errors import Interrupted, RivalError, short_repr
 from rival_ext.hosts.webui.fingerprint import preview_key_of_run
 from rival_ext.hosts.webui.inputs import LATENT_UPSCALE
 from rival_ext.hosts.webui.patching import instance_attribute, options_set
@@ -145,7 +145,7 @@ def check_inversion(request: CheckRequest, session: Session) -> CheckResult:
         What the check found.
 
     Raises:
-        RivalError: The run could not be honoured, or the user interrupted the check.
+        RivalError: The run cannot be honoured, or the user interrupted the check.
     """
     _refuse_unknown_names(request)
     _refuse_sizes(request)
@@ -177,15 +177,21 @@ def check_inversion(request: CheckRequest, session: Session) -> CheckResult:
 
 
 class WayBack(NamedTuple):
-    """What the way back took: UNet rows and wall-clock seconds."""
+    """What the way back from the inversion to the exemplar took: UNet rows and wall-clock seconds."""
 
     rows: int
     seconds: float
 
 
 class Found(NamedTuple):
-    """What a check knows before anything is decoded: the exemplar as the model saw it, the two parts of the report,
-    and the chain's id in the store."""
+    """What a check knows before the host decodes the latents.
+
+    Attributes:
+        original: The exemplar as the model saw it.
+        inversion: The inversion's part of the report.
+        way_back: What the way back took.
+        chain_id: The chain's id in the store, or None if it is not stored.
+    """
 
     original: Image.Image
     inversion: InversionPart
@@ -222,7 +228,7 @@ class CheckScript(scripts.Script):
 
 
 def _there_and_back(settings: Settings, session: Session, tell: Callable[[Found], None], call: SamplingCall) -> Tensor:
-    """In place of a sampling: invert as any guided run does, then go back down the same noise levels.
+    """Do in place of a sampling: invert as any guided run does, then go back down the same noise levels.
 
     The way back is the inversion's own inverse, an Euler step from level to level (DDIM), whatever the sampler is. So
     the verdict is on the inversion alone: a sampler that adds noise never comes back, and one of higher order comes
@@ -243,7 +249,7 @@ def _there_and_back(settings: Settings, session: Session, tell: Callable[[Found]
             with host.inversion_networks(), host.model.inverting(), count_rows(host.unet) as rows:
                 back = reconstruct(chain, host.predict_noise, host.job.show_way_back)
         except Interrupted:
-            # as in the inversion: the host's own sampler ends at once
+            # as after an interrupted inversion, the host's own sampler ends at once
             return call.sample(call.latents)
         finally:
             shared.state.textinfo = None
@@ -262,7 +268,7 @@ def _processing(request: CheckRequest) -> Any:
         "seed": 1,
         "sampler_name": request.sampler_name,
         "scheduler": request.scheduler or sd_schedulers.schedulers[0].label,
-        # the host decodes two latents then
+        # two, because the host has to decode the exemplar and its reconstruction
         "batch_size": 2,
         "steps": request.steps,
         "cfg_scale": 1,
@@ -277,7 +283,7 @@ def _processing(request: CheckRequest) -> Any:
         return processing.StableDiffusionProcessingTxt2Img(**common)
     return processing.StableDiffusionProcessingImg2Img(
         **common,
-        # upright and with its transparency, as the host reads every picture of a request
+        # upright and with its transparency, as the host reads every image of a request
         init_images=[images.fix_image(request.image)],
         denoising_strength=request.denoising_strength,
         resize_mode=request.resize_mode,
@@ -286,7 +292,7 @@ def _processing(request: CheckRequest) -> Any:
 
 @contextmanager
 def _saving_nothing() -> Iterator[None]:
-    """The host neither saves a picture nor takes the prompt for the last one that the user generated with."""
+    """Keep the host from saving images, and from taking the check's prompt for the user's last prompt."""
     with ExitStack() as stack:
         stack.enter_context(instance_attribute(shared.cmd_opts, "no_prompt_history", True))
         unwanted = {name: False for name in UNWANTED_OPTIONS if getattr(shared.opts, name)}
@@ -295,18 +301,22 @@ def _saving_nothing() -> Iterator[None]:
 
 
 def _refuse_unknown_names(request: CheckRequest) -> None:
-    """The host itself would take another sampler, and answer an option that it does not have with a traceback."""
+    """Refuse names that the host does not know. It would take another sampler, or end in a traceback for an option."""
     if request.sampler_name not in sd_samplers.all_samplers_map:
-        raise RivalError(f"sampler_name must be the name of one of the WebUI's samplers, not {request.sampler_name!r}.")
+        raise RivalError(
+            f"sampler_name must be the name of one of the WebUI's samplers, not {short_repr(request.sampler_name)}."
+        )
     if request.scheduler and request.scheduler not in sd_schedulers.schedulers_map:
-        raise RivalError(f"scheduler must be the name of one of the WebUI's schedules, not {request.scheduler!r}.")
+        raise RivalError(
+            f"scheduler must be the name of one of the WebUI's schedules, not {short_repr(request.scheduler)}."
+        )
     for name in request.override_settings:
         if name not in shared.opts.data_labels:
-            raise RivalError(f"override_settings must name options of the WebUI, not {name!r}.")
+            raise RivalError(f"override_settings must name options of the WebUI, not {short_repr(name)}.")
 
 
 def _refuse_sizes(request: CheckRequest) -> None:
-    """What the host itself would answer with a traceback, or with all of the memory."""
+    """Refuse sizes for which the host would end in a traceback or take all memory."""
     if min(request.width, request.height) < SMALLEST_SIDE:
         raise RivalError(f"width and height must be at least {SMALLEST_SIDE}, not {request.width}x{request.height}.")
     if request.image is None or request.resize_mode == STRETCH:

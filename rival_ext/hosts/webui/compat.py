@@ -1,7 +1,7 @@
-"""Other extensions of the WebUI: they steer the generation, never the exemplar.
+"""Compatibility with other extensions of the WebUI: they act on the generation, never on the exemplar.
 
-Nothing of theirs is imported: they are known by the marks they leave on the UNet, by their title among the host's
-scripts, and by their modules where they are loaded anyway.
+Nothing of these extensions is imported. They are recognised by the marks that they leave on the UNet, by their titles
+among the WebUI's scripts, and by their modules in `sys.modules` if they are loaded.
 """
 
 from __future__ import annotations
@@ -13,37 +13,42 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rival_ext.fields import DEFAULTS
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.method.attention import suspended
 from rival_ext.settings import Settings
 
 T_EARLY_WITH_CONTROLNET = 400
-"""The authors' `t_early` where ControlNet steers the generation."""
+"""The authors' `t_early` beside ControlNet."""
 
 REPLACED_METHODS = {"_original_inner_forward_cn_hijack": "_forward", "original_forward_cn_hijack": "forward"}
-"""ControlNet's mark on a block that its reference units have replaced a method of -> the method."""
+"""ControlNet's marks on a block, and for each mark the method that ControlNet's reference units have replaced."""
 
-TABLES_OF_FORWARDS = {"scripts.ipadapter.plugable_ipadapter": "all_hacks", "scripts.controlnet_lllite": "all_hack"}
-"""ControlNet's modules that keep a table of layers they replaced the forward of -> its name; layer -> forward."""
+FORWARD_TABLES = {"scripts.ipadapter.plugable_ipadapter": "all_hacks", "scripts.controlnet_lllite": "all_hack"}
+"""ControlNet's modules that replace layers' forwards, and in each the name of its table: layer -> original forward."""
 
-TILED = "tile_methods."
-"""Package of Tiled Diffusion's methods."""
+TILED_DIFFUSION_PACKAGE = "tile_methods."
+"""The package of Tiled Diffusion's methods."""
 
-DEMOFUSION = "tileglobal.py"
-"""The WebUI's name for the module of its script DemoFusion."""
+DEMOFUSION_MODULE = "tileglobal.py"
+"""The WebUI's name for the module of the script DemoFusion, which comes with Tiled Diffusion."""
 
-TILED_SCRIPTS = ("Tiled Diffusion", "DemoFusion")
-"""Titles of its scripts whose `reset` takes them off the sampler and the checkpoint."""
+TILED_DIFFUSION_SCRIPTS = ("Tiled Diffusion", "DemoFusion")
+"""The titles of Tiled Diffusion's scripts. Their `reset` removes them from the sampler and the checkpoint."""
 
 PROMPT_CACHES = {"cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"}
-"""The host's (key, encoded prompts) in a processing, each shared with the next one."""
+"""The attributes of a processing that hold `[key, encoded prompts]`. The next processing gets the same lists."""
 
 
 @contextmanager
 def without_other_extensions(unet: nn.Module) -> Iterator[None]:
-    """Puts aside, while it runs, whatever would steer the exemplar: ControlNet's units of all kinds, and FreeU."""
+    """Put aside whatever would steer the exemplar, while the context manager is open: ControlNet's units and FreeU.
+
+    Args:
+        unet: The UNet of an ldm or sgm checkpoint.
+    """
     with ExitStack() as stack:
-        for module, name, own in [*_own_methods(unet), *_listed_forwards()]:
+        for module, name, own in [*_replaced_methods(unet), *_replaced_forwards()]:
             stack.enter_context(instance_attribute(module, name, own))
         freeu = getattr(sys.modules.get("lib_free_u.global_state"), "instance", None)
         if freeu is not None:
@@ -53,7 +58,13 @@ def without_other_extensions(unet: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def references_without_exemplar(p: Any) -> Iterator[None]:
-    """A reference unit evaluates its own picture inside the generation's evaluation: there no exemplar is let in."""
+    """Keep the exemplar out of ControlNet's reference units, while the context manager is open.
+
+    A reference unit evaluates its own image inside an evaluation of the generation. No layer injects there.
+
+    Args:
+        p: The host's processing.
+    """
     network = getattr(_controlnet_script(p), "latest_network", None)
     if network is None:
         yield
@@ -70,11 +81,14 @@ def references_without_exemplar(p: Any) -> Iterator[None]:
 
 @contextmanager
 def extension_cleanup(p: Any) -> Iterator[None]:
-    """Nothing of theirs stays behind where their own end is not reached: it would go on steering what comes next.
+    """Run the other extensions' cleanup if sampling raises, so that the next generation is unaffected.
 
-    The host skips after an error what takes ControlNet and Tiled Diffusion off the model. The marks that ControlNet
-    puts on the host's stored prompts it takes off at the first evaluation, which an error or an interrupt may come
-    before.
+    After an error the WebUI skips the callbacks in which ControlNet and Tiled Diffusion remove themselves from the
+    model. ControlNet also marks the WebUI's cached prompts and unmarks them at the first evaluation. An error or an
+    interrupt can come before it, so these prompts leave the cache after every run with ControlNet.
+
+    Args:
+        p: The host's processing.
     """
     script = _controlnet_script(p)
     network = getattr(script, "latest_network", None)
@@ -84,8 +98,8 @@ def extension_cleanup(p: Any) -> Iterator[None]:
         if network is not None:
             network.restore()
             script.latest_network = None
-        for tiled in TILED_SCRIPTS:
-            if script := _script(p, tiled):
+        for title in TILED_DIFFUSION_SCRIPTS:
+            if script := _script(p, title):
                 script.reset()
         raise
     finally:
@@ -94,57 +108,78 @@ def extension_cleanup(p: Any) -> Iterator[None]:
                 getattr(p, name)[:] = None, None
 
 
-def controlnet_units(p: Any) -> list[str]:
-    """The enabled units of a processing, each by its model's name, or by its preprocessor's where it has no model."""
-    script = _controlnet_script(p)
-    if script is None:
-        return []
-    units = [arg for arg in p.script_args[script.args_from : script.args_to] if _of_unit(arg, "enabled")]
-    return [
-        str(model if (model := _of_unit(unit, "model")) not in (None, "None") else _of_unit(unit, "module"))
-        for unit in units
-    ]
+def apply_controlnet_default(p: Any, settings: Settings, given: Container[str]) -> Settings:
+    """Replace the default of `t_early` by the authors' value beside ControlNet.
 
+    Args:
+        p: The host's processing.
+        settings: The validated settings.
+        given: The names of the fields that the request itself gives.
 
-def apply_controlnet_default(p: Any, settings: Settings, asked: Container[str]) -> Settings:
-    """The settings with ControlNet's own default of `t_early`, if a unit is on and it is not among `asked`."""
-    if "t_early" in asked or settings.t_early != Settings().t_early or not controlnet_units(p):
+    Returns:
+        Settings with `t_early` 400 if a ControlNet unit is enabled, the request does not give `t_early`, and `t_early`
+        has its default. Else `settings`.
+    """
+    if "t_early" in given or settings.t_early != DEFAULTS["t_early"] or not controlnet_units(p):
         return settings
     return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
 
 
-def uses_tiled_diffusion(p: Any) -> bool:
-    """Whether Tiled Diffusion cuts up what the sampler evaluates: its marks are on the sampler's model (MultiDiffusion)
-    or on the checkpoint (Mixture of Diffusers).
+def controlnet_units(p: Any) -> list[str]:
+    """List the enabled ControlNet units of a processing.
+
+    Args:
+        p: The host's processing.
+
+    Returns:
+        For each unit its model's name, or its preprocessor's name if it has no model.
     """
-    of = getattr(vars(p.sampler.model_wrap).get("forward"), "__self__", None)
-    return type(of).__module__.startswith(TILED) or hasattr(p.sd_model, "apply_model_original_md")
-
-
-def is_sampled_by_demofusion(p: Any) -> bool:
-    """Whether DemoFusion stands in for the sampling of `p`, which the WebUI then tells no script of."""
-    return getattr(vars(p).get("sample"), "__module__", "") == DEMOFUSION
+    script = _controlnet_script(p)
+    if script is None:
+        return []
+    units = [arg for arg in p.script_args[script.args_from : script.args_to] if _unit_field(arg, "enabled")]
+    return [
+        str(model if (model := _unit_field(unit, "model")) not in (None, "None") else _unit_field(unit, "module"))
+        for unit in units
+    ]
 
 
 def controlnet_reorders_rows(p: Any) -> bool:
-    """Whether ControlNet hands the layers other rows than the host does: reference units, aligned style in a batch."""
+    """Tell whether ControlNet gives the layers other rows than the host does: reference units, or a batch with style
+    alignment."""
     network = getattr(_controlnet_script(p), "latest_network", None)
     return bool(getattr(network, "attn_module_list", ()))
 
 
-def _own_methods(unet: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-    """(module, method's name, the module's own method) wherever ControlNet has replaced one."""
+def uses_tiled_diffusion(p: Any) -> bool:
+    """Tell whether Tiled Diffusion evaluates the latent in tiles.
+
+    Its marks are on the sampler's model (MultiDiffusion) or on the checkpoint (Mixture of Diffusers).
+    """
+    forward_owner = getattr(vars(p.sampler.model_wrap).get("forward"), "__self__", None)
+    is_multidiffusion = type(forward_owner).__module__.startswith(TILED_DIFFUSION_PACKAGE)
+    return is_multidiffusion or hasattr(p.sd_model, "apply_model_original_md")
+
+
+def is_sampled_by_demofusion(p: Any) -> bool:
+    """Tell whether DemoFusion has replaced the sampling of `p`. The WebUI then calls no script before the sampling."""
+    return getattr(vars(p).get("sample"), "__module__", "") == DEMOFUSION_MODULE
+
+
+def _replaced_methods(unet: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Yield (module, name of a method that ControlNet has replaced on it, the module's own method)."""
     if "_original_forward" in vars(unet):
         yield unet, "forward", vars(unet)["_original_forward"]
     for module in unet.modules():
         for mark, name in REPLACED_METHODS.items():
             if mark in vars(module):
-                # the class's, not the one ControlNet kept: token merging may have changed the class since
+                # the class's method and not the one that ControlNet kept: token merging may have changed the class since
                 yield module, name, getattr(type(module), name).__get__(module)
 
 
-def _listed_forwards() -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-    for module_name, table in TABLES_OF_FORWARDS.items():
+def _replaced_forwards() -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Yield (layer, "forward", original forward) for each layer in ControlNet's tables."""
+    for module_name, table in FORWARD_TABLES.items():
         forwards: Mapping[nn.Module, Callable[..., Any]] = getattr(sys.modules.get(module_name), table, {})
         for layer, forward in forwards.items():
             yield layer, "forward", forward
@@ -159,6 +194,6 @@ def _script(p: Any, title: str) -> Any:
     return next((script for script in scripts if script.title().lower() == title.lower()), None)
 
 
-def _of_unit(unit: Any, name: str) -> Any:
-    """A field of a unit, which the panel gives as an object and the API as a mapping."""
+def _unit_field(unit: Any, name: str) -> Any:
+    """A field of a ControlNet unit. The panel gives the unit as an object, the API as a mapping."""
     return unit.get(name) if isinstance(unit, Mapping) else getattr(unit, name, None)

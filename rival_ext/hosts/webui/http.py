@@ -1,4 +1,4 @@
-"""What every route of RIVAL has in common: bounded bodies, errors in one sentence, and the passwords of the API."""
+"""What all routes of RIVAL share: bounded bodies, errors in one sentence, and the passwords of the WebUI's API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ MOST_DIGITS = 18
 NOT_JSON = 400
 """The status with which fastapi answers a body that it cannot read at all."""
 
-PASSWORD = Depends(HTTPBasic())
+GIVEN_CREDENTIALS = Depends(HTTPBasic())
+"""The user and the password of a request. Without them fastapi answers with 401."""
 
 
 def plain_route(fields: Collection[str]) -> type[APIRoute]:
@@ -62,13 +63,13 @@ def plain_route(fields: Collection[str]) -> type[APIRoute]:
 
 
 def bounded(request: Request) -> Callable[[], Coroutine[Any, Any, Any]]:
-    """Bound a request's body, by the length that it tells and by what really comes.
+    """Bound a request's body, by the length in its header and by the bytes that really come.
 
     Args:
         request: The request, not read yet.
 
     Returns:
-        What the request is to be received with.
+        The function to receive the request with.
 
     Raises:
         HTTPException: 413, now or while the body is received.
@@ -99,7 +100,7 @@ def credentials_of(api_auth: str | None) -> dict[str, str]:
         Passwords by user.
 
     Raises:
-        ValueError: The host cannot read it either. So there are no routes, rather than open ones.
+        ValueError: The host cannot read it either. The routes are not added then; without passwords they would be open.
     """
     if not api_auth:
         return {}
@@ -117,9 +118,9 @@ def admission(credentials: Mapping[str, str]) -> Callable[..., None]:
     """
     admitted = [_credential_hash(user, password) for user, password in credentials.items()]
 
-    def admit(given: HTTPBasicCredentials = PASSWORD) -> None:
+    def admit(given: HTTPBasicCredentials = GIVEN_CREDENTIALS) -> None:
         asking = _credential_hash(given.username, given.password)
-        # compared with each of them, by hashes of one length: the time tells neither a user's name nor a length
+        # compared with every known pair, by hashes of one length, so the time betrays neither a name nor a length
         if not sum(compare_digest(asking, known) for known in admitted):
             sentence = "RIVAL: wrong user or password; they are those of the WebUI's own API."
             raise HTTPException(401, sentence, headers={"WWW-Authenticate": "Basic"})
@@ -128,7 +129,7 @@ def admission(credentials: Mapping[str, str]) -> Callable[..., None]:
 
 
 def _credential_hash(user: str, password: str) -> bytes:
-    # neither the host's command line nor HTTP lets a user's name have a colon
+    # neither the host's command line nor HTTP allows a colon in a user's name
     return sha256(f"{user}:{password}".encode()).digest()
 
 

@@ -1,7 +1,8 @@
-"""What the extension relies on in the WebUI: one table, looked up at its start. Imports nothing of the WebUI itself.
+"""What the extension needs of the WebUI: one table, looked up when the extension is loaded.
 
-What a loaded checkpoint brings is not there at the start and so not in the table: its UNet, VAE and noise schedule, and
-the model that a sampler wraps around it. `tests/host/test_reliance.py` holds the table complete.
+This file imports no module of the WebUI by itself. The table leaves out what comes with a loaded checkpoint, because
+there is none at the start: UNet, VAE, noise schedule, and the model that a sampler wraps around them. A test reads the
+sources and fails if they use anything that the table does not list.
 """
 
 from __future__ import annotations
@@ -130,8 +131,10 @@ REQUIREMENTS = {
     ],
     "psutil": ["virtual_memory()"],
 }
-"""By module the names that are needed, with a call as the extension makes it: in their order the parameters that it
-gives by position, with `=` those that it gives by name.
+"""By module the names that every WebUI must have.
+
+Parentheses list the parameters that the extension gives in a call: first those by position, in order, then those by
+name, each with `=` after it.
 """
 
 _GRADIO_3 = {
@@ -181,7 +184,7 @@ REQUIREMENTS_BY_WEBUI: dict[WebuiName, dict[str, list[str]]] = {
         **_BACKEND,
         **_GRADIO_4,
         "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, x, sigma)"],
-        # never run there: what a checkpoint brings is looked up as well
+        # this adapter has never run in Neo, so what comes with a checkpoint is looked up as well
         "backend.diffusion_engine.base": [
             "ForgeObjects.shallow_copy()",
             *_of("ForgeDiffusionEngine", "forge_objects forge_objects_original forge_objects_after_applying_lora"),
@@ -210,17 +213,21 @@ REQUIREMENTS_BY_WEBUI: dict[WebuiName, dict[str, list[str]]] = {
         **_GRADIO_3,
     },
 }
-"""What is relied on in one kind of WebUI alone."""
+"""What one WebUI alone must have."""
 
 
-def requirements_of(in_kind: WebuiName) -> dict[str, list[str]]:
-    """The whole table for one kind of WebUI."""
-    of_kind = REQUIREMENTS_BY_WEBUI[in_kind]
-    return {name: [*REQUIREMENTS.get(name, []), *of_kind.get(name, [])] for name in {**REQUIREMENTS, **of_kind}}
+def requirements_of(webui: WebuiName) -> dict[str, list[str]]:
+    """Return the whole table of one WebUI: entries by module."""
+    own = REQUIREMENTS_BY_WEBUI[webui]
+    return {name: [*REQUIREMENTS.get(name, []), *own.get(name, [])] for name in {**REQUIREMENTS, **own}}
 
 
 def require_all() -> None:
-    """Raises RivalError for what of the table this WebUI has not; it takes a tenth of a second or so."""
+    """Look up the whole table in this WebUI. It takes about a tenth of a second.
+
+    Raises:
+        RivalError: This WebUI lacks something. The sentence names the first thing, and says how many more there are.
+    """
     missing = list(missing_requirements())
     if missing:
         others = f" and {len(missing) - 1} more that it needs" if len(missing) > 1 else ""
@@ -228,7 +235,11 @@ def require_all() -> None:
 
 
 def missing_requirements() -> Iterator[str]:
-    """Each row that does not hold, as it stands in the table; of a module that is not there its name alone."""
+    """List the requirements that this WebUI does not meet.
+
+    Yields:
+        Each entry as it stands in the table, after its module. For a missing module, only the module's name.
+    """
     for name, entries in requirements_of(webui_name()).items():
         try:
             module = import_module(name)
@@ -245,7 +256,7 @@ def _is_met(module: ModuleType, entry: str) -> bool:
     for name in path.split("."):
         if not _has(found, name):
             return False
-        # a property of the module may do its work when it is read: `shared.sd_model` loads the checkpoint
+        # not by `getattr`: a property of a module may act when it is read, as `shared.sd_model` loads the checkpoint
         owner, found = found, vars(found).get(name) if isinstance(found, ModuleType) else getattr(found, name, None)
     return not is_call or _accepts(found, parameters.rstrip(")"), is_method=isinstance(owner, type))
 
@@ -254,17 +265,14 @@ def _has(owner: Any, name: str) -> bool:
     if isinstance(owner, ModuleType):
         return name in vars(owner) or hasattr(type(owner), name)
     if isinstance(owner, type):
-        return (
-            hasattr(owner, name)
-            or name in getattr(owner, "__dataclass_fields__", ())
-            or name in _stored_attributes(owner)
-        )
+        fields = getattr(owner, "__dataclass_fields__", ())
+        return hasattr(owner, name) or name in fields or name in _stored_attributes(owner)
     return hasattr(owner, name)
 
 
 @cache
 def _stored_attributes(owner: type) -> set[str]:
-    """What the methods of a class set on something, its instances first of all."""
+    """Names of the attributes that the methods of a class set on any object, so on the class's instances as well."""
     methods = [method for base in owner.__mro__ for method in vars(base).values() if isinstance(method, FunctionType)]
     return {
         instruction.argval
@@ -275,7 +283,10 @@ def _stored_attributes(owner: type) -> set[str]:
 
 
 def _accepts(function: Any, parameters: str, *, is_method: bool) -> bool:
-    """Whether a call with these parameters reaches the ones so called; another name in the same place does as well."""
+    """Whether a call reaches the parameters that the table names.
+
+    A parameter given by position may have another name, unless the function has the expected name in another place.
+    """
     given = ["self"] * is_method + [name for name in parameters.split(", ") if name]
     by_name = {name.rstrip("="): name.rstrip("=") for name in given if name.endswith("=")}
     try:
