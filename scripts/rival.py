@@ -1,4 +1,4 @@
-"""The file that the WebUI loads: it hands over one copy of RIVAL, whole, or switched off with a sentence that says why."""
+"""The file that the WebUI loads: it hands over one copy of RIVAL, or a switched-off one that says what is missing."""
 
 import sys
 from pathlib import Path

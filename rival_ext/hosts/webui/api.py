@@ -1,4 +1,4 @@
-"""The HTTP routes beside the WebUI's own API: check an inversion, list and release what is stored, the settings' schema.
+"""The HTTP routes beside the WebUI's own API: check an inversion, list and release stored ones, the settings' schema.
 
 Nothing of the method is loaded before a route needs it.
 """

@@ -134,7 +134,7 @@ def _confirm(field: Field) -> Callable[[Any, Sequence[Any]], None]:
 
 
 def _apply(field: Field) -> Callable[[Any, Any, Sequence[Any]], None]:
-    """Make the function that sets the field for one cell. It also switches RIVAL on, unless another axis switches it."""
+    """Make the function that sets the field for one cell. It also switches RIVAL on, unless another axis says no."""
 
     def apply(p: Any, value: Any, values: Sequence[Any]) -> None:
         cell = {"enabled": True, **cell_values(p), field.name: value}

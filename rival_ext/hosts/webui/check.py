@@ -302,14 +302,11 @@ def _saving_nothing() -> Iterator[None]:
 
 def _refuse_unknown_names(request: CheckRequest) -> None:
     """Refuse names that the host does not know. It would take another sampler, or end in a traceback for an option."""
-    if request.sampler_name not in sd_samplers.all_samplers_map:
-        raise RivalError(
-            f"sampler_name must be the name of one of the WebUI's samplers, not {short_repr(request.sampler_name)}."
-        )
-    if request.scheduler and request.scheduler not in sd_schedulers.schedulers_map:
-        raise RivalError(
-            f"scheduler must be the name of one of the WebUI's schedules, not {short_repr(request.scheduler)}."
-        )
+    sampler, scheduler = request.sampler_name, request.scheduler
+    if sampler not in sd_samplers.all_samplers_map:
+        raise RivalError(f"sampler_name must be the name of one of the WebUI's samplers, not {short_repr(sampler)}.")
+    if scheduler and scheduler not in sd_schedulers.schedulers_map:
+        raise RivalError(f"scheduler must be the name of one of the WebUI's schedules, not {short_repr(scheduler)}.")
     for name in request.override_settings:
         if name not in shared.opts.data_labels:
             raise RivalError(f"override_settings must name options of the WebUI, not {short_repr(name)}.")
@@ -321,11 +318,11 @@ def _refuse_sizes(request: CheckRequest) -> None:
         raise RivalError(f"width and height must be at least {SMALLEST_SIDE}, not {request.width}x{request.height}.")
     if request.image is None or request.resize_mode == STRETCH:
         return
-    (shorter, longer), shown = sorted(request.image.size), "{}x{}".format(*request.image.size)
+    (shorter, longer), size = sorted(request.image.size), "{}x{}".format(*request.image.size)
     if request.resize_mode == LATENT_UPSCALE and not SMALLEST_SIDE <= shorter <= longer <= LARGEST_SIDE:
         raise RivalError(
             f"image must have {SMALLEST_SIDE} to {LARGEST_SIDE} pixels on each side for resize_mode {LATENT_UPSCALE}, "
-            f"which encodes it as it is, not {shown}."
+            f"which encodes it as it is, not {size}."
         )
     if longer > LARGEST_ASPECT * shorter:
-        raise RivalError(f"image must be at most {LARGEST_ASPECT} times as long as it is wide, not {shown}; crop it.")
+        raise RivalError(f"image must be at most {LARGEST_ASPECT} times as long as it is wide, not {size}; crop it.")

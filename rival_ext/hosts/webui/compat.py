@@ -173,7 +173,7 @@ def _replaced_methods(unet: nn.Module) -> Iterator[tuple[nn.Module, str, Callabl
     for module in unet.modules():
         for mark, name in REPLACED_METHODS.items():
             if mark in vars(module):
-                # the class's method and not the one that ControlNet kept: token merging may have changed the class since
+                # the class's method, not the one that ControlNet kept: token merging may have changed the class since
                 yield module, name, getattr(type(module), name).__get__(module)
 
 
