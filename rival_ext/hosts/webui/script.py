@@ -88,19 +88,19 @@ class RivalScript(scripts.Script):
 
     def show(self, is_img2img: bool) -> Any:
         self.host_controls = HostControls(self.tabname)
-        self.host_controls.follow(self)
+        self.host_controls.watch(self)
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        panel = PANELS[self.tabname] = Panel(
-            self.tabname, self.host_controls, SESSION.release, SESSION.is_stored, check_request
-        )
+        panel = Panel(self.tabname, self.host_controls, SESSION.release, SESSION.is_stored, check_request)
+        panel.build()
+        PANELS[self.tabname] = panel
         self.infotext_fields = panel.paste_fields
         self.paste_field_names = list(PASTE_TARGETS.values())
         return panel.controls
 
     def after_component(self, component: Any, **kwargs: Any) -> None:
-        self.host_controls.see(component)
+        self.host_controls.after_component(component)
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         if is_switched_on(args):
@@ -149,7 +149,7 @@ def register() -> None:
     """Have the WebUI call what is no part of the script."""
     script_callbacks.on_app_started(lambda _, app: add_routes(app, shared.cmd_opts, SESSION.open))
     script_callbacks.on_ui_settings(add_option)
-    script_callbacks.on_after_component(GalleryButtons(PANELS).see)
+    script_callbacks.on_after_component(GalleryButtons(PANELS).after_component)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_model_loaded(SESSION.release_all)
     script_callbacks.on_script_unloaded(SESSION.release_all)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import wraps
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -77,6 +78,8 @@ def stand_in():
     package = sys.modules["modules"] = ModuleType("modules")
     for name, attributes in members.items():
         module = sys.modules[f"modules.{name}"] = ModuleType(f"modules.{name}")
+        # `find_spec` finds a module only with its spec
+        module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
         setattr(package, name, module)
     made = gr.components.IOComponent.__init__
@@ -170,11 +173,12 @@ def build():
             with gr.Tab(tab):
                 host = Host(tab)
                 controls = HostControls(tab)
-                controls.follow(host)
+                controls.watch(host)
                 host.before_the_panel()
                 panel = Panel(
                     tab, controls, lambda user: "No inversion of yours is stored.", lambda *asked: False, None
                 )
+                panel.build()
                 host.after_the_panel()
                 answer = gr.Textbox(label="Generation parameters", elem_id=f"{tab}_answer")
                 seen = [gr.Image(label=name, type="pil", elem_id=f"{tab}_{name}") for name in ("seen", "region")]

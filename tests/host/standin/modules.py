@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -204,6 +205,8 @@ def install(checkpoint):
     sys.modules["modules"] = package
     for name, attributes in members.items():
         module = ModuleType(f"modules.{name}")
+        # `find_spec` finds a module only with its spec
+        module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module

@@ -1,1 +1,1 @@
-"""The panel of the WebUI; imported by the script alone."""
+"""The panel, made with gradio. Only `script.py` imports this package; it loads neither torch nor the method."""

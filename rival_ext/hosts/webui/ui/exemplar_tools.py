@@ -1,10 +1,14 @@
-"""The exemplar's prompt out of the exemplar itself: its PNG info, or one of the WebUI's interrogators if it has any."""
+"""The exemplar in the panel: which image it is, and buttons that read its prompt from it.
+
+A prompt comes from the image's PNG info, or from the WebUI's interrogators. Forge Neo has no interrogators.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import gradio as gr
 from modules import extra_networks, images
@@ -13,15 +17,75 @@ from modules.infotext_utils import image_from_url_text, parse_generation_paramet
 from PIL import Image
 
 from rival_ext.errors import RivalError
-from rival_ext.hosts.webui.backends import webui_name
 from rival_ext.hosts.webui.ui.gradio_compat import JS
+from rival_ext.hosts.webui.ui.host_controls import IMAGES, HostControls
 
-FAILED = "<error>"
-"""What the WebUI's CLIP interrogator answers after an error of its own."""
+INTERROGATOR_FAILED = "<error>"
+"""The WebUI's CLIP interrogator returns this in its text when it has failed."""
+
+ReadPrompt = Callable[[Image.Image], str]
+"""Takes an image and returns a prompt for it. May raise RivalError."""
 
 
-def of_png_info(exemplar: Image.Image) -> str:
-    """The prompt that the exemplar was made with. Raises RivalError if it carries none."""
+class PromptButton(NamedTuple):
+    """A button that fills in the exemplar's prompt, and the function that reads the prompt from the image."""
+
+    button: Any
+    read_prompt: ReadPrompt
+
+
+def build_prompt_buttons(prefix: str) -> list[PromptButton]:
+    """Build a button for each source of a prompt that this WebUI has.
+
+    Args:
+        prefix: The beginning of the buttons' ids on the page.
+    """
+    sources: list[tuple[str, str, ReadPrompt]] = [("png_info", "Prompt from PNG info", prompt_from_png_info)]
+    if find_spec("modules.deepbooru") is not None:
+        sources.append(("clip", "Interrogate CLIP", prompt_from_clip))
+        sources.append(("deepbooru", "Interrogate DeepBooru", prompt_from_deepbooru))
+    return [
+        PromptButton(gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm"), read_prompt)
+        for name, label, read_prompt in sources
+    ]
+
+
+def connect_prompt_buttons(
+    buttons: Sequence[PromptButton],
+    message: Any,
+    fields: Mapping[str, Any],
+    host: HostControls,
+    open_tabs: Sequence[Any],
+) -> None:
+    """Have each button fill in the exemplar's prompt, or show a message that says why it cannot.
+
+    Args:
+        buttons: The buttons.
+        message: The control that shows the message.
+        fields: The panel's controls by the name of their field.
+        host: The WebUI's controls in the panel's tab.
+        open_tabs: See `build_open_tabs`.
+    """
+
+    def connect_clicks(tab_images: dict[str, Any]) -> None:
+        file = gr.Textbox(value="", visible=False)
+        for button, read_prompt in buttons:
+            button.click(
+                fn=wrap_queued_call(_answer_click(read_prompt)),
+                **{JS: "rival.withFile"},
+                inputs=[file, *open_tabs, fields["exemplar"], *tab_images.values()],
+                outputs=[fields["exemplar_prompt"], message],
+            )
+
+    host.when_built(tuple(IMAGES), connect_clicks)
+
+
+def prompt_from_png_info(exemplar: Image.Image) -> str:
+    """Return the prompt that an image was made with, from its generation parameters.
+
+    Raises:
+        RivalError: The image holds no prompt.
+    """
     infotext, _ = images.read_info_from_image(exemplar)
     prompt = parse_generation_parameters(infotext or "").get("Prompt", "")
     if not prompt:
@@ -29,73 +93,76 @@ def of_png_info(exemplar: Image.Image) -> str:
     return prompt
 
 
-Ways = dict[str, tuple[str, Callable[[Image.Image], str]]]
-"""Label and function of each way, by name."""
+def prompt_from_clip(exemplar: Image.Image) -> str:
+    """Have the WebUI's CLIP interrogator describe an image."""
+    # imported late: Forge Neo has no interrogator
+    from modules import shared
+
+    return str(shared.interrogator.interrogate(exemplar.convert("RGB")))
 
 
-def ways() -> Ways:
-    """Those that there are here."""
-    png_info: Ways = {"png_info": ("Prompt from PNG info", of_png_info)}
-    if webui_name() == "Forge Neo":
-        return png_info
-    from rival_ext.hosts.webui.ui.interrogators import INTERROGATORS
+def prompt_from_deepbooru(exemplar: Image.Image) -> str:
+    """Have the WebUI's DeepBooru describe an image."""
+    # imported late: Forge Neo does not have this module
+    from modules import deepbooru
 
-    return {**png_info, **INTERROGATORS}
+    return str(deepbooru.model.tag(exemplar.convert("RGB")))
 
 
-def prompt_buttons(prefix: str) -> dict[str, Any]:
-    """A button for each way, here."""
-    return {name: gr.Button(label, elem_id=f"{prefix}_prompt_{name}", size="sm") for name, (label, _) in ways().items()}
+def image_from_data_url(data_url: str) -> Image.Image | None:
+    """Read the file that Forge's canvas shows, with its generation parameters.
 
+    Args:
+        data_url: The file as a data URL. Empty if the page has no such canvas.
 
-def connect(buttons: dict[str, Any], prompt: Any, message: Any, places: list[Any], pictures: list[Any]) -> None:
-    """Has each button fill `prompt`, or say in `message` why not.
-
-    places: for the open tabs. pictures: the first exemplar's control, then those of the image tabs.
+    Returns:
+        The image, or None for an empty text.
     """
-    file = gr.Textbox(value="", visible=False)
-    for name, (_, read) in ways().items():
-        buttons[name].click(
-            fn=wrap_queued_call(_reader(read)),
-            **{JS: "rival.withFile"},
-            inputs=[file, *places, *pictures],
-            outputs=[prompt, message],
-        )
-
-
-def _reader(read: Callable[[Image.Image], str]) -> Callable[..., tuple[Any, str]]:
-    def prompt_of(file: str, image_tab: float, size_tab: float, uploaded: Any, *shown: Any) -> tuple[Any, str]:
-        exemplar = exemplar_of(image_tab, uploaded, shown)
-        if exemplar is None:
-            return gr.update(), "There is no exemplar to read: upload one."
-        try:
-            prompt = read(of_file(file) or exemplar)
-        except RivalError as error:
-            return gr.update(), escape(str(error))
-        except Exception as error:  # an interrogator downloads and runs models: nearly anything can go wrong
-            return gr.update(), escape(f"The exemplar could not be described: {error}")
-        if FAILED in prompt:
-            return gr.update(), "The exemplar could not be described; the WebUI's log says why."
-        # a LoRA has no meaning there, and the settings refuse its tag
-        return extra_networks.parse_prompt(prompt)[0].strip(), ""
-
-    return prompt_of
-
-
-def of_file(data_url: str) -> Image.Image | None:
-    """What a canvas of the page shows, with what its file says; none for an empty text."""
     image: Image.Image | None = image_from_url_text(data_url.partition(",")[2]) if data_url else None
     return image
 
 
-def exemplar_of(image_tab: float, uploaded: Any, shown: Sequence[Any]) -> Image.Image | None:
-    """The uploaded exemplar, or what the open one of the image tabs shows."""
-    if uploaded is None and int(image_tab) < len(shown):
-        return image_of(shown[int(image_tab)])
+def exemplar_of(image_tab: float, uploaded: Any, tab_images: Sequence[Any]) -> Image.Image | None:
+    """Find the image that is the first exemplar.
+
+    Args:
+        image_tab: The open image tab of img2img, from 0.
+        uploaded: The value of the panel's control for the first exemplar.
+        tab_images: The values of the image controls in img2img's image tabs. Empty in txt2img.
+
+    Returns:
+        The uploaded image, else the image in the open image tab, else None.
+    """
+    if uploaded is None and int(image_tab) < len(tab_images):
+        return image_of(tab_images[int(image_tab)])
     return image_of(uploaded)
 
 
-def image_of(picture: Any) -> Image.Image | None:
-    """The image in an image control, painted on or not."""
-    image: Image.Image | None = picture["image"] if isinstance(picture, dict) else picture
+def image_of(value: Any) -> Image.Image | None:
+    """Return the image in an image control's value, which is `{"image": ..., "mask": ...}` if it can be painted on."""
+    image: Image.Image | None = value["image"] if isinstance(value, dict) else value
     return image
+
+
+def _answer_click(read_prompt: ReadPrompt) -> Callable[..., tuple[Any, str]]:
+    """Make the function that a prompt button calls. It returns the new prompt and the message."""
+
+    def prompt_and_message(
+        file: str, image_tab: float, size_tab: float, uploaded: Any, *tab_images: Any
+    ) -> tuple[Any, str]:
+        exemplar = exemplar_of(image_tab, uploaded, tab_images)
+        if exemplar is None:
+            return gr.update(), "There is no exemplar to read: upload one."
+        try:
+            # Forge's canvas gives pixels only: the file itself has the generation parameters
+            prompt = read_prompt(image_from_data_url(file) or exemplar)
+        except RivalError as error:
+            return gr.update(), escape(str(error))
+        except Exception as error:  # an interrogator downloads and runs models: nearly anything can go wrong
+            return gr.update(), escape(f"The exemplar could not be described: {error}")
+        if INTERROGATOR_FAILED in prompt:
+            return gr.update(), "The exemplar could not be described; the WebUI's log says why."
+        # the settings refuse <...> tags in the exemplar's prompt
+        return extra_networks.parse_prompt(prompt)[0].strip(), ""
+
+    return prompt_and_message

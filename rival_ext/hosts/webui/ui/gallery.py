@@ -1,4 +1,4 @@
-"""The button "Use as exemplar" beside a gallery's own ones."""
+"""The button "Use as exemplar", beside the buttons that the WebUI has under each of its galleries."""
 
 from __future__ import annotations
 
@@ -12,41 +12,48 @@ from rival_ext.hosts.webui.ui.panel import Panel
 from rival_ext.images.decoding import pixel_digest
 
 TARGETS = {"txt2img": "txt2img", "img2img": "img2img", "extras": "txt2img"}
-"""By the gallery's tab: the panel that the image goes to; txt2img needs no other image to begin with."""
+"""For each tab with a gallery the tab whose panel gets the image. From extras it is txt2img, which needs no other
+image."""
 
 
 class GalleryButtons:
-    """Watches the host build its galleries.
+    """Adds a button under each gallery while the WebUI builds its page.
 
-    panels: by tab, those that were built already.
+    Args:
+        panels: The panels that are built already, by tab. Others may be added later.
     """
 
     def __init__(self, panels: dict[str, Panel]):
         self.panels = panels
         self._galleries: dict[str, Any] = {}
 
-    def see(self, component: Any, **named: Any) -> None:
-        """The host's callback after each of its components."""
-        tab, _, part = (named.get("elem_id") or "").partition("_")
+    def after_component(self, component: Any, **arguments: Any) -> None:
+        """Remember a gallery, and add the button to its row. The WebUI calls this for every component that it builds.
+
+        Args:
+            component: The component.
+            arguments: The arguments that it was made with.
+        """
+        tab, _, part = (arguments.get("elem_id") or "").partition("_")
         if tab in TARGETS and part == "gallery":
             self._galleries[tab] = component
-        # the last of the row that has one in every tab
+        # in every tab the last button of the row
         if tab in self._galleries and part == "send_to_extras" and TARGETS[tab] in self.panels:
-            self._offer(tab, self.panels[TARGETS[tab]])
+            self._add_button(tab, self.panels[TARGETS[tab]])
 
-    def _offer(self, tab: str, panel: Panel) -> None:
+    def _add_button(self, tab: str, panel: Panel) -> None:
         button = ToolButton("🧬", elem_id=f"{tab}_rival_use", tooltip="Use the image as RIVAL's exemplar.")
-        outlook = panel.outlook
         chosen = button.click(
-            fn=_use,
+            fn=_panel_values,
             **{JS: "extract_image_from_gallery"},
             inputs=[self._galleries[tab]],
-            outputs=[panel.of_field["exemplar"], outlook.digests["exemplar"], panel.of_field["enabled"]],
+            outputs=[panel.fields["exemplar"], panel.digests["exemplar"], panel.fields["enabled"]],
             show_progress=False,
         )
         chosen.then(**{JS: f"rival.show{panel.tab.capitalize()}"}, fn=None, inputs=[], outputs=[])
 
 
-def _use(shown: Any) -> tuple[Any, str, bool]:
+def _panel_values(shown: Any) -> tuple[Any, str, bool]:
+    """Read the gallery's image, and return it with its digest and with whether the panel is to be switched on."""
     image = image_from_url_text(shown)
     return image, pixel_digest(image), image is not None

@@ -1,4 +1,4 @@
-"""The panel's line about the next run."""
+"""The run preview in the panel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from rival_ext.hosts.webui.ui.forecast import NOTES, Plan, forecast, hints, recommended
+from rival_ext.hosts.webui.ui.run_preview import (
+    SAMPLER_NOTES,
+    PreviewedRun,
+    hints,
+    preview_html,
+    recommended_values,
+)
 
-GOOD = Plan(
+GOOD = PreviewedRun(
     enabled=True,
     mode="variation",
     steps=20,
@@ -23,11 +29,12 @@ GOOD = Plan(
     t_early=400,
     start_mix=1.0,
 )
+"""A run without a hint."""
 
 
-def words(plan):
-    """The lines as they are read."""
-    return [re.sub("<[^>]+>", "", line) for line in forecast(plan).split("</div>") if line]
+def lines(run):
+    """The lines of the preview as a user reads them."""
+    return [re.sub("<[^>]+>", "", line) for line in preview_html(run).split("</div>") if line]
 
 
 @pytest.mark.parametrize(
@@ -39,12 +46,17 @@ def words(plan):
         ({"is_stored": True}, "Uses the stored inversion; makes 4 images."),
     ],
 )
-def test_it_says_what_will_happen(changes, line):
-    assert words(replace(GOOD, **changes)) == [line, "t_align 600 · t_early 400 · start_mix 1"]
+def test_the_preview_says_what_the_run_will_do(changes, line):
+    assert lines(replace(GOOD, **changes)) == [line, "t_align 600 · t_early 400 · start_mix 1"]
 
 
-def test_switched_off_it_says_that_alone():
-    assert words(replace(GOOD, enabled=False)) == ["RIVAL is switched off: tick the box in its title."]
+def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image():
+    first, *_ = lines(replace(GOOD, denoising_strength=None))
+    assert first == "Inverts the exemplar in 20 steps, then makes 4 images."
+
+
+def test_switched_off_the_preview_says_only_that():
+    assert lines(replace(GOOD, enabled=False)) == ["RIVAL is switched off: tick the box in its title."]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +66,10 @@ def test_switched_off_it_says_that_alone():
         ({"cfg_scale": 12}, "A high CFG scale"),
         ({"cfg_scale": 3}, "A low CFG scale"),
         ({"denoising_strength": None}, "There is no exemplar yet"),
-        ({"sampler": "DPM adaptive"}, NOTES["DPM adaptive"]),
+        ({"sampler": "DPM adaptive"}, SAMPLER_NOTES["DPM adaptive"]),
     ],
 )
-def test_a_hint_names_what_works_against_it(changes, hint):
+def test_a_hint_names_a_value_that_works_against_the_method(changes, hint):
     assert [found for found in hints(replace(GOOD, **changes)) if found.startswith(hint)] != []
 
 
@@ -72,11 +84,10 @@ def test_a_hint_names_what_works_against_it(changes, hint):
         {"denoising_strength": None, "uploads": 1},
     ],
 )
-def test_good_values_have_no_hint(changes):
+def test_good_values_give_no_hint(changes):
     assert list(hints(replace(GOOD, **changes))) == []
 
 
 @pytest.mark.parametrize("mode", ["variation", "text", "edit", "inpaint"])
-def test_the_recommended_values_have_no_hint(mode):
-    assert list(hints(replace(GOOD, mode=mode, **recommended(mode, is_img2img=True)))) == []
-    assert "denoising_strength" not in recommended(mode, is_img2img=False)
+def test_the_recommended_values_give_no_hint(mode):
+    assert list(hints(replace(GOOD, mode=mode, **recommended_values(mode)))) == []
