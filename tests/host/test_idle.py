@@ -1,4 +1,4 @@
-"""Switched off, the extension is a panel and nothing else: none of the method is imported, nothing is hooked."""
+"""Switched off, the extension is only a panel: it imports none of the method, and it hooks nothing."""
 
 from __future__ import annotations
 
@@ -11,43 +11,19 @@ import pytest
 from tests.host.idle import SWITCHED_OFF, observe
 from tests.host.servers import ROOT, WEBUIS
 
+UI = ("check_button", "exemplar_tools", "gallery", "gradio_compat", "host_controls", "panel", "presets", "run_preview")
+WEBUI = ("api", "axes", "backends", "http", "infotext", "requirements", "script", "ui", *(f"ui.{name}" for name in UI))
 PANEL = {
-    *(
-        "rival_ext",
-        "rival_ext.errors",
-        "rival_ext.settings",
-        "rival_ext.images.decoding",
-        "rival_ext.images.containers",
-    ),
-    *("rival_ext.hosts.webui.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui.api_backend"),
-    *("rival_ext.hosts.webui.kind", "rival_ext.hosts.webui.requirements", "rival_ext.hosts.webui.script"),
-    *(
-        "rival_ext.hosts.webui.ui",
-        "rival_ext.hosts.webui.infotext",
-        "rival_ext.hosts.webui.ui.panel",
-        "rival_ext.hosts.webui.settings_page",
-    ),
-    *(
-        "rival_ext.hosts.webui.ui.exemplar_tools",
-        "rival_ext.hosts.webui.ui.interrogators",
-        "rival_ext.hosts.webui.ui.forecast",
-        "rival_ext.hosts.webui.ui.gallery",
-    ),
-    "rival_ext.hosts.webui.ui.host_controls",
-    *(
-        "rival_ext.hosts.webui.ui.run_preview",
-        "rival_ext.hosts.webui.axes",
-        "rival_ext.hosts.webui.ui.presets",
-        "rival_ext.hosts.webui.ui.check_button",
-    ),
-    *("rival_ext.hosts.webui.ui.gradio_compat", "rival_ext.hosts.webui.ui.brush", "rival_ext.hosts.webui.inputs"),
+    *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.settings"),
+    *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding"),
+    *("rival_ext.hosts", "rival_ext.hosts.webui", *(f"rival_ext.hosts.webui.{name}" for name in WEBUI)),
 }
-"""What the panel, its fields, the settings page and the API's routes need; no file of them imports torch."""
+"""The modules that the panel, the settings page and the API's routes need. None of them imports torch."""
 
 
 @pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def seen(request, tmp_path_factory):
-    """What was observed on a server whose first requests leave the extension switched off."""
+    """The observations on a server whose first requests leave the extension switched off."""
     if request.param == "stand-in":
         command = [sys.executable, "-m", "tests.host.idle"]
         return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import hypothesis
 import pytest
+import torch
 
 from rival_ext.cli import main
 from rival_ext.method.exemplars import Exemplar
@@ -12,6 +16,7 @@ from rival_ext.method.inversion import invert
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.report import Report
 from rival_ext.settings import parse_settings
+from tests.host.standin import modules
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True, database=None)
 hypothesis.settings.load_profile("quick")
@@ -64,3 +69,11 @@ def run(monkeypatch, capsys):
         return 0, capsys.readouterr().err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def import_on_stand_in():
+    """(name) -> a module of `rival_ext.hosts.webui`, imported where the stand-in takes the WebUI's place."""
+    with modules.uninstalled():
+        modules.install(SimpleNamespace(device=torch.device("cpu")))
+        yield import_module

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 
-from rival_ext.hosts.webui.ui.run_preview import (
-    SAMPLER_NOTES,
-    PreviewedRun,
-    hints,
-    preview_html,
-    recommended_values,
-)
-
-GOOD = PreviewedRun(
-    enabled=True,
-    mode="variation",
-    steps=20,
-    images=4,
-    uploads=0,
-    is_stored=False,
-    sampler="Euler",
-    cfg_scale=5,
-    denoising_strength=1,
-    t_align=600,
-    t_early=400,
-    start_mix=1.0,
-)
-"""A run without a hint."""
+GOOD = {
+    "enabled": True,
+    "mode": "variation",
+    "steps": 20,
+    "images": 4,
+    "uploads": 0,
+    "is_stored": False,
+    "sampler": "Euler",
+    "cfg_scale": 5,
+    "denoising_strength": 1,
+    "t_align": 600,
+    "t_early": 400,
+    "start_mix": 1.0,
+}
+"""A run that gives no hint."""
 
 
-def lines(run):
-    """The lines of the preview as a user reads them."""
-    return [re.sub("<[^>]+>", "", line) for line in preview_html(run).split("</div>") if line]
+@pytest.fixture(scope="module")
+def run_preview(import_on_stand_in):
+    return import_on_stand_in("rival_ext.hosts.webui.ui.run_preview")
+
+
+@pytest.fixture
+def lines(run_preview):
+    """(values that differ from `GOOD`) -> the lines of the preview as a user reads them."""
+
+    def read(**changes):
+        html = run_preview.preview_html(run_preview.PreviewedRun(**GOOD | changes))
+        return [re.sub("<[^>]+>", "", line) for line in html.split("</div>") if line]
+
+    return read
+
+
+@pytest.fixture
+def hints(run_preview):
+    """(values that differ from `GOOD`) -> the hints."""
+    return lambda **changes: list(run_preview.hints(run_preview.PreviewedRun(**GOOD | changes)))
 
 
 @pytest.mark.parametrize(
@@ -46,17 +54,17 @@ def lines(run):
         ({"is_stored": True}, "Uses the stored inversion; makes 4 images."),
     ],
 )
-def test_the_preview_says_what_the_run_will_do(changes, line):
-    assert lines(replace(GOOD, **changes)) == [line, "t_align 600 · t_early 400 · start_mix 1"]
+def test_the_preview_says_what_the_run_will_do(lines, changes, line):
+    assert lines(**changes) == [line, "t_align 600 · t_early 400 · start_mix 1"]
 
 
-def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image():
-    first, *_ = lines(replace(GOOD, denoising_strength=None))
+def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image(lines):
+    first, *_ = lines(denoising_strength=None)
     assert first == "Inverts the exemplar in 20 steps, then makes 4 images."
 
 
-def test_switched_off_the_preview_says_only_that():
-    assert lines(replace(GOOD, enabled=False)) == ["RIVAL is switched off: tick the box in its title."]
+def test_switched_off_the_preview_says_only_that(lines):
+    assert lines(enabled=False) == ["RIVAL is switched off: tick the box in its title."]
 
 
 @pytest.mark.parametrize(
@@ -66,11 +74,11 @@ def test_switched_off_the_preview_says_only_that():
         ({"cfg_scale": 12}, "A high CFG scale"),
         ({"cfg_scale": 3}, "A low CFG scale"),
         ({"denoising_strength": None}, "There is no exemplar yet"),
-        ({"sampler": "DPM adaptive"}, SAMPLER_NOTES["DPM adaptive"]),
+        ({"sampler": "DPM adaptive"}, "DPM adaptive finds its own steps"),
     ],
 )
-def test_a_hint_names_a_value_that_works_against_the_method(changes, hint):
-    assert [found for found in hints(replace(GOOD, **changes)) if found.startswith(hint)] != []
+def test_a_hint_names_a_value_that_works_against_the_method(hints, changes, hint):
+    assert [found for found in hints(**changes) if found.startswith(hint)] != []
 
 
 @pytest.mark.parametrize(
@@ -84,10 +92,10 @@ def test_a_hint_names_a_value_that_works_against_the_method(changes, hint):
         {"denoising_strength": None, "uploads": 1},
     ],
 )
-def test_good_values_give_no_hint(changes):
-    assert list(hints(replace(GOOD, **changes))) == []
+def test_good_values_give_no_hint(hints, changes):
+    assert hints(**changes) == []
 
 
 @pytest.mark.parametrize("mode", ["variation", "text", "edit", "inpaint"])
-def test_the_recommended_values_give_no_hint(mode):
-    assert list(hints(replace(GOOD, mode=mode, **recommended_values(mode)))) == []
+def test_the_recommended_values_give_no_hint(run_preview, hints, mode):
+    assert hints(mode=mode, **run_preview.recommended_values(mode)) == []

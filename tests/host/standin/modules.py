@@ -250,7 +250,7 @@ def uninstalled():
 
 
 def _taken_out():
-    ours = ("modules", "gradio", "rival_ext.hosts.webui.sampling", "rival_ext.hosts.webui.ui")
+    ours = ("modules", "gradio", "rival_ext.hosts.webui")
     taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(ours)}
     for name in taken:
         _set_in_package(name, None)
