@@ -53,6 +53,7 @@ class HostControls:
         patterns = BOTH_TABS | (IMG2IMG_ONLY if tab == "img2img" else {})
         self.elem_ids = {name: pattern.format(tab=tab) for name, pattern in patterns.items()}
         self._built: dict[str, Any] = {}
+        # the name of the control whose Forge canvas is being built; empty between canvases
         self._canvas = ""
         self._waiting: list[tuple[tuple[str, ...], Use]] = []
 
@@ -84,7 +85,7 @@ class HostControls:
 
     def _take(self, name: str, created: Any) -> None:
         if isinstance(created.component, gr.HTML):
-            # a Forge canvas: its image is in another control, which Forge builds a little later
+            # this is a Forge canvas, whose image is in another control: Forge builds that one a little later
             self._canvas = name
             return
         self._built[name] = created.component

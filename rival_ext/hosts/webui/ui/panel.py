@@ -19,8 +19,8 @@ from rival_ext.hosts.webui.ui.host_controls import HostControls, build_open_tabs
 from rival_ext.hosts.webui.ui.run_preview import IsStored
 from rival_ext.settings import preset_values
 
-PRESET_FIELDS = ("mode", "similarity")
-"""The fields whose choice sets other fields."""
+FIELDS_THAT_SET_OTHERS = ("mode", "similarity")
+"""A user who changes one of these fields sets other fields with it (`preset_values`)."""
 
 EXEMPLAR_TABS = ("First", "Second", "Third")
 """The titles of the exemplars' tabs."""
@@ -48,7 +48,7 @@ sentence to show."""
 
 
 class Panel:
-    """The panel of one tab, made from the list of fields.
+    """The panel of one tab, made from the list of fields. It has no controls before `build`.
 
     Args:
         tab: img2img or txt2img.
@@ -90,7 +90,7 @@ class Panel:
         return [PasteField(self.fields[name], target) for name, target in PASTE_TARGETS.items()]
 
     def build(self) -> None:
-        """Build the panel at the present place of gradio's page, and connect its events."""
+        """Build the controls inside gradio's current block, and connect their events."""
         label = FIELD_BY_NAME["enabled"].label
         with InputAccordion(False, label=label, elem_id=f"{self.prefix}_enabled") as enabled:
             self.fields["enabled"] = enabled
@@ -102,7 +102,7 @@ class Panel:
             message = gr.HTML(elem_id=f"{self.prefix}_message")
             with FormRow(elem_id=f"{self.prefix}_actions"):
                 recommend = gr.Button("Recommended values", elem_id=f"{self.prefix}_recommend", size="sm")
-                check = check_button.build_button(self.prefix)
+                start_check = check_button.build_button(self.prefix)
             preview = gr.HTML(elem_id=f"{self.prefix}_plan")
             result = check_button.build_result(self.prefix)
             with gr.Accordion("More", open=False, elem_id=f"{self.prefix}_more"):
@@ -114,7 +114,7 @@ class Panel:
         self.digests = run_preview.build_digests()
         open_tabs = build_open_tabs()
 
-        self._connect_preset_fields()
+        self._connect_fields_that_set_others()
         self._connect_visibility()
         presets.connect(preset_controls, enabled, [self.fields[field.name] for field in INFOTEXT_FIELDS])
         run_preview.connect_digests(self.digests, self.brushes, self.host)
@@ -122,7 +122,7 @@ class Panel:
             preview, self.fields, self.digests, open_tabs, self.host, result.verdict, self.is_stored
         )
         run_preview.connect_recommended(recommend, self.fields["mode"], self.host)
-        check_button.connect(check, result, self.check, self.fields, self.strokes, self.host, open_tabs)
+        check_button.connect(start_check, result, self.check, self.fields, self.strokes, self.host, open_tabs)
         exemplar_tools.connect_prompt_buttons(prompt_buttons, message, self.fields, self.host, open_tabs)
 
     def _build_exemplars(self) -> None:
@@ -175,9 +175,9 @@ class Panel:
         # txt2img has no mask
         return [choice for choice in field.choices if (self.tab, choice) != ("txt2img", "inpaint")]
 
-    def _connect_preset_fields(self) -> None:
-        """Have the choice of a mode and of a similarity set the fields for which they stand."""
-        for name in PRESET_FIELDS:
+    def _connect_fields_that_set_others(self) -> None:
+        """Have the choice of a mode or of a similarity set the fields for which it stands."""
+        for name in FIELDS_THAT_SET_OTHERS:
             others = preset_values({name: FIELD_BY_NAME[name].default})
             on_choice(self.fields[name], partial(_values_set_by, name), [self.fields[other] for other in others])
 

@@ -37,8 +37,11 @@ REQUEST_FIELDS = ("scheduler", "steps", "width", "height", "denoising_strength",
 """The fields of the WebUI's request that have the name of their control."""
 
 FIRST_TAB = 0
-"""The image tab img2img, and the tab of sizes with width and height. With another one open the preview cannot know
-whether the inversions are stored: other image tabs have a mask, strokes, or many images."""
+"""The number of the image tab *img2img*, and of the tab of sizes that has width and height.
+
+While another tab is open, the preview cannot know whether the inversions are stored: other image tabs have a mask,
+strokes, or many images, and the other tab of sizes has a factor.
+"""
 
 SAMPLER_NOTES = {
     "DPM adaptive": "DPM adaptive finds its own steps, so the exemplar is evaluated beside every one of them: this "
