@@ -113,7 +113,7 @@ def test_forge_both_act_and_nothing_is_left(server, name, settings):
     text = together.infotexts[0]
     assert f"{layers} layers; 6 of 6 steps injected" in text
     assert "stored inversion" in text
-    assert ("another extension's attention stands in for 1 of the layers" in text) == (layers == 9)
+    assert ("another extension's attention replaces 1 of the layers" in text) == (layers == 9)
     assert largest_difference(of(beside(server, {}, settings)), varied) == 0
     assert largest_difference(of(beside(server, {})), plain) == 0
     assert left(server) == []

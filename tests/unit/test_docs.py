@@ -183,7 +183,7 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
     text = words(page("troubleshooting.md"))
     said = {
         "hosts/webui.py": ["stopped in the inversion at step "],
-        "hosts/patched.py": ["another extension's attention stands in for "],
+        "hosts/patched.py": ["another extension's attention replaces "],
         "ui/forecast.py": ["RIVAL is switched off: tick the box in its title."],
         "ui/check.py": ["It did not fit the memory budget and is not stored."],
         "ui/exemplar_prompt.py": [

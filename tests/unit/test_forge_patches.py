@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key, patch, taken
+from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key, patched_clone, replaced_blocks
 from rival_ext.method.attention import concatenate, inject, record, replace, suspended
 from rival_ext.method.layers import HookedLayer
 
@@ -103,7 +103,7 @@ def tokens(rows, number=6, seed=0):
 
 def patched(attention, board, options=None, place=PLACE):
     return (
-        patch(Patcher(options), board, {place: attention}),
+        patched_clone(Patcher(options), board, {place: attention}),
         {"layer": PatchedLayer(place, board)},
         Block(attention, place),
     )
@@ -130,7 +130,7 @@ def test_after_a_fault_the_layer_is_as_it_was(attention, board):
     attention.register_forward_pre_hook(FailingAt(2))
     with inject(layers, {"layer": tokens(1)}, replace, strength=0.5), pytest.raises(FaultError):
         block(patcher, own)
-    assert (board.overrides, board.usual) == ({}, {})
+    assert (board.overrides, board.usual_outputs) == ({}, {})
     assert torch.equal(block(patcher, own), untouched)
 
 
@@ -166,7 +166,7 @@ def test_tokens_that_a_neighbour_merges_before_are_apart_again_after(attention, 
     own = tokens(2)
     with inject(layers, {"layer": tokens(1, 9, seed=1)}, concatenate, strength=0.5):
         assert block(patcher, own).shape == own.shape
-    assert board.usual == {}
+    assert board.usual_outputs == {}
 
 
 @pytest.mark.parametrize("context", [replace, concatenate])
@@ -219,7 +219,7 @@ def test_a_replacement_that_knows_one_images_tokens_keeps_its_layer(attention, b
     longer = module is not None
     assert seen_keys == [6 + 9 * longer]
     assert (seen == {"layer"}) == longer
-    assert (PLACE in taken(patcher.model_options)) != longer
+    assert (PLACE in replaced_blocks(patcher.model_options)) != longer
 
 
 def test_a_guidances_own_pass_finds_the_middle_as_it_is(attention, board):
@@ -232,7 +232,7 @@ def test_a_guidances_own_pass_finds_the_middle_as_it_is(attention, board):
         block(patcher, tokens(2))
         assert seen == {"layer"}
         seen.clear()
-        board.is_own_pass = False
+        board.is_prompt_pass = False
         block(perturbed, tokens(2))
     assert seen == set()
 
@@ -245,7 +245,7 @@ def test_neighbours_pictures_of_their_own_see_no_exemplar(attention, board):
         outputs.append(block(patcher, tokens(2)))
         return asked
 
-    patcher = patch(
+    patcher = patched_clone(
         Patcher({"transformer_options": {}, "conditioning_modifiers": [modifier]}), board, {PLACE: attention}
     )
     with inject(layers, {"layer": tokens(1, 9, seed=1)}, concatenate) as seen:
@@ -263,7 +263,7 @@ def test_a_suspended_layer_sees_nothing(attention, board):
 
 def test_the_hosts_own_patcher_and_a_clone_of_the_clone_have_functions_only(attention, board):
     host = Patcher()
-    clone = patch(host, board, {PLACE: attention})
+    clone = patched_clone(host, board, {PLACE: attention})
     assert host.model_options == {"transformer_options": {}}
     assert clone.model_options != host.model_options
     assert clone.clone().model_options == clone.model_options

@@ -1,4 +1,4 @@
-"""Forge's loaded checkpoint: an engine of its own (`rival_ext.hosts.webui.backends.patched`)."""
+"""Forge's loaded checkpoint: an engine of Forge's own, behind patchers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,19 @@ from modules import sd_models, sd_samplers_common, shared
 from PIL import Image
 from torch import Tensor
 
-from rival_ext.hosts.webui.backends.patched import FAMILIES, PatchedModel
+from rival_ext.hosts.webui.backends.patched import FAMILIES, INPAINTING_CHANNELS, TEXT_CHANNELS, PatchedModel
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.samplers import SigmaConvention, correct_last_noise
 
-TEXT, INPAINTING = 4, 9
-"""Channels that a UNet sees."""
-
 FLOW = "const"
-"""What the host calls the prediction of flow matching."""
+"""The host's name for the prediction of flow matching."""
 
 REFINER = "StableDiffusionXLRefiner"
-"""The host's engine for SDXL's refiner, which only finishes what another checkpoint has begun."""
+"""The host's engine for SDXL's refiner, which can only finish what another checkpoint has begun."""
 
 
 class ForgeSigmaConvention(SigmaConvention):
-    """k-diffusion counts in the sigmas of the checkpoint's predictor."""
+    """k-diffusion, which counts in the sigmas of the checkpoint's predictor."""
 
     @staticmethod
     def alphas(sampler: Any) -> Tensor:
@@ -40,7 +37,7 @@ class ForgeSigmaConvention(SigmaConvention):
 
 
 class ForgeModel(PatchedModel):
-    """See `LoadedModel`."""
+    """Forge's loaded checkpoint (`LoadedModel`)."""
 
     sigma_convention = ForgeSigmaConvention
 
@@ -49,13 +46,13 @@ class ForgeModel(PatchedModel):
         return (
             any(getattr(engine, family, False) for family in FAMILIES)
             and isinstance(self.unet, IntegratedUNet2DConditionModel)
-            and self.unet.in_channels in (TEXT, INPAINTING)
+            and self.unet.in_channels in (TEXT_CHANNELS, INPAINTING_CHANNELS)
             and engine.forge_objects.unet.model.predictor.prediction_type != FLOW
             and type(engine).__name__ != REFINER
         )
 
     def is_instruct_pix2pix(self) -> bool:
-        # the host takes these for inpainting checkpoints, and fails
+        # the host takes such a checkpoint for an inpainting one, and fails
         return False
 
     def is_inpainting(self) -> bool:
@@ -70,14 +67,14 @@ class ForgeModel(PatchedModel):
             approximation = sd_samplers_common.approximation_indexes[method]
             pixels = pixels.movedim(-1, 1).to(shared.device)
             return sd_samplers_common.images_tensor_to_samples(pixels, approximation, self.engine).float()
-        # where it draws a sample all the same, in tiles as memory runs out, this must not move the generator
+        # short of memory, the host encodes in tiles and draws a sample, which must not move the random generator
         with torch.random.fork_rng(devices=[]):
             encoded = self._posterior_mean(pixels)
         latent: Tensor = self.engine.forge_objects.vae.first_stage_model.process_in(encoded).to(shared.device).float()
         return latent
 
     def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        """Unscaled, of `[1, H, W, 3]` in 0 to 1."""
+        """The unscaled mean, `[1, C, H, W]`, of pixels `[1, H, W, 3]` from 0 to 1."""
         vae = self.engine.forge_objects.vae.clone()
         vae.patcher.set_model_vae_regulation(lambda posterior: posterior.mode())
         mean: Tensor = vae.encode(pixels)
@@ -89,22 +86,22 @@ class ForgeModel(PatchedModel):
     def _clean_up(self, unet: Any) -> None:
         sampling_cleanup(unet)
 
-    def _denoised(self, unet: Any, latent: Tensor, sigma: Tensor, texts: Any, image: Tensor | None) -> Tensor:
+    def _predict_clean(self, unet: Any, latent: Tensor, sigma: Tensor, texts: Any, image: Tensor | None) -> Tensor:
         conditions = compile_conditions(texts)
         if image is not None:
             conditions[0]["model_conds"]["c_concat"] = Condition(image)
         clean: Tensor = sampling_function_inner(unet.model, latent, sigma, None, conditions, 1.0, unet.model_options)
         return clean
 
-    def _mark_own_pass(self, unet: Any) -> None:
+    def _track_prompt_pass(self, unet: Any) -> None:
         state, options = self.state, unet.model_options
 
         def begin(*asked: Any) -> tuple[Any, ...]:
-            state.is_own_pass = True
+            state.is_prompt_pass = True
             return asked
 
         def end(done: dict[str, Any]) -> Tensor:
-            state.is_own_pass = False
+            state.is_prompt_pass = False
             denoised: Tensor = done["denoised"]
             return denoised
 
@@ -116,7 +113,7 @@ class ForgeModel(PatchedModel):
         predictor = self.engine.forge_objects.unet.model.predictor
         with (
             instance_attribute(denoiser, "init_latent", clean),
-            # the host would add fresh noise to what is kept at each level
+            # the host would add fresh noise to the kept region at each level
             instance_attribute(predictor, "noise_scaling", lambda *_, **__: noisy),
         ):
             yield
@@ -125,7 +122,7 @@ class ForgeModel(PatchedModel):
         correct_last_noise(denoiser, correction)
 
     def fingerprint(self) -> Iterator[object]:
-        unet = self._exemplars_unet
+        unet = self._exemplar_unet
         loaded = sd_models.model_data.forge_loading_parameters
         yield loaded.get("additional_modules"), loaded.get("unet_storage_dtype")
         yield unet.model.predictor.sigmas.tolist(), unet.model.predictor.prediction_type
@@ -133,5 +130,5 @@ class ForgeModel(PatchedModel):
         yield self._acting_networks(), self._lora_files()
 
     def _acting_networks(self) -> object:
-        """What names the LoRAs that the exemplar is evaluated with."""
-        return [name for name, patches in self._exemplars_unet.lora_patches.items() if patches]
+        """What identifies the LoRAs that act on the exemplar."""
+        return [name for name, patches in self._exemplar_unet.lora_patches.items() if patches]

@@ -1,4 +1,4 @@
-"""Forge Neo's loaded checkpoint: Forge's, where the two differ. Written after Neo's files, never run in it."""
+"""Forge Neo's loaded checkpoint: where it differs from Forge's. Written after Neo's sources, never run in Neo."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rival_ext.hosts.webui.samplers import correct_last_noise
 
 
 class NeoModel(ForgeModel):
-    """See `LoadedModel`."""
+    """Forge Neo's loaded checkpoint (`LoadedModel`)."""
 
     def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        # its encoder draws a sample, whatever a patcher asks for
+        # Neo's encoder always draws a sample, whatever the patcher's option says
         with instance_attribute(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.mode):
             mean: Tensor = self.engine.forge_objects.vae.encode(pixels)
         return mean
 
-    def _mark_own_pass(self, unet: Any) -> None:
-        super()._mark_own_pass(unet)
+    def _track_prompt_pass(self, unet: Any) -> None:
+        super()._track_prompt_pass(unet)
         options = unet.model_options
 
-        def look(done: dict[str, Any]) -> Tensor:
+        def keep_uncond(done: dict[str, Any]) -> Tensor:
             self._uncond_prediction = done["uncond_denoised"]
             denoised: Tensor = done["denoised"]
             return denoised
 
-        options["sampler_post_cfg_function"] = [look, *options["sampler_post_cfg_function"]]
+        options["sampler_post_cfg_function"] = [keep_uncond, *options["sampler_post_cfg_function"]]
 
     def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
         if denoiser.need_last_noise_uncond:
             correct_last_noise(denoiser, correction)
         else:
-            # in key: a sampler of k-diffusion's has looked at it already
+            # in place, because a sampler of k-diffusion already holds this tensor
             self._uncond_prediction += correction
 
     def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
@@ -45,5 +45,5 @@ class NeoModel(ForgeModel):
         return switched
 
     def _acting_networks(self) -> object:
-        # where a patcher keeps them has changed more than once
+        # Neo has moved a patcher's list of LoRAs more than once
         return None if self.networks_are_aside else self.engine.current_lora_hash

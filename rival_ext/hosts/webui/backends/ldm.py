@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's loaded checkpoint: a module of ldm or sgm, whose layers torch's own hooks reach."""
+"""AUTOMATIC1111's loaded checkpoint: a module of ldm or sgm. Its layers are reached through torch's own hooks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
 """The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
 
 UNCLIP = "crossattn-adm"
+"""The host's `conditioning_key` of unCLIP checkpoints, whose UNet also sees an image embedding."""
 
 
 class LdmModel:
-    """See `LoadedModel`."""
+    """AUTOMATIC1111's loaded checkpoint (`LoadedModel`).
+
+    Args:
+        p: The host's processing.
+    """
 
     sigma_convention = SigmaConvention
     timestep_convention = TimestepConvention
@@ -87,12 +92,12 @@ class LdmModel:
         return sd_samplers_common.images_tensor_to_samples(pixels, approximation, self.model).float()
 
     def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        """In the model's scaling; SDXL's own encoding gives a sample alone, so the mean is looked up on its way."""
+        """The mean in the model's scaling. SDXL's own encoding returns only a sample, so a hook reads the mean."""
         model = self.model
         moments: list[Tensor] = []
         handle = model.first_stage_model.quant_conv.register_forward_hook(lambda *seen: moments.append(seen[-1]))
         try:
-            # the sample that nobody wants must not move the generator
+            # the sample is not used, so it must not move the random generator
             with torch.random.fork_rng(devices=[]):
                 encoded = model.encode_first_stage(pixels)
         finally:
@@ -148,7 +153,7 @@ def _multipliers(hypernetwork: Any) -> list[float]:
 
 
 def _loras() -> Iterable[object]:
-    """Those that the WebUI's own Lora extension has merged, whether the prompt or an option asked for them."""
+    """What identifies the LoRAs that the WebUI's own Lora extension has merged, for the prompt or for an option."""
     for network in getattr(sys.modules.get("networks"), "loaded_networks", ()):
         strengths = network.te_multiplier, network.unet_multiplier, network.dyn_dim
         yield network.name, network.network_on_disk.filename, network.mtime, *strengths

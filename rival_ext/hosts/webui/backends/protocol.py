@@ -1,4 +1,4 @@
-"""What differs between the WebUIs: the loaded checkpoint, and what evaluates it."""
+"""What a WebUI must give for a loaded checkpoint. Each WebUI has its own class (`backends.MODEL_CLASSES`)."""
 
 from __future__ import annotations
 
@@ -14,84 +14,148 @@ from rival_ext.method.attention import Layers
 
 
 class LoadedModel(Protocol):
-    """The checkpoint that a batch is made with, in its host.
+    """The checkpoint with which a batch is made.
 
-    unet: what is evaluated. layers: its self-attention.
-    sigma_convention, timestep_convention: the translations of the two families of samplers.
+    Args:
+        p: The host's processing.
     """
-
-    @property
-    def sigma_convention(self) -> type[SigmaConvention]: ...
-
-    @property
-    def timestep_convention(self) -> type[TimestepConvention]: ...
-
-    @property
-    def unet(self) -> nn.Module: ...
-
-    @property
-    def layers(self) -> Layers: ...
 
     def __init__(self, p: Any) -> None: ...
 
-    @staticmethod
-    def errors_on_page() -> AbstractContextManager[None]:
-        """Around a run: what it raises is shown to its user, as most hosts do by themselves."""
+    @property
+    def sigma_convention(self) -> type[SigmaConvention]:
+        """The convention of k-diffusion's samplers with this checkpoint."""
+
+    @property
+    def timestep_convention(self) -> type[TimestepConvention]:
+        """The convention of the DDIM family with this checkpoint."""
+
+    @property
+    def unet(self) -> nn.Module:
+        """The UNet."""
+
+    @property
+    def layers(self) -> Layers:
+        """The UNet's self-attention layers by name, in network order."""
 
     @property
     def networks_are_aside(self) -> bool:
-        """Whether `without_networks` is entered now."""
+        """Whether `without_networks` is open now."""
+
+    @staticmethod
+    def errors_on_page() -> AbstractContextManager[None]:
+        """Show what a run raises to its user, on a host that would not show it by itself.
+
+        Returns:
+            A context manager to open around a run. It passes every exception on.
+        """
 
     def is_supported(self) -> bool:
-        """Whether it is a Stable Diffusion 1, 2 or XL whose self-attention is the method's."""
+        """Tell whether the checkpoint is a Stable Diffusion 1, 2 or XL whose self-attention the method knows."""
 
     def is_instruct_pix2pix(self) -> bool:
-        """Whether it sees an image beside the latent and changes it as the prompt says (8 channels)."""
+        """Tell whether the UNet sees an image beside the latent and changes it as the prompt says (8 channels)."""
 
     def is_inpainting(self) -> bool:
-        """Whether it sees a mask beside the latent and what lies around it (9 channels)."""
+        """Tell whether the UNet sees a mask beside the latent, and what lies around the mask (9 channels)."""
 
     def refusals(self) -> Mapping[str, bool]:
-        """Sentences on what cannot be honoured in this host alone, and whether it is wanted."""
+        """List what cannot be honoured in this WebUI alone.
+
+        Returns:
+            For each refusal its sentence, and whether it applies to this run.
+        """
 
     def notes(self) -> Sequence[str]:
-        """For the report: what a neighbour takes from the guided sampling, which is otherwise as asked for."""
+        """List what another extension takes away from the guided sampling.
+
+        Returns:
+            Sentences for the report, often none.
+        """
 
     def encode(self, image: Image.Image) -> Tensor:
-        """`[1, C, H, W]`: an RGB image as the host would encode it, but with the mean of the VAE's posterior."""
+        """Encode an image as the host does, but with the mean of the VAE's posterior.
+
+        Args:
+            image: An image of any mode. Width and height are multiples of 8 pixels.
+
+        Returns:
+            `[1, C, height / 8, width / 8]`, float32, in the model's scaling, on the model's device.
+        """
 
     def predict_noise(
         self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor
     ) -> Tensor:
-        """`eps` of a variance-exploding latent `[rows, C, H, W]`, unguided, with nothing of a neighbour's steering.
+        """Evaluate the UNet without guidance, while no other extension steers it.
 
-        texts: the host's conditioning of a prompt a row. image: what some checkpoints see beside the latent.
+        Args:
+            convention: The convention of the sampler.
+            latent: `[rows, C, H, W]`, variance-exploding.
+            noise_level: The level of `latent`, above 0.
+            texts: The host's conditioning of one prompt for each row.
+            image: `[rows, channels, h, w]`, what the UNet of some checkpoints sees beside the latent.
+
+        Returns:
+            `eps`, `[rows, C, H, W]`.
         """
 
     def without_networks(self) -> AbstractContextManager[None]:
-        """While this runs the prompt's LoRAs do not act."""
+        """Put the prompt's LoRAs and other networks aside.
+
+        Returns:
+            A context manager. The networks do not act while it is open.
+        """
 
     def inverting(self) -> AbstractContextManager[None]:
-        """Around the inversions of a run, before its sampling."""
+        """Prepare the model for inversions, and free what they have taken.
+
+        Returns:
+            A context manager to open around the inversions of a run, before its sampling.
+        """
 
     def guided(self) -> AbstractContextManager[None]:
-        """Around the host's own sampling."""
+        """Prepare the model for the host's own sampling beside the guide.
+
+        Returns:
+            A context manager to open around the sampling.
+        """
 
     def keeping_region(self, denoiser: Any, clean: Tensor, noisy: Tensor) -> AbstractContextManager[None]:
-        """Around a call of the guided denoiser: what it blends into the kept region of an inpainted picture.
+        """Make the denoiser blend the chain into the kept region of an inpainted image.
 
-        clean: in the form that it blends in. noisy: the chain's latent, variance-exploding.
+        Args:
+            denoiser: The host's guided denoiser.
+            clean: `[N, C, H, W]`, in the form in which the denoiser blends (`SamplerConvention.kept_latent`).
+            noisy: `[N, C, H, W]`, the chain's latent, variance-exploding.
+
+        Returns:
+            A context manager to open around one call of the denoiser.
         """
 
     def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
-        """Adds what the guide has changed in the denoiser's answer to its prediction without the prompt, where the
-        sampler takes its direction from that (CFG++)."""
+        """Correct the prediction without the prompt as well, if the sampler takes its direction from it (CFG++).
+
+        Args:
+            denoiser: The host's guided denoiser.
+            correction: What the guide has added to the denoiser's answer, `[N, C, H, W]`.
+        """
 
     def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
-        """Switches to the refiner where the host would in this call, and says whether it has just done so.
+        """Switch to the refiner if the host would do so in this call.
 
-        sigma: what the denoiser is told. noise_level: what that means.
+        Args:
+            denoiser: The host's guided denoiser.
+            x: The latent that the denoiser is given.
+            sigma: What the denoiser is told as `sigma`.
+            noise_level: The noise level that `sigma` means.
+
+        Returns:
+            Whether it has switched in this call.
         """
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        """What of this host alone changes a prediction."""
+        """List what changes a prediction in this WebUI alone.
+
+        Returns:
+            Tensors, and other values whose `repr` tells them apart. They are part of the store's key.
+        """

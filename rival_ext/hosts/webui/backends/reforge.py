@@ -23,22 +23,19 @@ from modules_forge.main_thread import Task
 from PIL import Image
 from torch import Tensor
 
-from rival_ext.hosts.webui.backends.patched import FAMILIES, PatchedModel
+from rival_ext.hosts.webui.backends.patched import FAMILIES, INPAINTING_CHANNELS, TEXT_CHANNELS, PatchedModel
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.samplers import SigmaConvention
 
 SAMPLING = "model_sampling"
-"""The model's part that holds its noise schedule and its kind of prediction; an option of the host replaces it."""
-
-TEXT, INPAINTING = 4, 9
-"""Channels that a UNet sees."""
+"""The part of the model that holds its noise schedule and its kind of prediction. The panel can replace it."""
 
 SOLVERS = "sample_ode_"
-"""What the samplers' functions are called that leave the levels to a solver."""
+"""The names of the sampler functions that let a solver choose the noise levels begin with this."""
 
 
 class ReforgeSigmaConvention(SigmaConvention):
-    """k-diffusion counts in the sigmas of the model's own schedule."""
+    """k-diffusion, which counts in the sigmas of the model's own schedule."""
 
     @staticmethod
     def is_adaptive(sampler: Any) -> bool:
@@ -51,13 +48,17 @@ class ReforgeSigmaConvention(SigmaConvention):
 
 
 class ReforgeModel(PatchedModel):
-    """See `LoadedModel`."""
+    """reForge's loaded checkpoint (`LoadedModel`).
+
+    Args:
+        p: The host's processing.
+    """
 
     sigma_convention = ReforgeSigmaConvention
 
     def __init__(self, p: Any):
         super().__init__(p)
-        self._asked = self.engine.forge_objects.unet
+        self._given_unet = self.engine.forge_objects.unet
         self._uncond_prediction: Tensor | None = None
 
     @staticmethod
@@ -65,28 +66,28 @@ class ReforgeModel(PatchedModel):
         return _errors_on_page()
 
     def is_supported(self) -> bool:
-        unet, sampling = self.unet, self._asked.get_model_object(SAMPLING)
+        unet, sampling = self.unet, self._given_unet.get_model_object(SAMPLING)
         return (
             any(getattr(self.engine, family, False) for family in FAMILIES)
             and isinstance(unet, UNetModel)
-            and unet.in_channels in (TEXT, INPAINTING)
-            and not isinstance(self._asked.model, (SD21UNCLIP, SDXLRefiner))
+            and unet.in_channels in (TEXT_CHANNELS, INPAINTING_CHANNELS)
+            and not isinstance(self._given_unet.model, (SD21UNCLIP, SDXLRefiner))
             and isinstance(sampling, EPS)
             and isinstance(sampling, ModelSamplingDiscrete)
         )
 
     def is_instruct_pix2pix(self) -> bool:
-        # the host's own guidance fails with these
+        # the host's own guidance fails with such a checkpoint
         return False
 
     def is_inpainting(self) -> bool:
-        return bool(self.unet.in_channels == INPAINTING)
+        return bool(self.unet.in_channels == INPAINTING_CHANNELS)
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)[None]
         approximation = sd_samplers_common.approximation_indexes[shared.opts.sd_vae_encode_method]
-        # the host's encoding is the posterior's mean
+        # this host's encoding is the mean of the posterior already
         return sd_samplers_common.images_tensor_to_samples(pixels, approximation, self.engine).float()
 
     def _prepare(self, unet: Any, latent: Tensor) -> None:
@@ -95,7 +96,7 @@ class ReforgeModel(PatchedModel):
     def _clean_up(self, unet: Any) -> None:
         sampling_cleanup(unet)
 
-    def _denoised(self, unet: Any, latent: Tensor, sigma: Tensor, texts: Any, image: Tensor | None) -> Tensor:
+    def _predict_clean(self, unet: Any, latent: Tensor, sigma: Tensor, texts: Any, image: Tensor | None) -> Tensor:
         conditions = cond_from_a1111_to_patched_ldm(texts)
         if image is not None:
             conditions[0]["model_conds"]["c_concat"] = CONDRegular(image)
@@ -104,20 +105,20 @@ class ReforgeModel(PatchedModel):
 
     def _patched(self, unet: Any) -> Any:
         patched = super()._patched(unet)
-        # the schedule and the kind of prediction that are chosen in the panel are the checkpoint's, not a neighbour's
-        patched.object_patches.update(self._asked.object_patches)
+        # the schedule and the kind of prediction that the panel chooses count as the checkpoint's own
+        patched.object_patches.update(self._given_unet.object_patches)
         return patched
 
-    def _mark_own_pass(self, unet: Any) -> None:
+    def _track_prompt_pass(self, unet: Any) -> None:
         state, options = self.state, unet.model_options
         usual = options.get("sampler_calc_cond_batch_function", _evaluate)
 
         def evaluate(asked: dict[str, Any]) -> list[Tensor]:
-            state.is_own_pass = True
+            state.is_prompt_pass = True
             try:
                 evaluated = usual(asked)
             finally:
-                state.is_own_pass = False
+                state.is_prompt_pass = False
             self._uncond_prediction = evaluated[1]
             return evaluated
 
@@ -127,12 +128,12 @@ class ReforgeModel(PatchedModel):
         return instance_attribute(denoiser, "init_latent", clean)
 
     def correct_uncond(self, denoiser: Any, correction: Tensor) -> None:
-        # in key: the sampler has looked at it already
+        # in place, because the sampler already holds this tensor
         if self._uncond_prediction is not None:
             self._uncond_prediction += correction
 
     def fingerprint(self) -> Iterator[object]:
-        unet = self._exemplars_unet
+        unet = self._exemplar_unet
         sampling = unet.get_model_object(SAMPLING)
         yield sampling.sigmas.tolist(), [base.__name__ for base in type(sampling).__mro__]
         yield unet.model_dtype(), unet.model.manual_cast_dtype, attention.optimized_attention.__name__
@@ -140,7 +141,7 @@ class ReforgeModel(PatchedModel):
 
 
 def _evaluate(asked: dict[str, Any]) -> list[Tensor]:
-    """What the host does where nobody stands in for it."""
+    """Evaluate as the host does if no extension has replaced the evaluation."""
     evaluated: list[Tensor] = calc_cond_batch(
         asked["model"], asked["conds"], asked["input"], asked["sigma"], asked["model_options"]
     )
@@ -149,20 +150,20 @@ def _evaluate(asked: dict[str, Any]) -> list[Tensor]:
 
 @contextmanager
 def _errors_on_page() -> Iterator[None]:
-    """Gives the run's task, if the page has asked for the run, a result that shows what is raised."""
+    """Give the page's task a result that shows what is raised. A run that the API asked for has no task."""
     try:
         yield
     except Exception as error:
         task = _task()
         if task is not None:
-            # no images, their parameters, their infotext; then what other hosts show
+            # no images, no parameters, no infotext, and the sentence as other hosts show it
             shown = f"<div class='error'>{escape(f'{type(error).__name__}: {error}')}</div>"
             task.result = [None, "", "", shown]
         raise
 
 
 def _task() -> Task | None:
-    """The one that this thread is at work on: the host hands it to nobody."""
+    """The task on which this thread works. The host gives it to no callback, so the stack is searched."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         worker = frame.f_locals.get("self")
