@@ -36,7 +36,6 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
 from rival_ext.settings import Settings
 from rival_ext.storage.store import ChainStore
 
@@ -125,9 +124,9 @@ class Probe(Guide):
     averaged over the channels.
     """
 
-    def __init__(self, chain: Chain, variant: Variant, host: DiffusersHost, report: Report):
+    def __init__(self, chain: Chain, variant: Variant, host: DiffusersHost):
         layers = self_attention_layers(host.unet) if variant.injected else {}
-        super().__init__([Seen(chain)], variant.settings, host.schedule, layers, host.predict_noise, report)
+        super().__init__([Seen(chain)], variant.settings, host.schedule, layers, host.predict_noise)
         self.gaps: list[Tensor] = []
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
@@ -141,23 +140,36 @@ class Probe(Guide):
         return latent
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: sampling steps, the most exemplars of each table, and the seeds of each image."""
+
+    steps: int
+    exemplars: int
+    seeds: Sequence[int]
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs", help="Folder to write; default: docs.")
-def main(out: Path) -> None:
+@click.option("--steps", type=click.IntRange(2), default=STEPS, show_default=True, help="Sampling steps.")
+@click.option("--exemplars", "most", type=click.IntRange(1), default=99, help="The most exemplars of each table.")
+@click.option("--seeds", type=click.IntRange(1), default=len(SEEDS), show_default=True, help="Seeds of each image.")
+def main(out: Path, steps: int, most: int, seeds: int) -> None:
     """Measures the inversion and each part of the method and writes the pages about them."""
     quieten_libraries()
     pipeline = load_pipeline(DEMO_CHECKPOINT)
     exemplars = read_exemplars()
-    known = [exemplar for exemplar in exemplars.values() if exemplar.known]
+    known = [exemplar for exemplar in exemplars.values() if exemplar.known][:most]
+    size = Size(steps, most, range(1, seeds + 1))
     out.mkdir(parents=True, exist_ok=True)
 
-    (out / "inversion.md").write_text(inversion_page(pipeline, exemplars, known))
-    results = measure_effect(pipeline, known)
-    (out / "effect.md").write_text(effect_page(results, len(known)))
-    effect_picture(results, known).save(out / "effect.png", optimize=True)
+    (out / "inversion.md").write_text(inversion_page(pipeline, exemplars, known, steps, most))
+    results = measure_effect(pipeline, known, size)
+    (out / "effect.md").write_text(effect_page(results, len(known), size))
+    effect_picture(results, known, seeds).save(out / "effect.png", optimize=True)
 
 
-def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> Results:
+def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], size: Size) -> Results:
     """Every variant with every prompt on every exemplar."""
     # a variant that several tables show, such as the full method, is measured once
     variants = dict.fromkeys([PLAIN, *(variant for table in COMPARISONS for variant in table.values())])
@@ -167,21 +179,22 @@ def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exempl
         target = palette(vae_reconstruction(make_host(pipeline, exemplar)))
         for (prompt, variant), found in results.items():
             exemplar_prompt = exemplar.caption if variant.captioned else ""
-            host = make_host(pipeline, exemplar, PROMPTS[prompt](exemplar), exemplar_prompt)
-            for image, gap in generate(host, variant, store):
+            host = make_host(pipeline, exemplar, PROMPTS[prompt](exemplar), exemplar_prompt, size.steps)
+            for image, gap in generate(host, variant, store, size.seeds):
                 found.append(Result(image, palette_distance(palette(image), target), gap))
     return results
 
 
-def generate(host: DiffusersHost, variant: Variant, store: ChainStore) -> list[tuple[Image.Image, float]]:
+def generate(
+    host: DiffusersHost, variant: Variant, store: ChainStore, seeds: Sequence[int]
+) -> list[tuple[Image.Image, float]]:
     """An image for each seed, with the mean over the steps of its latent's distance from the exemplar's statistics."""
-    report = Report("variation", variant.t_align, variant.t_early)
-    chain = prepare(host, variant.settings, store, report).exemplars[0].chain
-    probe = Probe(chain, variant, host, report)
+    chain = prepare(host, variant.settings, store).guide.exemplars[0].chain
+    probe = Probe(chain, variant, host)
     start = (
-        probe.start(SEEDS, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in SEEDS])
+        probe.start(seeds, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in seeds])
     )
-    images = host.decode(host.sample(start, SEEDS, probe, lambda done, total: None))
+    images = host.decode(host.sample(start, seeds, probe, lambda done, total: None))
     return list(zip(images, torch.stack(probe.gaps).mean(dim=0).tolist(), strict=True))
 
 
@@ -201,16 +214,16 @@ def palette_distance(one: Palette, other: Palette) -> float:
     return float(wasserstein_distance_nd(one[0], other[0], one[1], other[1]))
 
 
-def effect_page(results: Results, exemplars: int) -> str:
+def effect_page(results: Results, exemplars: int, size: Size) -> str:
     """docs/effect.md."""
     parts, exemplar_prompts, timesteps, tokens = (ratio_rows(results, variants) for variants in COMPARISONS)
     header = ["", *(f"{measure}, {prompt}" for measure in MEASURES for prompt in PROMPTS)]
     return EFFECT_PAGE.substitute(
-        steps=STEPS,
+        steps=size.steps,
         guidance=f"{GUIDANCE:g}",
         exemplars=exemplars,
-        seeds=len(SEEDS),
-        images=exemplars * len(SEEDS),
+        seeds=len(size.seeds),
+        images=exemplars * len(size.seeds),
         parts=markdown_table(header, [plain_row(results), *parts]),
         exemplar_prompts=markdown_table(["exemplar prompt", *header[1:]], exemplar_prompts),
         timesteps=markdown_table(header, timesteps),
@@ -247,13 +260,15 @@ def ratio_cell(values: Sequence[float], plain: Sequence[float]) -> str:
     return f"{mean(values) / mean(plain):.2f} ({closer})"
 
 
-def effect_picture(results: Results, exemplars: Sequence[Exemplar]) -> Image.Image:
+def effect_picture(results: Results, exemplars: Sequence[Exemplar], seeds: int) -> Image.Image:
     """docs/effect.png: a row for each pictured exemplar, the photo first, all of the first seed."""
     columns = {"plain": PLAIN, **{part: PARTS[part] for part in PICTURED_PARTS}}
     rows = {}
+    # with few exemplars none of those that the page shows may be among them
+    pictured = set(PICTURED) & {exemplar.name for exemplar in exemplars} or {exemplars[0].name}
     for index, exemplar in enumerate(exemplars):
-        if exemplar.name in PICTURED:
-            made = [results[PICTURED_PROMPT, variant][index * len(SEEDS)].image for variant in columns.values()]
+        if exemplar.name in pictured:
+            made = [results[PICTURED_PROMPT, variant][index * seeds].image for variant in columns.values()]
             rows[exemplar.concept] = [exemplar.image, *made]
     return labelled_grid(["photo", *columns], rows)
 

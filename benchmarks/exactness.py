@@ -9,21 +9,22 @@ from statistics import mean
 from string import Template
 
 import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline
 from exemplars import GUIDANCE, STEPS, Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
 from tqdm import tqdm
 
 from rival_ext.hosts.diffusers import DiffusersHost
-from rival_ext.images.transforms import psnr
+from rival_ext.images.transforms import rgb_array
 from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar as Seen
 from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
 from rival_ext.method.layers import self_attention_layers
-from rival_ext.method.quality import FAIR, GOOD, judge
-from rival_ext.report import Report
+from rival_ext.method.quality import FAIR, GOOD, judge, psnr
 from rival_ext.settings import Settings
+from rival_ext.storage.features import FeatureTransfer
 
 FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
 ITERATIONS = (1, 2, 3)
@@ -40,10 +41,16 @@ INVERTED = (
 )
 
 
-def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemplar], known: Sequence[Exemplar]) -> str:
-    """docs/inversion.md."""
-    inverted = [exemplars[name] for name in INVERTED]
-    hosts = [make_host(pipeline, exemplar) for exemplar in inverted]
+def inversion_page(
+    pipeline: StableDiffusionPipeline,
+    exemplars: dict[str, Exemplar],
+    known: Sequence[Exemplar],
+    steps: int = STEPS,
+    most: int = len(INVERTED),
+) -> str:
+    """docs/inversion.md, at so many sampling steps and with so many exemplars at most."""
+    inverted = [exemplars[name] for name in INVERTED[:most]]
+    hosts = [make_host(pipeline, exemplar, steps=steps) for exemplar in inverted]
     exactness, agreement = [], []
     for (title, first_guess), iterations in tqdm(list(product(FIRST_GUESSES.items(), ITERATIONS)), unit="inversion"):
         chains = [invert_recording(host, first_guess, iterations) for host in hosts]
@@ -56,14 +63,14 @@ def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemp
     seeds_apart = [
         rms for host, chain in zip(hosts, chains, strict=True) for rms in seeds_against_each_other(host, chain)
     ]
-    by_steps, by_grade = good_enough_tables(pipeline, inverted)
+    by_steps, by_grade = good_enough_tables(pipeline, inverted, [few for few in COARSE if few <= steps] or [steps])
     return PAGE.substitute(
         by_steps=by_steps,
         by_grade=by_grade,
         fewer=len(FEWER_SEEDS),
         good=f"{GOOD:g}",
         fair=f"{FAIR:g}",
-        steps=STEPS,
+        steps=steps,
         guidance=f"{GUIDANCE:g}",
         seeds=len(SEEDS),
         least=f"{min(seeds_apart):.0f}",
@@ -72,15 +79,17 @@ def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemp
         agreement=markdown_table(
             ["first guess", "K", "PSNR, dB", "recorded against live, mean", "largest", "up to 1"], agreement
         ),
-        prompts=exemplar_prompt_table(pipeline, known),
+        prompts=exemplar_prompt_table(pipeline, known, steps),
         known=len(known),
     )
 
 
-def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
+def good_enough_tables(
+    pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], coarse: Sequence[int]
+) -> tuple[str, str]:
     """The dB of few steps, by iterations; and by the grade that they get, how far off the images are."""
     by_steps, by_grade = [], {grade: [] for grade in ("good", "fair", "poor")}
-    for steps in tqdm(COARSE, unit="steps"):
+    for steps in tqdm(coarse, unit="steps"):
         row = [str(steps)]
         for iterations in ITERATIONS:
             decibels = []
@@ -96,6 +105,7 @@ def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Ex
     grades = [
         [grade, str(len(apart)), f"{mean(apart):.2f}", f"{max(apart):.2f}", f"{sum(rms <= 2 for rms in apart)}"]
         for grade, apart in by_grade.items()
+        if apart
     ]
     return (
         markdown_table(["steps", *(f"K = {iterations}" for iterations in ITERATIONS)], by_steps),
@@ -103,14 +113,15 @@ def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Ex
     )
 
 
-def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> str:
+def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], steps: int) -> str:
     """Mean reconstruction with and without a prompt for the exemplar, from the default inversion."""
     rows = []
     for title, prompts in {
         "empty": [""] * len(exemplars),
         "the full caption": [exemplar.caption for exemplar in exemplars],
     }.items():
-        hosts = [make_host(pipeline, one, exemplar_prompt=text) for one, text in zip(exemplars, prompts, strict=True)]
+        captioned = zip(exemplars, prompts, strict=True)
+        hosts = [make_host(pipeline, one, exemplar_prompt=text, steps=steps) for one, text in captioned]
         decibels = [reconstruction_psnr(host, invert_recording(host)) for host in hosts]
         rows.append([title, f"{mean(decibels):.1f}", f"{min(decibels):.1f}"])
     return markdown_table(["exemplar prompt", "mean", "lowest"], rows)
@@ -125,13 +136,14 @@ def invert_recording(host: DiffusersHost, first_guess: FirstGuess = extrapolated
         self_attention_layers(host.unet),
         iterations=iterations,
         first_guess=first_guess,
+        keep=lambda features, size: FeatureTransfer().keep_features(features),
     )
 
 
 def reconstruction_psnr(host: DiffusersHost, chain: Chain) -> float:
     """dB of the exemplar led back from its inversion, against the VAE's own reconstruction of it."""
     back = host.decode(reconstruct(chain, host.predict_noise))[0]
-    return psnr(vae_reconstruction(host), back)
+    return psnr(*(torch.from_numpy(rgb_array(image)) for image in (vae_reconstruction(host), back)))
 
 
 def recorded_against_live(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) -> list[float]:
@@ -147,9 +159,8 @@ def seeds_against_each_other(host: DiffusersHost, chain: Chain) -> list[float]:
 
 def variations(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
     """An image for each seed, by the default settings."""
-    report = Report("variation", 600, 600)
     layers = self_attention_layers(host.unet)
-    guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise, report)
+    guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise)
     start = guide.start(seeds, host.latent_size)
     return host.decode(host.sample(start, seeds, guide, lambda done, total: None))
 
