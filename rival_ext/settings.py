@@ -77,9 +77,8 @@ class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allow
         layers: str = dict(self)["layers"]
         finest = min(available)
         presets = {"all": set(available), "fine": {finest}, "coarse": set(available) - {finest}}
-        if layers in presets:
-            chosen = presets[layers]
-        else:
+        chosen = presets.get(layers)
+        if chosen is None:
             chosen = {int(size) for size in layers.split(",")} & set(available)
         if not chosen:
             sizes = ", ".join(map(str, sorted(available)))

@@ -74,7 +74,7 @@ def native_size(pipeline: StableDiffusionPipeline, image: Image.Image) -> tuple[
 
 
 def size_unit(pipeline: StableDiffusionPipeline) -> int:
-    """Return the number of pixels of which width and height should be multiples, so that the UNet halves them evenly."""
+    """Return the unit of width and height in pixels. With its multiples every level of the UNet halves them evenly."""
     return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 

@@ -104,7 +104,7 @@ class RequestImages:
 
 
 class Embeddings(NamedTuple):
-    """The text encoder's output for the negative prompt, the prompt and the exemplar's prompt, `[1, tokens, C]` each."""
+    """The encoded negative prompt, prompt and exemplar's prompt, `[1, tokens, C]` each."""
 
     negative: Tensor
     prompt: Tensor

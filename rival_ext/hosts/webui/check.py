@@ -15,15 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from rival_ext.errors import Interrupted, RivalError, short_repr
-from rival_ext.hosts.webui.fingerprint import preview_key_of_run
+from rival_ext.hosts.webui.host import WebuiHost
 from rival_ext.hosts.webui.inputs import LATENT_UPSCALE
 from rival_ext.hosts.webui.patching import instance_attribute, options_set
-from rival_ext.hosts.webui.sampling import SamplingCall, SamplingReplacement, invert_exemplars, open_host
+from rival_ext.hosts.webui.sampling import SamplingCall, SamplingReplacement, after_inversion
 from rival_ext.hosts.webui.session import Session
 from rival_ext.hosts.webui.validation import validate_inversion
 from rival_ext.images.transforms import rgb_array
+from rival_ext.method.chain import Chain
 from rival_ext.method.inversion import reconstruct
 from rival_ext.method.layers import count_rows
+from rival_ext.method.prepare import Prepared
 from rival_ext.method.quality import Verdict, exactness, judge
 from rival_ext.report import GuidePart, InversionPart, Report, join_report
 from rival_ext.settings import Settings
@@ -110,18 +112,7 @@ class CheckResult:
 
 
 def check_in_queue(request: CheckRequest, session: Session) -> CheckResult:
-    """Check an inversion in its turn among the host's own jobs, for callers that do not hold the queue's lock.
-
-    Args:
-        request: The run to check.
-        session: What is kept between runs.
-
-    Returns:
-        What the check found.
-
-    Raises:
-        RivalError: As `check_inversion`.
-    """
+    """Do `check_inversion` in its turn among the host's own jobs, for callers that do not hold the queue's lock."""
     with call_queue.queue_lock:
         shared.state.begin(job="rival_check")
         try:
@@ -152,12 +143,14 @@ def check_inversion(request: CheckRequest, session: Session) -> CheckResult:
     found: list[Found] = []
     with closing(_processing(request)) as p, _saving_nothing():
         p.user = request.user
-        p.scripts = CheckScript(partial(_there_and_back, request.settings, session, found.append)).runner()
+        work = partial(_there_and_back, found.append)
+        replacement = partial(after_inversion, request.settings, session, validate=validate_inversion, work=work)
+        p.scripts = CheckScript(replacement).runner()
         p.script_args = ()
         decoded = processing.process_images(p).images
     if not found:
         raise RivalError("the check was interrupted; start it again for a verdict.")
-    original, part, way_back, chain_id = found[0]
+    original, part, way_back, chain = found[0]
     ceiling, reconstruction = decoded
     decibels = exactness(*(torch.from_numpy(rgb_array(image)) for image in (ceiling, reconstruction)))
     report = join_report(
@@ -170,7 +163,7 @@ def check_inversion(request: CheckRequest, session: Session) -> CheckResult:
         psnr=decibels,
         seconds=report.seconds.inversion + report.seconds.generation,
         evaluations=report.rows.inversion + report.rows.generation,
-        chain=chain_id,
+        chain=session.store.of(request.user).id_of(chain),
         verdict=judge(decibels, request.settings, request.steps),
         report=report,
     )
@@ -190,13 +183,13 @@ class Found(NamedTuple):
         original: The exemplar as the model saw it.
         inversion: The inversion's part of the report.
         way_back: What the way back took.
-        chain_id: The chain's id in the store, or None if it is not stored.
+        chain: The first exemplar's chain.
     """
 
     original: Image.Image
     inversion: InversionPart
     way_back: WayBack
-    chain_id: str | None
+    chain: Chain
 
 
 class CheckScript(scripts.Script):
@@ -227,8 +220,8 @@ class CheckScript(scripts.Script):
         SamplingReplacement(p, self.work).install()
 
 
-def _there_and_back(settings: Settings, session: Session, tell: Callable[[Found], None], call: SamplingCall) -> Tensor:
-    """Do in place of a sampling: invert as any guided run does, then go back down the same noise levels.
+def _there_and_back(tell: Callable[[Found], None], host: WebuiHost, prepared: Prepared, call: SamplingCall) -> Tensor:
+    """In place of a sampling, go back down the noise levels of the inversion.
 
     The way back is the inversion's own inverse, an Euler step from level to level (DDIM), whatever the sampler is. So
     the verdict is on the inversion alone: a sampler that adds noise never comes back, and one of higher order comes
@@ -237,26 +230,19 @@ def _there_and_back(settings: Settings, session: Session, tell: Callable[[Found]
     Returns:
         `[2, C, H, W]`, the exemplar's latent and the latent to which it comes back. The host decodes both.
     """
-    key = preview_key_of_run(call.p, settings)
-    host = open_host(settings, call, validate_inversion)
-    with host.job:
-        prepared = invert_exemplars(host, session, call, key)
-        if prepared is None:
-            return call.sample(call.latents)
-        chain = prepared.guide.exemplars[0].chain
-        begun = time.perf_counter()
-        try:
-            with host.inversion_networks(), host.model.inverting(), count_rows(host.unet) as rows:
-                back = reconstruct(chain, host.predict_noise, host.job.show_way_back)
-        except Interrupted:
-            # as after an interrupted inversion, the host's own sampler ends at once
-            return call.sample(call.latents)
-        finally:
-            shared.state.textinfo = None
-        way_back = WayBack(sum(rows), time.perf_counter() - begun)
+    chain = prepared.guide.exemplars[0].chain
+    begun = time.perf_counter()
+    try:
+        with host.inversion_networks(), host.model.inverting(), count_rows(host.unet) as rows:
+            back = reconstruct(chain, host.predict_noise, host.job.show_way_back)
+    except Interrupted:
+        # as in the inversion: the host's own sampler ends at once
+        return call.sample(call.latents)
+    finally:
+        shared.state.textinfo = None
+    way_back = WayBack(sum(rows), time.perf_counter() - begun)
     images = host.images
-    chain_id = session.store.of(call.p.user).id_of(chain)
-    tell(Found(images.image_for_model(images.exemplar_inputs[0]), prepared.inversion, way_back, chain_id))
+    tell(Found(images.image_for_model(images.exemplar_inputs[0]), prepared.inversion, way_back, chain))
     return torch.cat([images.exemplars[0].latent, back])
 
 

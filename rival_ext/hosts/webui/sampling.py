@@ -30,7 +30,7 @@ from rival_ext.hosts.webui.validation import Validate, validate_run
 from rival_ext.method.guide import Guide
 from rival_ext.method.layers import count_rows
 from rival_ext.method.prepare import Prepared, prepare
-from rival_ext.report import Report, join_report
+from rival_ext.report import join_report
 from rival_ext.settings import Settings
 
 Sample = Callable[[Sequence[Tensor]], Tensor]
@@ -133,6 +133,10 @@ class SamplingCall:
     steps: int
 
 
+AfterInversion = Callable[[WebuiHost, Prepared, SamplingCall], Tensor]
+"""(host, the guide and the inversion's part of the report, the host's call) -> the final latents."""
+
+
 class SamplingReplacement:
     """Stands in for the sampler's own method for one call.
 
@@ -184,67 +188,48 @@ def sample_guided(settings: Settings, session: Session, call: SamplingCall) -> T
     Raises:
         RivalError: The request cannot be honoured.
     """
-    # before the inversion: options that are set meanwhile belong to the next run
-    key = preview_key_of_run(call.p, settings)
-    host = open_host(settings, call, validate_run)
-    with host.job:
-        prepared = invert_exemplars(host, session, call, key)
-        if prepared is None:
-            # the host's own sampler sees the interruption before its first step and ends as it always does
-            return call.sample(call.latents)
-        report, samples = _sample_with_guide(host, prepared, call)
-    call.p.extra_generation_params[call.sampling_pass.report] = report.summary()
-    # shown under the gallery
-    call.p.comment("\n".join(report.lines()))
-    print(f"RIVAL: {report.summary()}")
-    return samples
+    return after_inversion(settings, session, call, validate_run, _sample_with_guide)
 
 
-def open_host(settings: Settings, call: SamplingCall, validate: Validate) -> WebuiHost:
-    """Refuse what cannot be honoured, run the sampler dry, and encode the request.
+def after_inversion(
+    settings: Settings, session: Session, call: SamplingCall, validate: Validate, work: AfterInversion
+) -> Tensor:
+    """Find or make the inversions of a run, then do the work, both as one job of the host.
 
     Args:
         settings: The validated settings.
+        session: What is kept between runs.
         call: The host's call of its sampler.
         validate: Refuses what cannot be honoured.
+        work: What follows the inversions.
 
     Returns:
-        The host of this sampling.
+        What `work` returns. If the user stops the inversion, what the host's own sampler returns.
 
     Raises:
         RivalError: The request cannot be honoured.
     """
+    # before the inversion: options that are set meanwhile belong to the next run
+    key = preview_key_of_run(call.p, settings)
     model = model_class()(call.p)
     validate(call.p, settings, model)
-    return WebuiHost(call.p, settings, model, dry_run(call.p, call.sample, call.latents), call.steps).open()
-
-
-def invert_exemplars(host: WebuiHost, session: Session, call: SamplingCall, key: str | None) -> Prepared | None:
-    """Find or make the inversions of a run, inside the host's job.
-
-    Args:
-        host: The host of this sampling.
-        session: What is kept between runs.
-        call: The host's call of its sampler.
-        key: The run's key in the panel's preview, if the panel can foresee the run.
-
-    Returns:
-        The guide and the inversion's part of the report, or None if the user stopped the inversion.
-    """
-    p = host.p
-    try:
-        with host.inversion_networks(), host.model.inverting():
-            prepared = prepare(host, host.settings, session.store.of(p.user))
-    except Interrupted as stopped:
-        p.extra_generation_params[call.sampling_pass.report] = f"stopped in the inversion at step {stopped}"
+    trace = dry_run(call.p, call.sample, call.latents)
+    host = WebuiHost(call.p, settings, model, trace, call.steps).open()
+    with host.job:
+        try:
+            with host.inversion_networks(), model.inverting():
+                prepared = prepare(host, settings, session.store.of(call.p.user))
+        except Interrupted as stopped:
+            call.p.extra_generation_params[call.sampling_pass.report] = f"stopped in the inversion at step {stopped}"
+            host.job.begin_sampling()
+            # the host's own sampler sees the interruption before its first step and ends as it always does
+            return call.sample(call.latents)
+        session.remember(key, [exemplar.chain for exemplar in prepared.guide.exemplars])
         host.job.begin_sampling()
-        return None
-    session.remember(key, [exemplar.chain for exemplar in prepared.guide.exemplars])
-    host.job.begin_sampling()
-    return prepared
+        return work(host, prepared, call)
 
 
-def _sample_with_guide(host: WebuiHost, prepared: Prepared, call: SamplingCall) -> tuple[Report, Tensor]:
+def _sample_with_guide(host: WebuiHost, prepared: Prepared, call: SamplingCall) -> Tensor:
     guide, settings = prepared.guide, host.settings
     begun = time.perf_counter()
     notes = host.model.notes()
@@ -253,7 +238,11 @@ def _sample_with_guide(host: WebuiHost, prepared: Prepared, call: SamplingCall) 
         samples = call.sample(call.sampling_pass.start(host, guide, *call.latents))
     seconds = time.perf_counter() - begun
     report = join_report(settings, prepared.inversion, guide.counts, rows=sum(rows), seconds=seconds, notes=notes)
-    return report, samples
+    call.p.extra_generation_params[call.sampling_pass.report] = report.summary()
+    # shown under the gallery
+    call.p.comment("\n".join(report.lines()))
+    print(f"RIVAL: {report.summary()}")
+    return samples
 
 
 def _sampling_pass_of(p: Any) -> SamplingPass:

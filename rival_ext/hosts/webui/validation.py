@@ -19,16 +19,7 @@ Validate = Callable[[Any, Settings, LoadedModel], None]
 
 
 def validate_run(p: Any, settings: Settings, model: LoadedModel) -> None:
-    """Refuse a run that cannot be honoured.
-
-    Args:
-        p: The host's processing.
-        settings: The validated settings.
-        model: The loaded checkpoint.
-
-    Raises:
-        RivalError: The first thing that cannot be honoured.
-    """
+    """Do `validate_inversion`, and refuse mode inpaint without a mask."""
     validate_inversion(p, settings, model)
     if settings.mode == "inpaint" and getattr(p, "mask", None) is None:
         raise RivalError(MASK_MISSING)
