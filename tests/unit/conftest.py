@@ -14,7 +14,6 @@ from rival_ext.method.exemplars import Exemplar
 from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import invert
 from rival_ext.method.layers import self_attention_layers
-from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from tests.host.standin import modules
 
@@ -35,16 +34,9 @@ def make_live_guide():
             {},
             iterations=settings.inversion_iterations,
         )
-        report = Report(settings.mode, settings.t_align, settings.t_early)
         layers = self_attention_layers(host.unet)
         return Guide(
-            [Exemplar(chain)],
-            settings,
-            host.schedule,
-            layers,
-            host.predict_noise,
-            report,
-            adds_noise=host.adds_noise(),
+            [Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, adds_noise=host.adds_noise()
         )
 
     return make

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from rival_ext.errors import Interrupted, RivalError
-from rival_ext.method.attention import concatenate, concatenate_part, inject, record, replace, suspended
+from rival_ext.method.attention import concatenate, inject, record, replace, suspended
 from rival_ext.method.layers import HookedLayer, count_rows, self_attention_layers, self_attention_modules
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
+from rival_ext.method.tokens import TokenSubset
 from rival_ext.settings import parse_settings
+from rival_ext.storage.store import NoStore
 
 WIDTH = 6
 
@@ -245,7 +246,7 @@ def test_a_stop_in_the_middle_of_the_inversion_leaves_no_hook(make_host, fault):
 
     host.progress = progress
     with pytest.raises(type(fault)):
-        prepare(host, parse_settings({}), None, Report("variation", 600, 600))
+        prepare(host, parse_settings({}), NoStore())
     assert hooks(host.unet) == []
 
 
@@ -339,7 +340,7 @@ def test_one_exemplar_is_seen_by_each_row_of_a_batch(unet, context, positional):
 def test_a_part_of_the_exemplars_tokens_is_seen_in_their_order(fraction, side):
     own = torch.full((2, 3, 1), -1.0)
     exemplar = torch.arange(float(side * side)).view(1, -1, 1).expand(2, -1, -1)
-    context = concatenate_part(fraction)(own, exemplar)
+    context = concatenate(own, TokenSubset(fraction).of(exemplar))
     assert torch.equal(context[:, :3], own)
     kept = context[0, 3:, 0]
     assert torch.equal(context[1, 3:, 0], kept)
@@ -354,13 +355,13 @@ def test_a_part_of_the_exemplars_tokens_is_seen_in_their_order(fraction, side):
 def test_a_part_of_the_exemplars_tokens_leaves_no_column_out():
     for side in (*range(8, 40), 48, 55, 64, 89, 96, 128):
         exemplar = torch.arange(side * side).view(1, -1, 1)
-        columns = concatenate_part(0.25)(exemplar[:, :0], exemplar) % side
+        columns = TokenSubset(0.25).of(exemplar) % side
         assert len(columns.unique()) == side
 
 
 def test_all_of_the_exemplars_tokens_is_the_concatenated_form():
     own, exemplar = tokens(1), tokens(1, 7, seed=9)
-    assert torch.equal(concatenate_part(1.0)(own, exemplar), concatenate(own, exemplar))
+    assert torch.equal(concatenate(own, TokenSubset(1.0).of(exemplar)), concatenate(own, exemplar))
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -10,7 +10,6 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
-from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from tests.conftest import golden
 
@@ -51,31 +50,30 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     assert (start * scales[-1] - theirs["start"][1:]).abs().max() < 1e-4
 
     # no features are recorded: the exemplar is evaluated live at the chain's points, as theirs
-    report = Report("variation", 600, 600)
     layers = self_attention_layers(host.unet)
-    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report)
+    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise)
     final = host.sample(start, [0], guide, lambda done, total: None)
     assert (final - theirs["final"][1:]).abs().max() < 1e-4
-    assert (report.layers, report.features, report.steps.total) == (10, "live", 20)
+    assert (guide.counts.layers, guide.counts.evaluated_live, guide.counts.steps.total) == (10, True, 20)
 
 
 def test_inpainting_agrees_with_the_authors(make_host):
-    """The hole's own positions permuted, the rest overwritten with the chain after each step."""
+    """The mask's own positions permuted, the rest overwritten with the chain after each step."""
     theirs = golden("inpaint-pizza")
     meta = theirs["meta"]
     host = host_of(make_host, meta)
     chain = invert(theirs["latent"], host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
     # theirs is 1 where the picture is kept
     canvas = InpaintCanvas(chain, 1 - theirs["mask"][None, None])
-    hole = canvas.hole.flatten().nonzero().flatten()
+    mask = canvas.mask.flatten().nonzero().flatten()
     start = chain.top.flatten(2).clone()
-    start[:, :, hole] = start[:, :, hole[theirs["permutation"]]]
+    start[:, :, mask] = start[:, :, mask[theirs["permutation"]]]
     start = start.view_as(chain.top)
     scale = scale_to_vp(host.noise_levels().tolist()[-1])
     assert (start * scale - theirs["start"][1:]).abs().max() < 1e-4
 
     settings = parse_settings({"mode": "inpaint", "t_align": meta["t_align"] + 1, "t_early": meta["t_early"]})
-    layers, report = self_attention_layers(host.unet), Report("inpaint", 600, 600)
-    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, report, canvas)
+    layers = self_attention_layers(host.unet)
+    guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, canvas=canvas)
     final = host.sample(start, [0], guide, lambda done, total: None)
     assert (final - theirs["final"][1:]).abs().max() < 1e-4

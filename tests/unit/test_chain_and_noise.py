@@ -20,10 +20,11 @@ from rival_ext.method.inversion import TOLERANCE, extrapolated, invert, lower_la
 from rival_ext.method.layers import HookedLayer
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
+from rival_ext.method.run_chains import chain_key
+from rival_ext.report import join_report
 from rival_ext.settings import parse_settings
-from rival_ext.storage.features import PrefetchedFeatures
-from rival_ext.storage.store import ChainStore
+from rival_ext.storage.features import FeatureTransfer, PrefetchedFeatures
+from rival_ext.storage.store import ChainStore, NoStore
 
 LEVELS = [0.03, 0.5, 2.0, 4.0, 14.0]
 
@@ -42,6 +43,12 @@ CHAIN = Chain(levels_tensor(LEVELS), LATENTS, {node: features(node) for node in 
 
 def slope_below(node):
     return (LATENTS[node : node + 1] - LATENTS[node - 1 : node]) / (LEVELS[node] - LEVELS[node - 1])
+
+
+def report_of(prepared):
+    """The report as it stands, without what a host counts."""
+    guide, inversion = prepared
+    return join_report(guide.settings, inversion, guide.counts, rows=0, seconds=0.0)
 
 
 # the chain
@@ -227,7 +234,7 @@ def test_features_are_kept_within_their_budget(budget, nodes):
         levels_tensor(LEVELS),
         model.predict,
         model.layers,
-        make_room=lambda size: size - LATENTS.nbytes <= budget,
+        keep=lambda features, size: features if size - LATENTS.nbytes <= budget else None,
     )
     assert list(chain.features) == nodes
     for node in nodes:
@@ -237,7 +244,7 @@ def test_features_are_kept_within_their_budget(budget, nodes):
 
 def test_features_are_copied_in_sixteen_bits():
     seen = {"whole": torch.tensor([[[1 / 3]]]), "half": torch.tensor([[[1 / 3]]]).bfloat16()}
-    copies = to_sixteen_bits(seen)
+    copies = FeatureTransfer().keep_features(seen)
     assert {name: h.dtype for name, h in copies.items()} == {"whole": torch.float16, "half": torch.bfloat16}
     assert copies["whole"].item() == pytest.approx(1 / 3, rel=1e-3)
     seen["half"].zero_()
@@ -268,21 +275,22 @@ def test_features_are_those_of_a_steps_last_evaluation():
 
 def test_a_generation_evaluates_the_exemplar_where_the_budget_kept_no_features(make_host, sample):
     host = make_host(steps=4)
-    full = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
-    host.memory_budget = lambda: full.exemplars[0].chain.bytes / 2
-    half = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
-    assert 0 < len(half.exemplars[0].chain.features) < len(full.exemplars[0].chain.features) == 4
-    finals = [sample(host, guide.start([1], host.latent_size), [1], guide) for guide in (full, half)]
-    assert (full.report.features, half.report.features) == ("recorded", "live")
+    full = prepare(host, parse_settings({}), NoStore())
+    chain = full.guide.exemplars[0].chain
+    host.memory_budget = lambda: chain.bytes / 2
+    half = prepare(host, parse_settings({}), NoStore())
+    assert 0 < len(half.guide.exemplars[0].chain.features) < len(chain.features) == 4
+    finals = [sample(host, guide.start([1], host.latent_size), [1], guide) for guide, _ in (full, half)]
+    assert [report_of(prepared).features for prepared in (full, half)] == ["recorded", "live"]
     # four steps leave a residual, so recorded and live differ; another seed's latents differ by 2 and more
     assert 0 < (finals[0] - finals[1]).abs().mean() < 0.1
 
 
 def test_an_inversion_that_is_not_finite_is_an_error(make_host):
     host = make_host(steps=2)
-    host.pictures = lambda: [EncodedExemplar(torch.full((1, 4, 16, 16), math.nan))]
+    host.encoded_exemplars = lambda: [EncodedExemplar(torch.full((1, 4, 16, 16), math.nan))]
     with pytest.raises(RivalError, match="not numbers"):
-        prepare(host, parse_settings({}), None, Report("variation", 600, 600))
+        prepare(host, parse_settings({}), NoStore())
 
 
 LACKS = [
@@ -313,16 +321,18 @@ def failing_once(host, error, at):
 @pytest.mark.parametrize("at", [1, 3, 4])
 @pytest.mark.parametrize("error", LACKS)
 def test_where_memory_runs_out_in_recording_the_exemplar_is_evaluated_live(make_host, sample, error, at):
-    host, store, report = make_host(steps=4), ChainStore(), Report("variation", 600, 600)
+    host, store = make_host(steps=4), ChainStore()
     store.put("other", chain_of(1), 1e9)
     failing_once(host, error, at)
-    guide = prepare(host, parse_settings({}), store, report)
+    prepared = prepare(host, parse_settings({}), store)
+    guide = prepared.guide
     assert guide.exemplars[0].chain.features == {}
     assert kept(store, ["other"]) == []
     final = sample(host, guide.start([1], host.latent_size), [1], guide)
-    assert (report.features, report.notes) == ("live", ["memory ran out while features were recorded"])
+    report = report_of(prepared)
+    assert (report.features, report.notes) == ("live", ("memory ran out while features were recorded",))
     other = make_host(steps=4)
-    live = prepare(other, parse_settings({"features": "live"}), None, Report("variation", 600, 600))
+    live = prepare(other, parse_settings({"features": "live"}), NoStore()).guide
     assert torch.equal(final, sample(other, live.start([1], other.latent_size), [1], live))
 
 
@@ -333,15 +343,15 @@ def test_a_lack_of_memory_that_recording_has_no_part_in_comes_out_as_it_is(make_
             # the second attempt's first call follows the first's failure
             failing_once(host, LACKS[0], at)
         with pytest.raises(MemoryError):
-            prepare(host, parse_settings(settings), store, Report("variation", 600, 600))
-        assert store.kept == []
+            prepare(host, parse_settings(settings), store)
+        assert store.entries == []
 
 
 def test_any_other_error_is_not_taken_for_a_lack_of_memory(make_host):
     host = make_host(steps=4)
     failing_once(host, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        prepare(host, parse_settings({}), ChainStore(), Report("variation", 600, 600))
+        prepare(host, parse_settings({}), ChainStore())
 
 
 def test_a_chain_that_something_changed_under_way_serves_its_run_and_is_not_stored(make_host, sample):
@@ -353,9 +363,9 @@ def test_a_chain_that_something_changed_under_way_serves_its_run_and_is_not_stor
         return predict(latent, noise_level)
 
     host.predict_noise = predict_noise
-    guide = prepare(host, parse_settings({}), store, Report("variation", 600, 600))
+    guide = prepare(host, parse_settings({}), store).guide
     assert torch.isfinite(sample(host, guide.start([1], host.latent_size), [1], guide)).all()
-    assert store.kept == []
+    assert store.entries == []
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
@@ -372,14 +382,14 @@ def test_one_value_that_is_no_number_ends_the_inversion_at_once_and_nothing_is_s
 
     host.predict_noise = predict_noise
     with pytest.raises(RivalError, match="not numbers"):
-        prepare(host, parse_settings({}), store, Report("variation", 600, 600))
+        prepare(host, parse_settings({}), store)
     assert len(calls) == at
-    assert store.kept == []
+    assert store.entries == []
 
 
 def test_an_exemplar_that_is_evaluated_live_must_give_numbers(make_host, sample):
     host = make_host(steps=4)
-    guide = prepare(host, parse_settings({"features": "live"}), None, Report("variation", 600, 600))
+    guide = prepare(host, parse_settings({"features": "live"}), NoStore()).guide
     guide.predict_noise = lambda latent, noise_level: torch.full_like(latent, math.inf)
     with pytest.raises(RivalError, match="not numbers"):
         sample(host, guide.start([1], host.latent_size), [1], guide)
@@ -389,7 +399,7 @@ def test_settings_by_which_no_step_would_see_the_exemplar_are_refused_before_any
     host = make_host(steps=2)
     host.predict_noise = None
     with pytest.raises(RivalError, match="early_steps must be at least 1 "):
-        prepare(host, parse_settings({"early_steps": 0}), None, Report("variation", 600, 600))
+        prepare(host, parse_settings({"early_steps": 0}), NoStore())
 
 
 # the two clocks
@@ -464,7 +474,7 @@ def chain_of(size):
 
 def kept(store, keys):
     """Which of the keys the store holds, without touching their order."""
-    return [key for key in keys if (None, key) in store._chains]
+    return [key for key in keys if (None, key) in store._entries]
 
 
 def test_chains_are_given_back_while_runs_of_other_threads_look_them_up():
@@ -483,7 +493,7 @@ def test_chains_are_given_back_while_runs_of_other_threads_look_them_up():
     def release(user):
         mine = store.of(user)
         for _ in range(1500):
-            for kept in mine.kept[:1]:
+            for kept in mine.entries[:1]:
                 mine.remove(kept.id)
             mine.clear()
             store.clear_for_all()
@@ -601,30 +611,30 @@ def test_the_store_shrinks_to_a_smaller_budget_even_if_the_new_chain_cannot_fit(
 
 def test_a_chain_whose_features_were_limited_by_the_budget_is_still_kept(make_host):
     host = make_host(steps=4)
-    settings, report = parse_settings({}), Report("variation", 600, 600)
-    feature_bytes = prepare(host, settings, None, report).exemplars[0].chain.bytes - 5 * 4 * 16 * 16 * 4
+    settings = parse_settings({})
+    feature_bytes = prepare(host, settings, NoStore()).guide.exemplars[0].chain.bytes - 5 * 4 * 16 * 16 * 4
     host.memory_budget = lambda: feature_bytes / 2 + 5 * 4 * 16 * 16 * 4
     store = ChainStore()
-    assert len(prepare(host, settings, store, report).exemplars[0].chain.features) == 2
-    prepare(host, settings, store, report)
-    assert report.store == "hit"
+    assert len(prepare(host, settings, store).guide.exemplars[0].chain.features) == 2
+    assert prepare(host, settings, store).inversion.store == "hit"
 
 
 def test_a_second_preparation_finds_the_chain_of_the_first(make_host):
     store = ChainStore()
-    reports = []
+    parts = []
 
     def prepared(name="panda-emojione-white", request=None, **fields):
-        reports.append(Report("variation", 600, 600))
         host = make_host(name, **{"steps": 2} | (request or {}))
-        return prepare(host, parse_settings(fields), store, reports[-1]).exemplars[0].chain
+        guide, inversion = prepare(host, parse_settings(fields), store)
+        parts.append(inversion)
+        return guide.exemplars[0].chain
 
     first = prepared()
-    assert (reports[-1].store, reports[-1].rows.inversion, reports[-1].inversion.evaluations) == ("miss", 2, 2)
+    assert (parts[-1].store, parts[-1].rows, parts[-1].inversion.evaluations) == ("miss", 2, 2)
     # what is decided in the generation alone
     assert prepared(t_align=1, t_early=1, alignment="off", start_mix=0.0) is first
     assert prepared(request={"prompt": "a fox", "guidance": 7.0}) is first
-    assert (reports[-1].store, reports[-1].rows.inversion) == ("hit", 0)
+    assert (parts[-1].store, parts[-1].rows) == ("hit", 0)
     # what the inversion depends on
     others = [
         prepared(inversion_iterations=2),
@@ -634,7 +644,7 @@ def test_a_second_preparation_finds_the_chain_of_the_first(make_host):
         prepared(request={"sampler": "euler"}),
         prepared(request={"steps": 3}),
     ]
-    assert [report.store for report in reports[3:]] == ["miss"] * 6
+    assert [part.store for part in parts[3:]] == ["miss"] * 6
     assert len({id(chain) for chain in [first, *others]}) == 7
 
 
@@ -664,21 +674,21 @@ CHANGES = {
 
 @pytest.mark.parametrize(("index", "value"), CHANGES.values(), ids=CHANGES.keys())
 def test_the_key_differs_for_every_part(index, value):
-    assert digest([*PARTS[:index], value, *PARTS[index + 1 :]]) != digest(PARTS)
+    assert chain_key([*PARTS[:index], value, *PARTS[index + 1 :]]) != chain_key(PARTS)
 
 
 def test_the_key_differs_for_parts_in_another_order_or_divided_otherwise():
     texts = [["a", "b"], ["b", "a"], ["ab"], ["ab", ""], ["", "ab"], ["a", "b", ""]]
-    assert len({digest(parts) for parts in texts}) == 6
+    assert len({chain_key(parts) for parts in texts}) == 6
     one, two = torch.tensor([1.0]), torch.tensor([2.0])
-    assert len({digest(parts) for parts in ([one, two], [two, one], [torch.cat([one, two])])}) == 3
+    assert len({chain_key(parts) for parts in ([one, two], [two, one], [torch.cat([one, two])])}) == 3
 
 
 def test_the_key_is_the_same_for_equal_parts_however_they_lie_in_memory():
     turned = torch.tensor([[1.0, 3.0], [2.0, 4.0]]).t()
     assert not turned.is_contiguous()
     tracked = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
-    assert digest([turned, *PARTS[1:]]) == digest([tracked, *PARTS[1:]]) == digest(iter(PARTS))
+    assert chain_key([turned, *PARTS[1:]]) == chain_key([tracked, *PARTS[1:]]) == chain_key(iter(PARTS))
 
 
 @given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=6), st.data())
@@ -686,7 +696,7 @@ def test_the_key_sees_every_value_of_a_tensor(values, data):
     index = data.draw(st.integers(0, len(values) - 1))
     other = data.draw(st.floats(allow_nan=False, width=32).filter(lambda value: value != values[index]))
     changed = [*values[:index], other, *values[index + 1 :]]
-    assert digest([torch.tensor(values)]) != digest([torch.tensor(changed)])
+    assert chain_key([torch.tensor(values)]) != chain_key([torch.tensor(changed)])
 
 
 @pytest.mark.parametrize("level", [14.6, 4518.0])
@@ -704,7 +714,7 @@ def test_a_kept_chain_has_an_id_that_tells_nothing_of_its_key():
     store = ChainStore()
     for key in ("a", "b"):
         store.put(key, chain_of(1), 100)
-    ids = [entry.id for entry in store.kept]
+    ids = [entry.id for entry in store.entries]
     assert len(set(ids)) == 2
     assert all(len(id_) > 30 for id_ in ids)
     assert store.id_of(store.get("b")) == ids[1]
@@ -715,7 +725,7 @@ def test_one_chain_is_removed_by_its_id_and_no_other():
     store = ChainStore()
     for key in ("a", "b"):
         store.put(key, chain_of(1), 100)
-    first = store.kept[0].id
+    first = store.entries[0].id
     assert store.remove(first)
     assert not store.remove(first)
     assert not store.remove("a")

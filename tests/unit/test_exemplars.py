@@ -13,16 +13,15 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.alignment import blend_statistics, channel_statistics
 from rival_ext.method.attention import concatenate, inject, record, replace
 from rival_ext.method.chain import Chain
-from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointFeatures, joint_statistics
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.prepare import prepare
 from rival_ext.method.start import draw_positions, start_latents
-from rival_ext.method.tokens import subsample_tokens, token_grid
-from rival_ext.report import Report
+from rival_ext.method.tokens import TokenSubset, token_grid
 from rival_ext.settings import ExemplarInput, parse_settings
-from rival_ext.storage.store import ChainStore
+from rival_ext.storage.store import ChainStore, NoStore
 from tests.conftest import exemplar, quiet
 
 LEVELS = torch.tensor([0.1, 2.0, 9.0]).double()
@@ -201,16 +200,16 @@ def test_statistics_are_blended_by_weight():
 
 def test_the_tokens_of_all_exemplars_are_joined_and_of_a_lighter_one_fewer_are_taken():
     features = [{"attn1": torch.full((1, 64, 2), value)} for value in (1.0, 2.0)]
-    joined = JointFeatures([Exemplar(chain(), 1.0), Exemplar(chain(), 0.5)], features)["attn1"]
+    joined = JointTokens([Exemplar(chain(), 1.0), Exemplar(chain(), 0.5)]).join(features)["attn1"]
     assert joined.shape == (1, 96, 2)
     assert (joined == 1).sum() == 128
-    equal = JointFeatures([Exemplar(chain(), 0.3), Exemplar(chain(), 0.3)], features)["attn1"]
+    equal = JointTokens([Exemplar(chain(), 0.3), Exemplar(chain(), 0.3)]).join(features)["attn1"]
     assert equal.shape == (1, 128, 2)
 
 
 @given(st.integers(1, 200), st.floats(0.01, 1))
 def test_a_scattered_part_has_its_size_and_no_token_twice(tokens, fraction):
-    kept = subsample_tokens(torch.arange(float(tokens)).view(1, tokens, 1), fraction).flatten().tolist()
+    kept = TokenSubset(fraction).of(torch.arange(float(tokens)).view(1, tokens, 1)).flatten().tolist()
     assert len(kept) == max(1, round(tokens * fraction))
     assert len(set(kept)) == len(kept)
 
@@ -256,7 +255,7 @@ def painted_half(image):
 def guide_of(pipeline, shown, **fields):
     request = Request("a house", "", 5.0, "ddim", 6)
     host = DiffusersHost(pipeline, request, RequestImages(shown, (128, 128)), quiet)
-    return host, prepare(host, parse_settings(fields), None, Report("variation", 600, 600))
+    return host, prepare(host, parse_settings(fields), NoStore()).guide
 
 
 def test_a_part_aligns_nothing_and_gives_no_start(pipeline):
@@ -268,7 +267,7 @@ def test_a_part_aligns_nothing_and_gives_no_start(pipeline):
     level = float(guide.exemplars[0].chain.noise_levels[-1])
     assert start.std() == pytest.approx(level, rel=0.05)
     host.sample(start, [3, 4], guide, quiet)
-    assert (guide.report.steps.injected, guide.report.steps.aligned) == (6, 0)
+    assert (guide.counts.steps.injected, guide.counts.steps.aligned) == (6, 0)
 
 
 def test_beside_a_part_the_whole_exemplar_gives_start_and_statistics(pipeline):
@@ -278,7 +277,7 @@ def test_beside_a_part_the_whole_exemplar_gives_start_and_statistics(pipeline):
     _, alone = guide_of(pipeline, [ExemplarInput(whole)])
     assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
-    assert (guide.report.exemplars, guide.report.steps.injected, guide.report.steps.aligned) == (2, 6, 2)
+    assert (len(guide.exemplars), guide.counts.steps.injected, guide.counts.steps.aligned) == (2, 6, 2)
 
 
 def test_an_exemplar_without_weight_leaves_the_others_picture_as_it_is(pipeline):
@@ -295,7 +294,7 @@ def test_an_exemplar_without_weight_leaves_the_others_picture_as_it_is(pipeline)
 def test_only_the_layers_asked_for_see_the_exemplar(pipeline, layers, seen):
     host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], layers=layers)
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
-    assert guide.report.layers == seen
+    assert guide.counts.layers == seen
 
 
 def test_layers_of_no_size_are_refused_before_sampling(pipeline):
@@ -306,9 +305,9 @@ def test_layers_of_no_size_are_refused_before_sampling(pipeline):
 def test_strength_zero_is_generation_without_injection(pipeline):
     host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], strength=0)
     start = guide.start([3], (16, 16))
-    off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise, Report("v", 600, 600))
+    off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise)
     assert torch.equal(host.sample(start, [3], guide, quiet), host.sample(start, [3], off, quiet))
-    assert guide.report.steps.injected == 0
+    assert guide.counts.steps.injected == 0
 
 
 def test_the_chains_of_one_run_share_the_memory_budget(pipeline):
@@ -318,6 +317,6 @@ def test_the_chains_of_one_run_share_the_memory_budget(pipeline):
     for budget, kept in ((2 * each, [6, 6]), (1.5 * each, [6, 2]), (each, [6, 0])):
         host.memory_budget = lambda budget=budget: budget
         store = ChainStore()
-        chains = [one.chain for one in prepare(host, parse_settings({}), store, Report("v", 600, 600)).exemplars]
+        chains = [one.chain for one in prepare(host, parse_settings({}), store).guide.exemplars]
         assert [len(one.features) for one in chains] == kept
         assert store.bytes <= budget

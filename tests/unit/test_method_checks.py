@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.images.transforms import psnr
+from rival_ext.images.transforms import rgb_array
 from rival_ext.method.alignment import align_statistics, channel_statistics
 from rival_ext.method.attention import concatenate, inject, record, replace
 from rival_ext.method.chain import Chain
@@ -15,6 +15,7 @@ from rival_ext.method.exemplars import Exemplar
 from rival_ext.method.inversion import invert, lower_latent, reconstruct
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.quality import psnr
 from rival_ext.method.start import start_latents
 
 HELD_OUT = ["cat-face-emojione-white", "pizza-emojione-yellow", "taxi-twemoji-green"]
@@ -26,7 +27,8 @@ def inverted(host, **options):
 
 def decibels(host, latent):
     """Of a latent's image against the VAE's own reconstruction of the exemplar."""
-    return psnr(host.decode(host.exemplar_latent())[0], host.decode(latent)[0])
+    images = host.decode(host.exemplar_latent())[0], host.decode(latent)[0]
+    return psnr(*(torch.from_numpy(rgb_array(image)) for image in images))
 
 
 def noise(*shape, seed=0):

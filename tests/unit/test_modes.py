@@ -108,7 +108,7 @@ def test_inpaint_keeps_the_rest_exactly(studio, hole):
     photo = exemplar(HOUSE)
     host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, hole), mode="inpaint")
     latents = host.sample(guide.start([1], host.latent_size), [1], guide, quiet)
-    kept = (guide.canvas.hole == 0).expand_as(latents)
+    kept = (guide.canvas.mask == 0).expand_as(latents)
     assert kept.double().mean() == 0.5
     torch.testing.assert_close(latents[kept], host.exemplar_latent()[kept], atol=1e-4, rtol=0)
     assert (latents - host.exemplar_latent())[~kept].abs().mean() > 0.1

@@ -14,8 +14,8 @@ from rival_ext.method.inversion import extrapolated, invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
 from rival_ext.settings import parse_settings
+from rival_ext.storage.store import NoStore
 from tests.conftest import exemplar
 from tests.unit import reference
 
@@ -58,8 +58,8 @@ def assert_agreement(pipeline, make_host, make_live_guide, sample):
         )
         assert (variance_preserving(guide.exemplars[0].chain) - torch.cat(chain)).abs().max() < AGREEMENT
         assert (final - expected).abs().max() < AGREEMENT
-        assert guide.report.features == "live"
-        return guide.report
+        assert guide.counts.evaluated_live
+        return guide.counts
 
     return check
 
@@ -115,15 +115,13 @@ def recorded_against_live(make_host, sample):
         layers, settings = self_attention_layers(host.unet), parse_settings({})
         chain = invert(host.exemplar_latent(), host.noise_levels(), host.predict_noise, layers, first_guess=first_guess)
 
-        def images(of, features):
-            guide = Guide(
-                [Exemplar(of)], settings, host.schedule, layers, host.predict_noise, Report("variation", 600, 600)
-            )
+        def images(of, evaluated_live):
+            guide = Guide([Exemplar(of)], settings, host.schedule, layers, host.predict_noise)
             made = host.decode(sample(host, guide.start([1, 2], host.latent_size), [1, 2], guide))
-            assert guide.report.features == features
+            assert guide.counts.evaluated_live == evaluated_live
             return made
 
-        return rms(images(chain, None), images(replace(chain, features={}), "live"))
+        return rms(images(chain, False), images(replace(chain, features={}), True))
 
     return measure
 
@@ -150,7 +148,7 @@ def test_at_one_evaluation_a_step_recorded_features_agree_with_live_ones_within_
 def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_guide, sample, name):
     host = make_host(name)
     live = make_live_guide(host)
-    recorded = prepare(host, parse_settings({}), None, Report("variation", 600, 600))
+    recorded, inversion = prepare(host, parse_settings({}), NoStore())
 
     def image(guide, seed):
         return host.decode(sample(host, guide.start([seed], host.latent_size), [seed], guide))[0]
@@ -159,7 +157,7 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     # measured 0.4 and 1.1; another seed lies 41 to 79 away
     assert rms([image(recorded, 1)], [from_live]) < 2
     assert rms([image(recorded, 2)], [from_live]) > 20
-    assert (recorded.report.features, live.report.features) == ("recorded", "live")
+    assert (inversion.features, recorded.counts.evaluated_live, live.counts.evaluated_live) == ("recorded", False, True)
     assert (recorded.exemplars[0].chain.latents == live.exemplars[0].chain.latents).all()
 
 

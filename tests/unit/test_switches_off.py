@@ -6,17 +6,16 @@ import torch
 
 from rival_ext.method.guide import Guide
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
 from rival_ext.settings import parse_settings
+from rival_ext.storage.store import NoStore
 from tests.conftest import quiet
 
 
 def test_a_guide_with_every_switch_off_changes_no_bit(make_host):
     for sampler in ("ddim", "euler-a", "dpm++2m"):
         host = make_host(prompt="a pizza", sampler=sampler, steps=6)
-        exemplars = prepare(host, parse_settings({}), None, Report("variation", 600, 600)).exemplars
-        report = Report("variation", 600, 600)
-        idle = Guide(exemplars, parse_settings({"alignment": "off"}), host.schedule, {}, host.predict_noise, report)
+        exemplars = prepare(host, parse_settings({}), NoStore()).guide.exemplars
+        idle = Guide(exemplars, parse_settings({"alignment": "off"}), host.schedule, {}, host.predict_noise)
         start = host.noise(5)
         assert torch.equal(host.sample(start, [5], idle, quiet), host.sample(start, [5], None, quiet))
-        assert (report.steps.total, report.steps.injected, report.steps.aligned) == (6, 0, 0)
+        assert (idle.counts.steps.total, idle.counts.steps.injected, idle.counts.steps.aligned) == (6, 0, 0)

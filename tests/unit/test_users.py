@@ -11,7 +11,6 @@ import torch
 from rival_ext.method.chain import Chain
 from rival_ext.method.noise import levels_tensor
 from rival_ext.method.prepare import prepare
-from rival_ext.report import Report
 from rival_ext.settings import parse_settings
 from rival_ext.storage.store import ChainStore
 
@@ -41,20 +40,20 @@ def test_each_finds_the_own_chain(stores):
 
 
 def test_each_lists_the_own_chain(stores):
-    assert [len(store.kept) for store in stores] == [1, 1, 1]
+    assert [len(store.entries) for store in stores] == [1, 1, 1]
     assert [store.bytes for store in stores] == [SIZE] * 3
-    assert stores[1].kept[0].chain is stores[1].get("key")
-    assert stores[1].id_of(stores[1].get("key")) == stores[1].kept[0].id
+    assert stores[1].entries[0].chain is stores[1].get("key")
+    assert stores[1].id_of(stores[1].get("key")) == stores[1].entries[0].id
     assert stores[1].id_of(stores[2].get("key")) is None
 
 
 def test_each_gives_back_the_own_chain(stores):
     ann, bob = stores[1:]
-    assert not bob.remove(ann.kept[0].id)
+    assert not bob.remove(ann.entries[0].id)
     bob.clear()
-    assert [len(store.kept) for store in stores] == [1, 1, 0]
-    assert ann.remove(ann.kept[0].id)
-    assert [len(store.kept) for store in stores] == [1, 0, 0]
+    assert [len(store.entries) for store in stores] == [1, 1, 0]
+    assert ann.remove(ann.entries[0].id)
+    assert [len(store.entries) for store in stores] == [1, 0, 0]
 
 
 def test_another_checkpoint_takes_everybodys(stores):
@@ -66,17 +65,17 @@ def test_the_memory_is_one_for_all(stores):
     nobody, ann, bob = stores
     nobody.get("key")
     bob.put("another", chain(), 3 * SIZE)
-    assert [len(store.kept) for store in stores] == [1, 0, 2]
+    assert [len(store.entries) for store in stores] == [1, 0, 2]
     assert ann.make_room(SIZE, SIZE)
     assert [store.bytes for store in stores] == [0, 0, 0]
 
 
 def test_one_users_inversion_is_no_help_to_another(make_host):
-    store, reports = ChainStore(), []
-    for user in ("ann", "bob", "ann", None):
-        reports.append(Report("variation", 600, 600))
-        prepare(make_host(steps=2), parse_settings({}), store.of(user), reports[-1])
-    assert [report.store for report in reports] == ["miss", "miss", "hit", "miss"]
+    store = ChainStore()
+    parts = [
+        prepare(make_host(steps=2), parse_settings({}), store.of(user)).inversion for user in ("ann", "bob", "ann", None)
+    ]
+    assert [part.store for part in parts] == ["miss", "miss", "hit", "miss"]
 
 
 def test_an_id_is_random_and_says_nothing_of_its_chain():

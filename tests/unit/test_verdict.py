@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+import torch
 
 from rival_ext.method.quality import FAIR, GOOD, IDENTICAL, exactness, judge
 from rival_ext.settings import Settings
@@ -46,5 +46,5 @@ def test_what_to_change_is_what_is_not_at_its_end_yet(psnr, steps, fields, advic
 
 
 def test_two_equal_pictures_have_a_number_that_json_can_hold():
-    grey = Image.new("RGB", (8, 8), "grey")
+    grey = torch.full((8, 8, 3), 128)
     assert exactness(grey, grey) == IDENTICAL
