@@ -11,8 +11,10 @@ from fastapi import HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rival_ext.errors import RivalError
 from rival_ext.fields import FIELDS
-from rival_ext.hosts.webui.api import BODY_MEGABYTES, InvertRequest, _bounded
+from rival_ext.hosts.webui.api import InvertRequest
+from rival_ext.hosts.webui.http import BODY_MEGABYTES
 from tests.bad_input import TRIED, WHOLE, base64_text, cases, names, objects, plain, said, texts, values
 from tests.host.routes import started
 
@@ -32,11 +34,11 @@ def server():
 @pytest.fixture(scope="module")
 def reached(server):
     """Requests that nothing is wrong with say so: none of them is run."""
-    from rival_ext.hosts.webui.sampling import check as webui_check
+    from rival_ext.hosts.webui import check as webui_check
 
-    def run(request):
+    def run(request, session):
         webui_check._refuse_unknown_names(request)
-        raise webui_check.RivalError("the run would begin.")
+        raise RivalError("the run would begin.")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(webui_check, "check_in_queue", run)
@@ -99,19 +101,21 @@ def test_a_body_nested_too_deeply_is_a_sentence(server, reached, depth):
 def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
     headers = {**JSON, "content-length": length}
     sentence = refused(server, content=b"{}", headers=headers)
-    assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller pictures."
+    assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller images."
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
     """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
-    monkeypatch.setattr("rival_ext.hosts.webui.api.BODY_MEGABYTES", 1)
+    from rival_ext.hosts.webui import http
+
+    monkeypatch.setattr(http, "BODY_MEGABYTES", 1)
     pieces = iter([{"type": "http.request", "body": bytes(2**18), "more_body": True}] * 9)
 
     async def handed_over():
         return next(pieces)
 
     async def read():
-        receive = _bounded(Request({"type": "http", "headers": []}, handed_over))
+        receive = http.bounded(Request({"type": "http", "headers": []}, handed_over))
         for _ in range(4):
             await receive()
         with pytest.raises(HTTPException, match="RIVAL: the body may have 1 MB"):
@@ -136,22 +140,28 @@ def test_any_id_is_not_found(server, text):
 # the script's arguments
 
 
+def settings_of(arguments):
+    """The settings of a request. Raises the error that its sampling would raise."""
+    from rival_ext.hosts.webui.request import parsed_request
+
+    outcome = parsed_request(SimpleNamespace(), arguments).outcome
+    if isinstance(outcome, RivalError):
+        raise outcome
+    return outcome
+
+
 @given(st.lists(values, max_size=len(FIELDS) + 4))
 @cases(400)
 def test_any_values_in_the_panels_order(server, arguments):
-    from rival_ext.hosts.webui.sampling import read_arguments
-
-    settings, sentence = said(read_arguments, SimpleNamespace(), arguments)
+    settings, sentence = said(settings_of, arguments)
     assert settings is not None or names(sentence, [field.name for field in FIELDS])
 
 
 @given(objects, st.lists(values, max_size=2))
 @cases(300)
 def test_an_object_with_something_after_it(server, asked, others):
-    from rival_ext.hosts.webui.sampling import read_arguments
-
     regions = [field.name for field in FIELDS if field.is_image]
-    settings, sentence = said(read_arguments, SimpleNamespace(), [asked, *others])
+    settings, sentence = said(settings_of, [asked, *others])
     assert settings is not None or names(sentence, [*asked, *regions])
 
 
@@ -159,15 +169,22 @@ def test_an_object_with_something_after_it(server, asked, others):
 @cases(200)
 def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):
     """The host would swallow one; what is wrong is said by the sampling."""
-    from rival_ext.hosts.webui.sampling import sampling as webui
+    from rival_ext.hosts.webui.request import parsed_request
+    from rival_ext.hosts.webui.sampling import SamplingReplacement, announce, arm
+    from rival_ext.hosts.webui.session import Session
 
     said(lambda: None)
     sampler = SimpleNamespace(sample=lambda *_: None)
     p = SimpleNamespace(sampler=sampler, extra_generation_params={})
-    webui.announce(p, arguments)
-    webui.arm(p, arguments)
-    armed = vars(sampler)["sample"]
-    wanted = getattr(armed, "wanted", None)
-    assert p.extra_generation_params.get("RIVAL mode", "") == getattr(wanted, "mode", "")
-    if isinstance(wanted, Exception):
-        plain(wanted.detail)
+    announce(p, arguments)
+    arm(p, arguments, Session())
+    outcome = parsed_request(p, arguments).outcome
+    if isinstance(outcome, RivalError):
+        plain(outcome.detail)
+        assert p.extra_generation_params == {}
+        with pytest.raises(RivalError) as raised:
+            sampler.sample(p, None, None, None, steps=1)
+        assert raised.value is outcome
+    else:
+        assert p.extra_generation_params.get("RIVAL mode") == (outcome.mode if outcome.enabled else None)
+        assert isinstance(sampler.sample, SamplingReplacement) == outcome.enabled
