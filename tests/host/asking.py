@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 
+from rival_ext.images.transforms import rgb_array
+from rival_ext.method.quality import psnr
 from tests.conftest import exemplar
 from tests.host.servers import base64_of
 
@@ -47,6 +50,11 @@ def largest_difference(some, others):
     """Between the pixels of two lists of pictures, in 255ths."""
     assert len(some) == len(others)
     return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
+
+
+def psnr_of_images(one, other):
+    """The PSNR in dB of two images of the same size."""
+    return psnr(*(torch.from_numpy(rgb_array(image)) for image in (one, other)))
 
 
 @contextmanager

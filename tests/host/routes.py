@@ -51,10 +51,12 @@ def client_of_routes():
     """Asks the routes that the stand-in's command line makes the extension add to an app."""
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
-    from rival_ext.hosts.webui.api_backend import add_routes
+
+    from rival_ext.hosts.webui.api import add_routes
+    from rival_ext.hosts.webui.script import SESSION
 
     app = FastAPI()
-    add_routes(None, app)
+    add_routes(app, cmd_opts, SESSION.open)
     return TestClient(app)
 
 

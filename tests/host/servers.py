@@ -121,14 +121,16 @@ class StandInServer:
         return not call_queue.queue_lock.locked()
 
     def stored(self):
-        from rival_ext.hosts.webui.sampling import STORE
-
-        return len(STORE.kept)
+        return len(self.session().store.entries)
 
     def forget(self):
-        from rival_ext.hosts.webui.sampling import STORE
+        self.session().store.clear()
 
-        STORE.clear()
+    def session(self):
+        """What the extension keeps between runs."""
+        from rival_ext.hosts.webui.script import SESSION
+
+        return SESSION.open()
 
     def imported(self):
         return self.probe.imported()

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from rival_ext.errors import RivalError
-from rival_ext.images.transforms import psnr
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, request
+from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, psnr_of_images, request
 from tests.host.servers import StandInServer, base64_of
 
 PIZZA = exemplar("pizza-emojione-yellow")
@@ -25,15 +24,14 @@ def run(server, monkeypatch):
         pytest.skip("real WebUI: test_routes.py checks there")
     from modules import shared
 
-    from rival_ext.hosts.webui.sampling import STORE
-    from rival_ext.hosts.webui.sampling import check as webui_check
+    from rival_ext.hosts.webui.check import CheckRequest, check_in_queue
 
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
-    STORE.clear()
+    server.forget()
 
     def check(settings=None, **fields):
         given = {"image": PIZZA, "steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler", **fields}
-        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings(settings or {}), **given))
+        return check_in_queue(CheckRequest(parse_settings(settings or {}), **given), server.session())
 
     return check
 
@@ -41,7 +39,7 @@ def run(server, monkeypatch):
 def test_the_exemplar_comes_back_beside_itself_with_figures_and_a_verdict(run):
     checked = run(steps=20)
     assert np.array_equal(np.asarray(checked.original), np.asarray(PIZZA))
-    assert psnr(checked.original, checked.reconstruction) > 20
+    assert psnr_of_images(checked.original, checked.reconstruction) > 20
     assert checked.psnr > 40
     assert checked.seconds > 0
     assert checked.verdict.sentence == f"Good: the exemplar comes back at {checked.psnr:.1f} dB; nothing to change."

@@ -93,7 +93,7 @@ def test_the_second_copy_stands_back_at_the_start_and_after_reload_ui_real(twice
     assert_once(server, OTHER, axes)
 
     # the first one is damaged
-    damaged = extensions / FIRST / "rival_ext" / "hosts" / "webui_script.py"
+    damaged = extensions / FIRST / "rival_ext" / "hosts" / "webui" / "script.py"
     whole = damaged.read_text()
     damaged.write_text("half a downl")
     server.reload()

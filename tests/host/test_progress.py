@@ -39,9 +39,7 @@ def told(server, monkeypatch):
     """(progress, line beside the bar) at each evaluation on the stand-in."""
     if server.name != "stand-in":
         pytest.skip("real WebUI: it is asked for its progress below")
-    from rival_ext.hosts.webui.sampling import STORE
-
-    STORE.clear()
+    server.forget()
     seen = []
     handle = server.checkpoint.model.diffusion_model.register_forward_pre_hook(
         lambda *_: seen.append((progress(server.state), server.state.textinfo))

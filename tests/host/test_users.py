@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rival_ext.fields import FIELDS
+from rival_ext.images.decoding import pixel_digest
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import infotext
@@ -28,21 +29,20 @@ def check(server, monkeypatch):
         pytest.skip("real WebUI: tests/browser/test_users.py logs in there")
     from modules import shared
 
-    from rival_ext.hosts.webui.sampling import STORE
-    from rival_ext.hosts.webui.sampling import check as webui_check
+    from rival_ext.hosts.webui.check import CheckRequest, check_in_queue
 
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
-    STORE.clear_for_all()
+    server.session().store.clear_for_all()
 
     def check(user):
-        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings({}), PIZZA, **SMALL, user=user))
+        return check_in_queue(CheckRequest(parse_settings({}), PIZZA, **SMALL, user=user), server.session())
 
     return check
 
 
 @pytest.fixture
 def script(check, server):
-    """What stands beside the script, in hosts/webui_script.py, as the server has loaded it."""
+    """What stands beside the script, in hosts/webui/script.py, as the server has loaded it."""
     return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
 
 
@@ -62,28 +62,28 @@ def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     assert "stored inversion" in infotext(server, {}, **SMALL, user="ann")
 
 
-def test_the_plan_of_a_run_does_not_tell_of_anothers(check, server):
-    from rival_ext.hosts.webui.sampling import is_stored
-
+def test_the_preview_of_a_run_does_not_tell_of_anothers(check, script, server):
     infotext(server, {}, **SMALL, user="ann")
     of = {field.name: field.default for field in FIELDS}
     request = {**SMALL, "scheduler": "Automatic", "denoising_strength": 1, "resize_mode": 0}
-    known = [is_stored(user, request, "a pizza", of, [digest(PIZZA)]) for user in ("ann", "bob", None)]
+    known = [
+        script.SESSION.is_stored(user, request, "a pizza", of, [pixel_digest(PIZZA)]) for user in ("ann", "bob", None)
+    ]
     assert known == [True, False, False]
 
 
 def test_the_button_releases_the_users_own(check, script):
     check("ann")
-    assert script.release_memory("bob") == "No inversion of yours is stored."
+    assert script.SESSION.release("bob") == "No inversion of yours is stored."
     assert check("ann").is_stored
-    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.release_memory("ann"))
+    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.SESSION.release("ann"))
     assert not check("ann").is_stored
 
 
 def test_another_checkpoint_takes_everybodys(check, script):
     check("ann")
     check(None)
-    script.forget_all()
+    script.SESSION.release_all()
     assert not check("ann").is_stored
     assert not check(None).is_stored
 

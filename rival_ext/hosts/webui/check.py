@@ -241,9 +241,9 @@ def _there_and_back(tell: Callable[[Found], None], host: WebuiHost, prepared: Pr
     finally:
         shared.state.textinfo = None
     way_back = WayBack(sum(rows), time.perf_counter() - begun)
-    images = host.images
-    tell(Found(images.image_for_model(images.exemplar_inputs[0]), prepared.inversion, way_back, chain))
-    return torch.cat([images.exemplars[0].latent, back])
+    encoded = host.images
+    tell(Found(encoded.image_for_model(encoded.exemplar_inputs[0]), prepared.inversion, way_back, chain))
+    return torch.cat([encoded.exemplars[0].latent, back])
 
 
 def _processing(request: CheckRequest) -> Any:

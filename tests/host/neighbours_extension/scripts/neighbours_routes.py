@@ -85,9 +85,9 @@ def add_routes(_, app):
     @app.post("/neighbours/forget")
     def forget():
         COUNTS.clear()
-        host = sys.modules.get("rival_ext.hosts.webui.sampling")
-        if host is not None:
-            host.STORE.clear()
+        script = sys.modules.get("rival_ext.hosts.webui.script")
+        if script is not None and script.SESSION.current is not None:
+            script.SESSION.current.store.clear()
 
 
 script_callbacks.on_app_started(add_routes)

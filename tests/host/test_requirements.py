@@ -1,4 +1,4 @@
-"""What the extension relies on in the WebUI: the table is complete, and what is missing is said in a sentence."""
+"""What the extension requires of the WebUI: the table is complete, and what is missing is said in a sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.host.standin.model import Checkpoint
 HOSTS = ("modules", "gradio", "backend", "ldm_patched", "modules_forge")
 """Packages of theirs."""
 
-RELIANCE = requirements_of("AUTOMATIC1111")
+REQUIREMENTS = requirements_of("AUTOMATIC1111")
 """The stand-in's."""
 
 OF_ALL = {
@@ -34,7 +34,7 @@ OF_ALL = {
 }
 """Each kind's own files are in the checkout as well."""
 
-ROWS = [(module, entry) for module, entries in RELIANCE.items() for entry in entries]
+ROWS = [(module, entry) for module, entries in REQUIREMENTS.items() for entry in entries]
 NAMES = [(module, entry) for module, entry in ROWS if "(" not in entry and "." not in entry]
 OWNERS = sorted({(module, entry.partition(".")[0]) for module, entry in ROWS if "." in entry.partition("(")[0]})
 CALLS = [(module, entry) for module, entry in ROWS if "(" in entry]
@@ -83,7 +83,7 @@ def test_a_name_that_is_gone_is_told(host, monkeypatch, module, entry):
 @pytest.mark.parametrize(("module", "owner"), OWNERS)
 def test_what_a_class_or_an_object_no_longer_has_is_told(host, monkeypatch, module, owner):
     monkeypatch.setattr(sys.modules[module], owner, type("Bare", (), {"__init__": unlike}))
-    of_owner = [f"{module}.{entry}" for entry in RELIANCE[module] if entry.startswith(f"{owner}.")]
+    of_owner = [f"{module}.{entry}" for entry in REQUIREMENTS[module] if entry.startswith(f"{owner}.")]
     assert set(of_owner) <= set(missing_requirements())
 
 
@@ -94,7 +94,7 @@ def test_a_signature_that_has_changed_is_told(host, monkeypatch, module, entry):
     assert f"{module}.{entry}" in list(missing_requirements())
 
 
-@pytest.mark.parametrize("module", [name for name in RELIANCE if name != "psutil"])
+@pytest.mark.parametrize("module", [name for name in REQUIREMENTS if name != "psutil"])
 def test_a_module_that_is_gone_is_told_once(host, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert [row for row in missing_requirements() if row.startswith(module)][:1] == [module]
@@ -198,40 +198,35 @@ INSTANCES = {
 OF_THE_SCRIPT = {"script": {"title", "latest_network", "reset", "runner", "found"}}
 """What a script's own class defines: any one's, ControlNet's, Tiled Diffusion's, that of a check."""
 
-SOURCES = [
-    path
-    for path in [
-        *sorted((ROOT / "rival_ext").glob("hosts/webui*.py")),
-        *sorted((ROOT / "rival_ext" / "ui").glob("*.py")),
-    ]
-    if path.name != "webui_off.py"
-]
+FOLDER = ROOT / "rival_ext" / "hosts" / "webui"
 
-
-HOSTS_FOLDER = ROOT / "rival_ext" / "hosts"
-
-ADAPTERS = {
-    "AUTOMATIC1111": {"webui_ldm.py"},
+BACKENDS = {
+    "AUTOMATIC1111": {"ldm.py"},
     "Forge": {"patched.py", "forge.py"},
     "Forge Neo": {"patched.py", "forge.py", "forge_neo.py"},
-    "reForge": {"patched.py", "reforge.py", "reforge_errors.py"},
+    "reForge": {"patched.py", "reforge.py"},
 }
-"""What evaluates a checkpoint, by the kind of WebUI."""
+"""The files of backends/ that evaluate a checkpoint, by the kind of WebUI."""
+
+OF_PATCHERS = {"patches.py"}.union(*BACKENDS.values()) - {"ldm.py"}
+"""Files that one kind of WebUI alone loads. Their `state` is RIVAL's own."""
+
+SOURCES = [path for path in sorted(FOLDER.rglob("*.py")) if path.name not in {"off_panel.py", *OF_PATCHERS}]
 
 NOT_OF_ALL = {
     "interrogators.py": {"Forge Neo"},
     "brush.py": set(REQUIREMENTS_BY_WEBUI),
-    "gradio_kind.py": set(REQUIREMENTS_BY_WEBUI),
+    "gradio_compat.py": set(REQUIREMENTS_BY_WEBUI),
 }
 """Files that no name is asked of in these kinds: without the module, or of both gradios."""
 
 FILES = [
-    *((kind, HOSTS_FOLDER / name) for kind, names in ADAPTERS.items() for name in sorted(names)),
+    *((kind, FOLDER / "backends" / name) for kind, names in BACKENDS.items() for name in sorted(names)),
     *(
         (kind, path)
         for kind in REQUIREMENTS_BY_WEBUI
         for path in SOURCES
-        if path.name not in set().union(*ADAPTERS.values()) and kind not in NOT_OF_ALL.get(path.name, ())
+        if path.name != "ldm.py" and kind not in NOT_OF_ALL.get(path.name, ())
     ),
 ]
 
