@@ -52,7 +52,7 @@ def largest_difference(some, others):
     return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
 
 
-def psnr_of_images(one, other):
+def psnr_of(one, other):
     """The PSNR in dB of two images of the same size."""
     return psnr(*(torch.from_numpy(rgb_array(image)) for image in (one, other)))
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rival_ext.errors import RivalError
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, psnr_of_images, request
+from tests.host.asking import STEPS, at_first_call, infotext, largest_difference, pictures, psnr_of, request
 from tests.host.servers import StandInServer, base64_of
 
 PIZZA = exemplar("pizza-emojione-yellow")
@@ -39,7 +39,7 @@ def run(server, monkeypatch):
 def test_the_exemplar_comes_back_beside_itself_with_figures_and_a_verdict(run):
     checked = run(steps=20)
     assert np.array_equal(np.asarray(checked.original), np.asarray(PIZZA))
-    assert psnr_of_images(checked.original, checked.reconstruction) > 20
+    assert psnr_of(checked.original, checked.reconstruction) > 20
     assert checked.psnr > 40
     assert checked.seconds > 0
     assert checked.verdict.sentence == f"Good: the exemplar comes back at {checked.psnr:.1f} dB; nothing to change."

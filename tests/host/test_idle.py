@@ -18,7 +18,8 @@ PANEL = {
     *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding"),
     *("rival_ext.hosts", "rival_ext.hosts.webui", *(f"rival_ext.hosts.webui.{name}" for name in WEBUI)),
 }
-"""The modules that the panel, the settings page and the API's routes need. None of them imports torch."""
+"""The modules that the panel, the settings page and the API's routes need. None of them imports torch, and none is of
+`method/` or `storage/`."""
 
 
 @pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
@@ -45,8 +46,7 @@ def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, nam
 
 
 def test_switched_on_the_core_is_imported_and_the_unet_is_hooked(seen):
-    assert {"rival_ext.method.guide", "rival_ext.method.attention", "rival_ext.hosts.webui.sampling"} <= set(
-        seen["switched on"]["imported"]
-    )
+    core = {"rival_ext.method.guide", "rival_ext.method.attention", "rival_ext.storage.store"}
+    assert core | {"rival_ext.hosts.webui.sampling"} <= set(seen["switched on"]["imported"])
     # of the layers or, where a patcher lets the exemplar in, of the UNet
     assert any("_forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])

@@ -18,7 +18,7 @@ from rival_ext import __version__
 from rival_ext.fields import FIELDS
 from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, infotext, largest_difference, pictures, psnr_of_images, request
+from tests.host.asking import STEPS, infotext, largest_difference, pictures, psnr_of, request
 from tests.host.routes import over_http, started
 from tests.host.servers import LORA, ROOT, WEBUIS, base64_of
 
@@ -74,10 +74,8 @@ def picture(text):
 def test_an_inversion_comes_with_figures_words_and_pictures(server):
     answer = inverted(server, steps=20)
     assert np.array_equal(np.asarray(picture(answer["original"])), np.asarray(exemplar("pizza-emojione-yellow")))
-    assert psnr_of_images(picture(answer["original"]), picture(answer["reconstruction"])) > 20
-    assert (
-        round(psnr_of_images(picture(answer["ceiling"]), picture(answer["reconstruction"])), 2) == answer["psnr"] > 40
-    )
+    assert psnr_of(picture(answer["original"]), picture(answer["reconstruction"])) > 20
+    assert round(psnr_of(picture(answer["ceiling"]), picture(answer["reconstruction"])), 2) == answer["psnr"] > 40
     assert answer["grade"] == "good"
     assert answer["verdict"] == f"Good: the exemplar comes back at {answer['psnr']:.1f} dB; nothing to change."
     assert answer["evaluations"] == 40 == server.calls()
