@@ -214,7 +214,7 @@ OF_PATCHERS = {"patches.py"}.union(*BACKENDS.values()) - {"ldm.py"}
 SOURCES = [path for path in sorted(FOLDER.rglob("*.py")) if path.name not in {"off_panel.py", *OF_PATCHERS}]
 
 ALL = set(REQUIREMENTS_BY_WEBUI)
-NOT_OF_ALL = {"interrogators.py": {"Forge Neo"}, "brush.py": ALL, "gradio_compat.py": ALL}
+NOT_OF_ALL = {"exemplar_tools.py": {"Forge Neo"}, "gradio_compat.py": ALL}
 """Files that no name is asked of in these kinds: without the module, or of both gradios."""
 
 FILES = [
