@@ -169,6 +169,6 @@ def test_forge_a_hole_is_filled(server, family):
 def test_forge_other_checkpoints_are_refused_before_sampling(server, family):
     answer = on(server, family, {})
     assert answer.status == 422, answer.sentence
-    assert "this checkpoint is none of Stable Diffusion 1, 2 or XL" in answer.sentence
+    assert "this checkpoint is no Stable Diffusion 1, 2 or XL" in answer.sentence
     assert server.calls() == 0
     assert largest_difference(pictures(server, {}), pictures(server, {})) == 0

@@ -204,7 +204,7 @@ def test_tiles_are_refused_in_a_sentence(tiled, name):
 
 def test_demofusion_is_refused_in_a_sentence(tiled):
     assert tiled["varied by DemoFusion"].status == 422
-    assert tiled["varied by DemoFusion"].sentence.startswith("RIVAL: DemoFusion samples by itself")
+    assert tiled["varied by DemoFusion"].sentence.startswith("RIVAL: DemoFusion replaces the WebUI's own sampling")
 
 
 def test_after_a_refusal_nothing_of_the_tiles_is_left(tiled):

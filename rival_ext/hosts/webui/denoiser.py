@@ -14,6 +14,11 @@ from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.method.attention import COND, UNCOND
 from rival_ext.method.guide import Guide
 
+REFINER_SWITCH = (
+    "injection ended with the switch to the refiner because the exemplar's features belong to the first checkpoint"
+)
+"""The note in the report of a run with a refiner."""
+
 
 @contextmanager
 def guided_denoiser(host: WebuiHost, guide: Guide, size: Sequence[int]) -> Iterator[None]:
@@ -56,7 +61,7 @@ class GuidedForward:
             # as the host itself does where it switches, but before anything is injected
             cond, uncond = (self.denoiser.sampler.sampler_extra_args[name] for name in ("cond", "uncond"))
         if self._has_switched or shared.sd_model.sd_checkpoint_info is not self._checkpoint:
-            guide.counts.note("injection ended with the switch to the refiner, whose features are others")
+            guide.counts.note(REFINER_SWITCH)
             return self._forward(x, sigma, uncond, cond, *args, **kwargs)
         if x.shape[2:] != self.size:
             # some of reForge's samplers evaluate parts of the image, or a larger one, which the chain does not know

@@ -257,4 +257,4 @@ def _raise(error: RivalError, call: SamplingCall) -> Tensor:
 
 def _refuse_demofusion(p: Any, **_: Any) -> None:
     with extension_cleanup(p):
-        raise RivalError("DemoFusion samples by itself, and RIVAL guides the WebUI's own sampling; switch one off.")
+        raise RivalError("DemoFusion replaces the WebUI's own sampling, which RIVAL guides; switch one of the two off.")

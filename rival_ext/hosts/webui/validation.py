@@ -39,7 +39,7 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
     images = getattr(p, "init_images", None) or []
     has_region = any(exemplar.mask for exemplar in settings.exemplar_inputs)
     refusals = {
-        "this checkpoint is none of Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
+        "this checkpoint is no Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
             not model.is_supported()
         ),
         "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (

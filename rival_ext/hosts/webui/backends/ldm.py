@@ -73,7 +73,7 @@ class LdmModel:
 
     def refusals(self) -> Mapping[str, bool]:
         return {
-            "Tiled Diffusion evaluates tiles, none of which is the whole image; switch it off, or set its tile width "
+            "Tiled Diffusion evaluates tiles, but RIVAL needs the whole image; switch it off, or set its tile width "
             "and height to the image's or more.": uses_tiled_diffusion(self.p)
         }
 

@@ -108,7 +108,7 @@ class PatchedModel(ABC):
 
     def refusals(self) -> Mapping[str, bool]:
         return {
-            "MultiDiffusion evaluates tiles, none of which is the whole image; switch it off.": (
+            "MultiDiffusion evaluates tiles, but RIVAL needs the whole image; switch it off.": (
                 "model_function_wrapper" in self.engine.forge_objects.unet.model_options
             )
         }
