@@ -1,4 +1,4 @@
-"""An infotext that somebody else wrote: what it sets the panel and a request to, after the host's own conversions."""
+"""An infotext that somebody else wrote: every control gets a valid value or stays as it is."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(parameters):
 
 @given(pasted_texts, st.booleans())
 @cases(500)
-def test_what_is_pasted_is_a_setting_or_nothing(parameters, is_of_rival):
+def test_a_pasted_value_is_valid_or_none(parameters, is_of_rival):
     said(lambda: None)
     parameters |= {MODE: parameters.get(MODE, "edit")} if is_of_rival else {}
     found = read(parameters)
@@ -68,11 +68,11 @@ def test_a_value_of_each_field(name, value):
         *(("exemplar_prompt", text) for text in ("\ud800", "x" * 10_001)),
     ],
 )
-def test_what_its_field_cannot_take_leaves_it_as_it_is(name, text):
+def test_an_invalid_value_leaves_its_control_as_it_is(name, text):
     assert read({MODE: "variation", FIELD[name].infotext: text})[name] is None
 
 
-def test_no_picture_and_no_path_is_taken_from_it():
+def test_no_image_and_no_path_is_taken_from_it():
     parameters = {field.infotext: "/etc/passwd" for field in FIELDS} | {"RIVAL exemplar": "http://127.0.0.1/x.png"}
     assert not {field.name for field in FIELDS if field.is_image} & PASTE_TARGETS.keys()
     taken = {name: value for name, value in read(parameters).items() if value is not None}

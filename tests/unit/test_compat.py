@@ -1,4 +1,4 @@
-"""What other extensions left on a UNet is put aside for the exemplar, and back afterwards."""
+"""Other extensions are put aside while the exemplar is evaluated, and cleaned up after an error."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def replaced(*_):
 
 @pytest.fixture
 def unet():
-    """One with all that ControlNet may replace replaced."""
+    """A UNet on which ControlNet has replaced everything that it can replace."""
     unet = Network()
     unet._original_forward, unet.forward = unet.forward, MethodType(replaced, unet)
     block = unet.block
@@ -92,7 +92,7 @@ def test_controlnets_forwards_are_put_aside_and_back(unet):
     assert unet() == "replaced"
 
 
-def test_a_class_changed_after_controlnet_came_counts(unet):
+def test_the_class_counts_as_it_is_now_even_if_it_changed_after_controlnet_came(unet):
     class Merged(Block):
         def _forward(self):
             return "merged"
@@ -123,7 +123,7 @@ def test_freeu_is_off_for_the_exemplar(monkeypatch):
     assert freeu.enable
 
 
-def test_an_undisturbed_unet_stays_as_it_is():
+def test_a_unet_without_marks_stays_as_it_is():
     unet = Network()
     before = dict(vars(unet))
     with without_other_extensions(unet):
@@ -163,7 +163,7 @@ def test_units_are_named_from_objects_and_from_requests():
         (Settings(t_early=300), set(), 300),
     ],
 )
-def test_t_early_is_the_authors_beside_controlnet_unless_asked_for(settings, asked, t_early):
+def test_t_early_is_400_beside_controlnet_unless_the_request_gives_it(settings, asked, t_early):
     p = processing(ControlNet({"enabled": True, "module": "canny", "model": "canny"}))
     assert apply_controlnet_default(p, settings, asked).t_early == t_early
     assert apply_controlnet_default(processing(), settings, asked) is settings
@@ -198,9 +198,9 @@ def test_prompts_are_kept_where_controlnet_is_off():
 
 
 class Tiled:
-    units = ()
+    """As much of one of Tiled Diffusion's scripts as RIVAL looks at."""
 
-    """As much of a script of Tiled Diffusion's as RIVAL looks at."""
+    units = ()
 
     def __init__(self, title):
         self.title = lambda: title
@@ -222,12 +222,12 @@ def test_tiled_diffusion_is_taken_off_after_an_error_only(title):
 
 
 class MultiDiffusion:
-    """What puts a method of its own in the place of a model's `forward`."""
+    """Replaces a model's `forward` by its own method."""
 
     __module__ = "tile_methods.multidiffusion"
 
     def forward(self, x):
-        """Tile by tile."""
+        """Evaluates tile by tile."""
 
 
 def sampling(checkpoint=None, **own):
@@ -236,7 +236,7 @@ def sampling(checkpoint=None, **own):
     return SimpleNamespace(sampler=SimpleNamespace(model_wrap=model), sd_model=checkpoint or Network())
 
 
-def test_tiles_are_known_by_their_marks():
+def test_tiled_diffusion_is_known_by_its_marks():
     mixed = Network()
     mixed.apply_model_original_md = mixed.forward
     assert not uses_tiled_diffusion(sampling())
@@ -247,9 +247,9 @@ def test_tiles_are_known_by_their_marks():
     assert uses_tiled_diffusion(sampling(mixed))
 
 
-def test_demofusion_is_known_by_the_sampling_that_it_puts_in():
+def test_demofusion_is_known_by_the_sampling_that_it_replaces():
     def sample():
-        """DemoFusion's."""
+        """The sampling of DemoFusion."""
 
     p = processing()
     assert not is_sampled_by_demofusion(p)
