@@ -251,8 +251,13 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def measure(bench: Bench, repeats: int) -> None:
-    """All arms in turn, `repeats` times, after one unmeasured evaluation."""
-    bench.host.predict_noise(bench.host.exemplar_latent(), bench.host.noise_levels().tolist()[-1])
+    """All arms in turn, `repeats` times, after one unmeasured evaluation of each batch size."""
+    host = bench.host
+    level = host.noise_levels().tolist()[-1]
+    for rows in (1, 2, 4):
+        latent, prompts = (one.expand(rows, *one.shape[1:]) for one in (host.exemplar_latent(), host.embeddings.prompt))
+        with torch.no_grad():
+            host.evaluate(latent, level, prompts)
     for _ in tqdm(range(repeats), unit="round"):
         for name in tqdm(bench.arms, leave=False):
             bench.turn(name)
