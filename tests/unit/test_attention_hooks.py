@@ -251,7 +251,7 @@ def test_a_stop_in_the_middle_of_the_inversion_leaves_no_hook(make_host, fault):
 
 
 def test_a_layer_that_refuses_its_hook_leaves_none_on_those_before_it(unet, features):
-    class Refusing:
+    class Refusing(LdmAttention):
         def register_forward_pre_hook(self, *args, **kwargs):
             raise RuntimeError("no hooks here")
 

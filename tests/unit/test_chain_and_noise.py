@@ -229,13 +229,11 @@ NODE_BYTES = 2 * 2 * 3
 )
 def test_features_are_kept_within_their_budget(budget, nodes):
     model = Layered()
-    chain = invert(
-        LATENTS[:1],
-        levels_tensor(LEVELS),
-        model.predict,
-        model.layers,
-        keep=lambda features, size: features if size - LATENTS.nbytes <= budget else None,
-    )
+
+    def keep(features, size):
+        return FeatureTransfer().keep_features(features) if size - LATENTS.nbytes <= budget else None
+
+    chain = invert(LATENTS[:1], levels_tensor(LEVELS), model.predict, model.layers, keep=keep)
     assert list(chain.features) == nodes
     for node in nodes:
         assert (chain.features[node]["layer"] == torch.tensor(LEVELS[node])).all()
