@@ -91,7 +91,7 @@ SAID = {"RivalError": 0, "HTTPException": 1, "note": 0, "Verdict": 1}
 REFUSALS = {"hosts/webui_refusals.py", "hosts/webui_ldm.py", "hosts/patched.py"}
 """Files with a table of refusals."""
 
-TABLES = {*REFUSALS, "ui/forecast.py"}
+TABLES = {*REFUSALS, "hosts/webui/ui/run_preview.py"}
 """Files whose sentences stand in a table or are yielded."""
 
 VARIABLE = "\0"
@@ -165,7 +165,7 @@ def test_the_sentences_are_found():
     assert "a variation seed is not supported; set Variation strength to 0." in by_file["hosts/webui_refusals.py"]
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
     assert "the sampler finds its own noise levels" in by_file["prepare.py"]
-    assert len(by_file["ui/forecast.py"]) == 5
+    assert len(by_file["hosts/webui/ui/run_preview.py"]) == 5
     for name in TREES:
         raises = "raise RivalError(" in (FOLDER / name).read_text()
         assert name in by_file or not raises, f"no sentence of {name} was found"
@@ -184,9 +184,9 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
     said = {
         "hosts/webui.py": ["stopped in the inversion at step "],
         "hosts/patched.py": ["another extension's attention replaces "],
-        "ui/forecast.py": ["RIVAL is switched off: tick the box in its title."],
-        "ui/check.py": ["It did not fit the memory budget and is not stored."],
-        "ui/exemplar_prompt.py": [
+        "hosts/webui/ui/run_preview.py": ["RIVAL is switched off: tick the box in its title."],
+        "hosts/webui/ui/check_button.py": ["The inversion does not fit into the memory budget, so it is not stored."],
+        "hosts/webui/ui/exemplar_tools.py": [
             "There is no exemplar to read: upload one.",
             "The exemplar could not be described: ",
             "The exemplar could not be described; the WebUI's log says why.",
