@@ -73,7 +73,8 @@ def test_the_memory_is_one_for_all(stores):
 def test_one_users_inversion_is_no_help_to_another(make_host):
     store = ChainStore()
     parts = [
-        prepare(make_host(steps=2), parse_settings({}), store.of(user)).inversion for user in ("ann", "bob", "ann", None)
+        prepare(make_host(steps=2), parse_settings({}), store.of(user)).inversion
+        for user in ("ann", "bob", "ann", None)
     ]
     assert [part.store for part in parts] == ["miss", "miss", "hit", "miss"]
 
