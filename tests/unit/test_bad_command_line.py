@@ -98,7 +98,7 @@ def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
     ("path", "ending"),
     [
         *(("nothing.png", "does not exist."), (DEMO, "cannot be read."), ("x" * 5000, "cannot be read.")),
-        (DEMO / "README.md", "is not a picture that can be read."),
+        (DEMO / "README.md", "is not an image that can be read."),
     ],
 )
 def test_a_picture_that_is_not_there_is_named_by_its_option(begin, flag, path, ending):

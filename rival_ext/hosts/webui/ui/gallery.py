@@ -9,7 +9,7 @@ from modules.ui_components import ToolButton
 
 from rival_ext.hosts.webui.ui.gradio_compat import JS
 from rival_ext.hosts.webui.ui.panel import Panel
-from rival_ext.images.decoding import pixel_digest
+from rival_ext.hosts.webui.ui.run_preview import control_digest
 
 TARGETS = {"txt2img": "txt2img", "img2img": "img2img", "extras": "txt2img"}
 """For each tab with a gallery the tab whose panel gets the image. From extras it is txt2img, which needs no other
@@ -56,4 +56,4 @@ class GalleryButtons:
 def _panel_values(shown: Any) -> tuple[Any, str, bool]:
     """Read the gallery's image, and return it with its digest and with whether the panel is to be switched on."""
     image = image_from_url_text(shown)
-    return image, pixel_digest(image), image is not None
+    return image, control_digest(image), image is not None

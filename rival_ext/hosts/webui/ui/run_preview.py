@@ -249,7 +249,8 @@ def connect_recommended(button: Any, mode: Any, host: HostControls) -> None:
 
 def control_digest(value: Any) -> str:
     """Compute the digest of the pixels in an image control's value. It is empty for no image."""
-    return pixel_digest(image_of(value))
+    image = image_of(value)
+    return "" if image is None else pixel_digest(image)
 
 
 def img2img_steps(steps: int, denoising_strength: float) -> int:
