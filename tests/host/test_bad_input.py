@@ -233,7 +233,7 @@ def test_a_body_without_a_length_is_cut_off(server):
 def test_a_picture_of_two_hundred_megabytes_is_a_sentence(server):
     answer = generated(server, {}, {"enabled": True, "exemplar": "data:image/png;base64," + "A" * 200_000_000})
     assert answer.status == 422
-    assert answer.sentence == "RIVAL: exemplar must be a picture of at most 128 MB, not 143.1 MB."
+    assert answer.sentence == "RIVAL: exemplar must be an image of at most 128 MB, not 143.1 MB."
 
 
 @pytest.mark.parametrize(

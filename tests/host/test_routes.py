@@ -174,7 +174,7 @@ def bomb():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"image": bomb()}, "RIVAL: image must be a picture of at most 100 megapixels, not 20000x10000 pixels."),
+        ({"image": bomb()}, "RIVAL: image must be an image of at most 100 megapixels, not 20000x10000 pixels."),
         ({"image": "no image"}, "RIVAL: image must be an image"),
         ({"image": "/etc/passwd1"}, "RIVAL: image must be an image"),
         ({"image": "http://127.0.0.1/photo.png"}, "RIVAL: image must be an image"),
