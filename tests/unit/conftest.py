@@ -1,4 +1,4 @@
-"""For the unit tests: quick and repeatable property tests, and guides whose chain was inverted here."""
+"""Shared by the unit tests: repeatable property tests, guides, the command line, a UNet of two blocks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from rival_ext.cli import main
+from rival_ext.method.attention import record
 from rival_ext.method.exemplars import Exemplar
 from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import invert
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.settings import parse_settings
 from tests.host.standin import modules
+from tests.unit.tiny_unet import DiffusersAttention, LdmAttention, TinyUNet, tokens
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True, database=None)
 hypothesis.settings.load_profile("quick")
@@ -40,6 +42,27 @@ def make_live_guide():
         )
 
     return make
+
+
+@pytest.fixture(params=[LdmAttention, DiffusersAttention])
+def unet(request):
+    """A UNet of two blocks, in each host's form."""
+    torch.manual_seed(0)
+    return TinyUNet(request.param).requires_grad_(False)
+
+
+@pytest.fixture
+def evaluate(unet):
+    """A function that evaluates three rows of `unet`."""
+    return lambda: unet(tokens(3), tokens(3, 5, seed=1))
+
+
+@pytest.fixture
+def features(unet):
+    """The features of one exemplar in `unet`."""
+    with record(self_attention_layers(unet)) as seen:
+        unet(tokens(1, seed=2), tokens(1, 5, seed=3))
+    return seen
 
 
 @pytest.fixture

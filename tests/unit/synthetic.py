@@ -17,9 +17,26 @@ def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def chain(height=8, width=8, seed=0):
+    """A chain of two steps without features."""
+    return Chain(levels_tensor([0.1, 2.0, 9.0]), noise(3, 4, height, width, seed=seed))
+
+
 def chain_of(size):
     """A chain of `size` times 8 bytes."""
     return Chain(levels_tensor([0.0, 1.0]), torch.zeros(2, size, 1, 1))
+
+
+def left_half(height=8, width=8):
+    """A region: 1 in the left half."""
+    region = torch.zeros(1, 1, height, width)
+    region[..., : width // 2] = 1
+    return region
+
+
+def columns(latent):
+    """The values at each position, as a set."""
+    return {tuple(values) for values in latent.flatten(2)[0].T.tolist()}
 
 
 class LayeredModel:
