@@ -90,15 +90,21 @@ def test_nothing_of_the_webuis_part_opens_a_file():
     assert opening <= COMMAND_LINE
 
 
-def test_it_reads_pictures_from_memory_and_writes_them_there():
-    checked = 0
+def test_it_reads_images_from_memory_and_writes_them_there():
+    reads = writes = 0
     for name in set(SOURCES) - COMMAND_LINE:
-        for call in (node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)):
-            if name_of(call.func).endswith(("Image.open", "opener")):
-                checked += name_of(getattr(call.args[0], "func", None)) == "io.BytesIO" or pytest.fail(name)
+        tree = ast.parse(SOURCES[name])
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if name_of(call.func).endswith("Image.open"):
+                reads += 1
+                # the file in memory that counts what Pillow reads
+                assert f"{name_of(call.args[0])} = BoundedFile(" in SOURCES[name], name
+                assert [keyword.arg for keyword in call.keywords] == ["formats"]
             if name_of(call.func).endswith(".save"):
-                checked += name_of(call.args[0]) == "buffer" or pytest.fail(name)
-    assert checked >= 2
+                writes += 1
+                assert name_of(call.args[0]) == "buffer", name
+    assert reads == 1
+    assert writes >= 1
 
 
 @pytest.mark.parametrize(
