@@ -108,16 +108,16 @@ def _exemplar_fields(suffix: str, ordinal: str, if_empty: str) -> tuple[Field, .
         _image(
             "exemplar_mask" + suffix,
             f"Region of the {ordinal.lower()} exemplar",
-            "White where this exemplar is seen, black where not; empty shows all of it",
+            "White where this exemplar is seen, black where it is not; empty shows all of it",
         ),
         _fraction(
-            "weight" + suffix, f"Weight of the {ordinal.lower()}", "Its share among the exemplars; 0 leaves it out", 1.0
+            "weight" + suffix, f"Weight of the {ordinal.lower()}", "The share of this exemplar; 0 leaves it out", 1.0
         ),
     )
 
 
 FIELDS = (
-    _switch("enabled", "RIVAL", "Vary the exemplar"),
+    _switch("enabled", "RIVAL", "Take content and style from an exemplar"),
     _choice(
         "mode",
         "Mode",
@@ -128,17 +128,31 @@ FIELDS = (
     _fraction(
         "similarity",
         "Similarity",
-        "From inspired by the exemplar to almost the same: sets t_align, t_early and start_mix",
+        "How close images are to the exemplar, from 0 (inspired by it) to 1 (almost the same); sets t_align, "
+        "t_early and start_mix",
         0.5,
     ),
     _whole_number(
-        "t_align", "t_align", "Above this timestep attention sees the exemplar only; smaller is closer", 600, 0, 1000
+        "t_align",
+        "t_align",
+        "Above this timestep attention sees only the exemplar; smaller values bring images closer to it",
+        600,
+        0,
+        1000,
     ),
     _whole_number(
-        "t_early", "t_early", "Above this timestep statistics are aligned; smaller is closer in colour", 600, 0, 1000
+        "t_early",
+        "t_early",
+        "Above this timestep the exemplar's statistics are aligned; smaller values bring colours closer to it",
+        600,
+        0,
+        1000,
     ),
     _fraction(
-        "start_mix", "start_mix", "0 starts as the exemplar was inverted, in its layout; 1 forgets its layout", 1.0
+        "start_mix",
+        "start_mix",
+        "0 starts from the exemplar's inverted noise and keeps its layout; 1 shuffles this noise and loses the layout",
+        1.0,
     ),
     *_exemplar_fields("", "First", "empty takes the img2img image"),
     *_exemplar_fields("_2", "Second", "may stay empty"),
@@ -153,43 +167,59 @@ FIELDS = (
     _text(
         "layers",
         "Layers",
-        "Which self-attention layers see the exemplar: fine (the smallest tokens) do nearly all, coarse (the others) "
-        "bring some of the colours and leave the prompt's thing alone; or token sizes in pixels such as 8, 16",
+        "Which self-attention layers see the exemplar: all; fine, those with the smallest tokens, which bring nearly "
+        "all of it; coarse, the others, which bring some colour and leave the subject to the prompt; or token sizes in "
+        "pixels such as 8, 16",
         "all",
         "all, fine, coarse, or sizes of a token in pixels such as 8, 16",
     ),
-    _fraction("strength", "Strength", "How much of the attention the exemplar may take; below 1 costs time", 1.0),
-    _whole_number(
-        "early_steps", "early_steps", "Above this timestep attention is untouched; 1000 is off", 1000, 0, 1000
+    _fraction(
+        "strength", "Strength", "How much of the attention the exemplar may take; a value below 1 costs time", 1.0
     ),
-    _choice("alignment", "Alignment", "What takes the exemplar's statistics", "noise", "latent", "off"),
+    _whole_number(
+        "early_steps",
+        "early_steps",
+        "Above this timestep attention does not see the exemplar; 1000 is off",
+        1000,
+        0,
+        1000,
+    ),
+    _choice(
+        "alignment",
+        "Alignment",
+        "Whether the noise prediction or the latent takes on the exemplar's statistics",
+        "noise",
+        "latent",
+        "off",
+    ),
     _whole_number(
         "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 1, 10
     ),
     _fraction(
         "exemplar_tokens",
         "Exemplar tokens",
-        "Fraction of the exemplar's tokens seen below t_align; less is faster",
+        "The fraction of the exemplar's tokens that is seen below t_align; a smaller one is faster",
         1.0,
         minimum=0.25,
     ),
     _choice(
         "features",
         "Features",
-        "recorded in the inversion, in memory, where the sampler and the budget allow it; live evaluates the exemplar "
-        "beside every step, which takes half as long again and no memory",
+        "recorded keeps the exemplar's features in memory from the inversion, if the sampler and the memory budget "
+        "allow it; live evaluates the exemplar beside every step, which takes half as long again but no memory",
         "recorded",
         "live",
     ),
     _switch(
         "exact",
         "Exact guidance",
-        "With an exemplar prompt: invert with the empty prompt too, for the half without the prompt; twice the work",
+        "With an exemplar prompt: invert with the empty prompt too, for the rows with the negative prompt; the "
+        "inversion takes twice the work",
     ),
     _switch(
         "plain_inversion",
         "Inversion without LoRAs",
-        "Leaves the prompt's LoRAs out of the inversion; they act on the generation only",
+        "Leaves the prompt's LoRAs out of the inversion; they act only on the generation",
     ),
 )
 """The one list of the fields, in the panel's order."""
