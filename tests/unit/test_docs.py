@@ -1,4 +1,4 @@
-"""The pages that a user reads agree with the code: settings, error sentences, links, and the pages of the benchmarks."""
+"""The pages that a user reads agree with the code: settings, error sentences, links, pages that benchmarks write."""
 
 from __future__ import annotations
 
