@@ -72,12 +72,12 @@ def _exemplars_and_canvas(
     host: Host, chains: RunChains
 ) -> tuple[list[Exemplar], InpaintCanvas | None, Sequence[Exemplar]]:
     encoded, inpaint = host.encoded_exemplars(), host.inpaint_input()
-    requests = [ChainRequest(one.latent, chains.recorded_layers) for one in encoded]
+    chain_requests = [ChainRequest(one.latent, chains.recorded_layers) for one in encoded]
     if inpaint is not None:
         is_exemplar = any(one.latent is inpaint.latent for one in encoded)
         # nothing attends to a canvas that is no exemplar, so its features are not recorded
-        requests.append(ChainRequest(inpaint.latent, chains.recorded_layers if is_exemplar else {}))
-    made = chains.of(requests)
+        chain_requests.append(ChainRequest(inpaint.latent, chains.recorded_layers if is_exemplar else {}))
+    made = chains.of(chain_requests)
     exemplars = [
         Exemplar(chain, one.weight, one.region, one.attention_only) for chain, one in zip(made, encoded, strict=False)
     ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rival_ext.cli import main
+from rival_ext.hosts import checkpoint
 from rival_ext.method.attention import record
 from rival_ext.method.exemplars import Exemplar
 from rival_ext.method.guide import Guide
@@ -72,8 +73,14 @@ def sample():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """(arguments) -> (exit code, standard error)."""
+def run(monkeypatch, capsys, pipeline):
+    """(arguments of the command line) -> (exit code, standard error). The demo's checkpoint is loaded once for all."""
+
+    def load(path):
+        return pipeline if path == checkpoint.DEMO_CHECKPOINT else load_pipeline(path)
+
+    load_pipeline = checkpoint.load_pipeline
+    monkeypatch.setattr(checkpoint, "load_pipeline", load)
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])

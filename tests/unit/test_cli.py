@@ -170,7 +170,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, tmp_path, argumen
     ],
 )
 def test_a_checkpoint_of_another_family_is_refused_by_its_shapes(run, tmp_path, shapes, named):
-    from rival_ext.hosts.diffusers import FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION
+    from rival_ext.hosts.checkpoint import FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION
 
     names = {"first": FIRST_CONVOLUTION, "cross": FIRST_CROSS_ATTENTION}
     save_file({names.get(name, name): torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "x.safetensors")

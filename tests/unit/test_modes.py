@@ -115,7 +115,7 @@ def test_inpaint_keeps_the_rest_exactly(studio, hole):
 
 
 def test_inpaint_leaves_the_kept_pixels_alone(pipeline, monkeypatch, tmp_path, hole):
-    monkeypatch.setattr("rival_ext.hosts.diffusers.load_pipeline", lambda checkpoint: pipeline)
+    monkeypatch.setattr("rival_ext.hosts.checkpoint.load_pipeline", lambda checkpoint: pipeline)
     hole.save(tmp_path / "hole.png")
     photo, out = DATA / "exemplars" / f"{HOUSE}.png", tmp_path / "out"
     options = {"--mask": tmp_path / "hole.png", "--out": out, "--mode": "inpaint", "--steps": 2, "-n": 1}
