@@ -133,9 +133,9 @@ def screenshot(page, name, part=None):
     folder = os.environ.get("RIVAL_SCREENSHOTS")
     if not folder:
         return
-    page.wait_for_timeout(800)
-    path = str(Path(folder) / name)
+    # animations are brought to their ends
+    how = {"path": str(Path(folder) / name), "animations": "disabled"}
     if part is None:
-        page.screenshot(full_page=True, path=path)
+        page.screenshot(full_page=True, **how)
     else:
-        part.screenshot(path=path)
+        part.screenshot(**how)

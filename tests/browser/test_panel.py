@@ -32,8 +32,7 @@ from tests.browser.pages import (
     show_img2img,
     upload,
 )
-from tests.host.servers import WEBUIS
-from tests.host.test_changes import until
+from tests.host.servers import PATIENCE, WEBUIS
 
 
 @pytest.fixture(scope="module", params=WEBUIS)
@@ -385,7 +384,7 @@ def test_a_page_closed_during_a_run_leaves_a_server_for_the_next(server, page, a
     server.client.delete("/rival/v1/store").raise_for_status()
     server.plan(at_call, "wait")
     page.locator("#img2img_generate").click()
-    until(server.is_waiting)
+    assert server.is_waiting(PATIENCE)
     other = page.context.browser.new_page(viewport=WIDE)
     page.close()
     server.release()

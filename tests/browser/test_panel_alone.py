@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -84,7 +85,8 @@ def _wait_for(address, process):
             if httpx.get(address).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
     raise RuntimeError(f"the page of the panel did not start (exit status {process.poll()})")
 
 
@@ -222,8 +224,14 @@ def test_a_name_that_no_preset_has_changes_nothing(page):
     page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
     name.fill("constructor")
     name.press("Enter")
-    page.wait_for_timeout(500)
+    # what is done after it comes to its end
+    name.fill("after")
+    name.press("Enter")
+    page.locator(f"{PANEL}preset_save").click()
+    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('after')")
     playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value("450")
+    page.locator(f"{PANEL}preset_delete").click()
+    page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
     assert broken == []
 
 

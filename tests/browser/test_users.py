@@ -27,7 +27,8 @@ from tests.browser.pages import (
     upload,
 )
 from tests.host.asking import request
-from tests.host.servers import ROOT, RealServer, real_folder
+from tests.host.data_folder import ROOT
+from tests.host.servers import RealServer, real_folder
 from tests.host.test_routes import asked
 
 pytestmark = pytest.mark.long
@@ -238,7 +239,7 @@ def test_nothing_is_written_but_where_the_webui_writes(server, log_in, folders):
     expect_preview(page, "the uploaded exemplar")
     vary(page, 2)
     plotted = server.img2img(**request({}), plot=[("[RIVAL] Similarity", "0.25, 0.75"), ("Seed", "1")])
-    assert len(plotted.pictures) == 2
+    assert len(plotted.images) == 2
     assert server.client.post("/rival/v1/invert", json=asked()).status_code == 200
     server.set(rival_memory_mb=1024)
 

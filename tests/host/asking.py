@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from rival_ext.images.transforms import rgb_array
 from rival_ext.method.quality import psnr
 from tests.conftest import exemplar
-from tests.host.servers import base64_of
+from tests.host.answers import base64_of
 
 STEPS = 8
 
@@ -30,24 +31,52 @@ def request(settings=None, *, image=None, **fields):
     return payload
 
 
-def pictures(server, settings=None, **fields):
-    """The pictures of a request that must succeed, from a pinned global generator."""
+def images_of(server, settings=None, **fields):
+    """The images of a request that must succeed, from a pinned global generator."""
     server.plan()
     answer = server.img2img(**request(settings, **fields))
     assert answer.status == 200, answer.sentence
     assert server.leftovers() == []
-    return answer.pictures
+    return answer.images
+
+
+def text_request(settings=None, **fields):
+    """A txt2img request, as `request` makes one for img2img."""
+    payload = request(settings, **fields)
+    for name in ("init_images", "denoising_strength"):
+        if name not in fields:
+            del payload[name]
+    return payload
+
+
+def from_text(server, settings=None, **fields):
+    """The answer to a txt2img request that must succeed, from a pinned global generator."""
+    server.plan()
+    answer = server.txt2img(**text_request(settings, **fields))
+    assert answer.status == 200, answer.sentence
+    assert server.leftovers() == []
+    return answer
+
+
+def uploaded(name="pizza-emojione-yellow", **settings):
+    """The settings for txt2img with an exemplar of its own."""
+    return {"mode": "text", "exemplar": base64_of(exemplar(name)), **settings}
+
+
+def report(answer, name="RIVAL report"):
+    """The report in the infotext of the first image."""
+    return re.search(rf"{name}: ([^,\n]*)", answer.infotexts[0])[1]
 
 
 def infotext(server, settings, **fields):
-    """The infotext of the first picture of a request that must succeed."""
+    """The infotext of the first image of a request that must succeed."""
     answer = server.img2img(**request(settings, **fields))
     assert answer.status == 200, answer.sentence
     return answer.infotexts[0]
 
 
 def largest_difference(some, others):
-    """Between the pixels of two lists of pictures, in 255ths."""
+    """Between the pixels of two lists of images, in 255ths."""
     assert len(some) == len(others)
     return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
 

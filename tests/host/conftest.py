@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import WEBUIS, RealServer, StandInServer
+from tests.host.servers import WEBUIS, RealServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
+from tests.host.standin_server import StandInServer
 
 SKIPPED = RealServer.skipped()
 

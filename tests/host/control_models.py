@@ -12,9 +12,9 @@ UNET = "model.diffusion_model."
 COPIED = ("input_blocks.", "middle_block.", "time_embed.")
 """What a control model has of the UNet."""
 HINT = (3, 16, 16, 32, 32, 96, 96, 256)
-"""Channels of what looks at the picture, before the UNet's own."""
+"""Channels of what looks at the image, before the UNet's own."""
 TEXT, LOOK, TOKENS = 96, 16, 4
-"""Width of a prompt's tokens, of CLIP, and how many tokens of the prompt's kind a picture is."""
+"""Width of a prompt's tokens, of CLIP, and how many tokens of the prompt's kind an image is."""
 CROSS_ATTENTION = {0: 64, 3: 128, 6: 128, 7: 64, 8: 64, 15: 128}
 """Channels by the number that an IP-Adapter for SD 1.x gives a layer, as far as the small UNet has it."""
 LAYERS, PATCH, PLACES = 24, 14, 257
@@ -33,7 +33,7 @@ def place_models(models: Path, checkpoint: Path) -> None:
 
 
 def control_model(checkpoint: Path) -> dict[str, np.ndarray]:
-    """The UNet's first half with random convolutions from the picture and into the second half."""
+    """The UNet's first half with random convolutions from the image and into the second half."""
     weights = {name.removeprefix(UNET): value for name, value in load_file(checkpoint).items()}
     model = {name: value for name, value in weights.items() if name.startswith(COPIED)}
     draw = _Random()
@@ -49,7 +49,7 @@ def control_model(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def ip_adapter() -> dict[str, np.ndarray]:
-    """Keys and values of a picture's tokens for each cross-attention layer."""
+    """Keys and values of an image's tokens for each cross-attention layer."""
     draw = _Random()
     model = draw.layer("image_proj.proj", TOKENS * TEXT, LOOK) | draw.norm("image_proj.norm", TEXT)
     for number in range(16):

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import ROOT, RealServer, checkpoint_in
+from tests.host.data_folder import ROOT, add_options, checkpoint_in
+from tests.host.servers import RealServer
 
 TRAINED, SD2, SDXL = "tiny-emoji", "tiny-sd2v", "tiny-sdxl"
 """What the families are made of: the repository's own checkpoint, and two of the given ones."""
@@ -169,7 +170,7 @@ class FamiliesServer(RealServer):
     @staticmethod
     def _fill(data: Path, with_extension: bool) -> None:
         RealServer._fill(data, with_extension)
-        RealServer._add_options(data, SETTINGS)
+        add_options(data, SETTINGS)
         for family in (*FAMILIES, REFUSED):
             if family is not SD1:
                 place(family, checkpoint_in(data).parent)
@@ -199,7 +200,7 @@ def place(family: Family, folder: Path) -> None:
 
 
 def _widened(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution that takes further channels: what they show is felt, and changes little of the picture."""
+    """A first convolution that takes further channels: what they show is felt, and changes little of the image."""
     further = np.random.default_rng(0).normal(size=(len(kernel), channels - kernel.shape[1], *kernel.shape[2:]))
     return np.concatenate([kernel, further.astype(kernel.dtype) * kernel.std() / 10], axis=1)
 

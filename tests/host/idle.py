@@ -10,9 +10,9 @@ import sys
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.host.asking import STEPS, request
-from tests.host.servers import StandInServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
+from tests.host.standin_server import StandInServer
 
 SWITCHED_OFF = {"left out": None, "the panel's": [False]}
 SWITCHED_ON = {"switched on": [True]}

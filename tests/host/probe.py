@@ -69,7 +69,7 @@ class Probe:
             self.baselines[unet] = vars(unet)[BASELINE] = vars(unet).get(BASELINE, before) | own
 
     def plan(self, at_call=None, action=None, place=PLACES[0], seed=0):
-        """Counts from nought; at that call does `action` at that place; pins the generator.
+        """Counts from 0; at that call does `action` at that place; pins the generator.
 
         action: one of FAULTS, of NOT_NUMBERS, interrupt, skip, or wait, until somebody calls `release`.
         """

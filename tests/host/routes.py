@@ -9,10 +9,11 @@ from threading import Thread
 import pytest
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import WEBUIS, StandInServer, WebuiServer
+from tests.host.servers import WEBUIS, WebuiServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
 from tests.host.standin.state import cmd_opts
+from tests.host.standin_server import StandInServer
 
 PASSED_ON = ("content-type", "authorization")
 

@@ -1,4 +1,4 @@
-"""Requests as they come, to the end: a picture or a sentence, after which the host is as it was."""
+"""Requests as they come, to the end: an image or a sentence, after which the host is as it was."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from tests.bad_input import (
     two_colours,
     values,
 )
+from tests.host.answers import Answer, base64_of
 from tests.host.routes import started
-from tests.host.servers import WEBUIS, Answer, WebuiServer, base64_of
+from tests.host.servers import WEBUIS, WebuiServer
 
 pytestmark = pytest.mark.long
 
@@ -59,10 +60,10 @@ masks = st.sampled_from(
 )
 sides = st.sampled_from([1, 2, 7, 64, 300, 3000])
 shapes = st.builds(lambda width, height: base64_text(file_of(Image.new("L", (width, height), 90), "PNG")), sides, sides)
-pictures = st.sampled_from([base64_text(file) for file in WHOLE.values()]) | damaged_files().map(base64_text) | shapes
+images = st.sampled_from([base64_text(file) for file in WHOLE.values()]) | damaged_files().map(base64_text) | shapes
 NEAR = {
-    **{field.name: pictures for field in FIELDS if field.name.startswith("exemplar") and field.is_image},
-    **{field.name: masks | pictures for field in FIELDS if field.name.startswith("exemplar_mask")},
+    **{field.name: images for field in FIELDS if field.name.startswith("exemplar") and field.is_image},
+    **{field.name: masks | images for field in FIELDS if field.name.startswith("exemplar_mask")},
     **{field.name: st.sampled_from(field.choices) for field in FIELDS if field.choices},
     **{field.name: st.booleans() for field in FIELDS if field.default is False and field.name != "enabled"},
     **{
@@ -106,11 +107,11 @@ def server(request, tmp_path_factory):
 
 
 def made(server, settings=None):
-    """A picture, from a pinned global generator."""
+    """An image, from a pinned global generator."""
     server.plan()
     answer = generated(server, {}, settings)
     assert answer.status == 200, answer.sentence
-    return answer.pictures[0]
+    return answer.images[0]
 
 
 def generated(server, run, settings=None):
@@ -130,7 +131,7 @@ JSON = {"content-type": "application/json"}
 
 
 def answered(response):
-    """An answer whose pictures nobody has to see but the first."""
+    """An answer whose images nobody has to see but the first."""
     body = response.json()
     if response.status_code != 200:
         detail = body.get("detail") or body.get("errors") or str(body)
@@ -145,9 +146,10 @@ def names_a_field(sentence):
 # to the end
 
 
+@pytest.mark.slow
 @given(runs, settings)
 @long_cases(100)
-def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
+def test_a_run_is_an_image_or_a_sentence(server, run, asked):
     TRIED["cases"] += 1
     if server.name == "stand-in":
         # it resizes in one way only
@@ -162,7 +164,8 @@ def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
     assert (without.status, without.sentence) == (answer.status, answer.sentence), "the host itself takes this request"
 
 
-@given(pictures, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
+@pytest.mark.slow
+@given(images, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
 @long_cases(30)
 def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, other):
     TRIED["cases"] += 1
@@ -173,9 +176,10 @@ def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, o
         assert names_a_field(response.json()["detail"])
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([field.infotext for field in FIELDS]), texts, max_size=5), st.booleans())
 @long_cases(60)
-def test_an_infotext_in_a_request_is_a_picture(server, parameters, is_of_rival):
+def test_an_infotext_in_a_request_is_an_image(server, parameters, is_of_rival):
     if server.name == "stand-in":
         pytest.skip("stand-in: it reads no infotext")
     TRIED["cases"] += 1
@@ -216,7 +220,7 @@ def test_a_body_of_four_gigabytes_is_refused_without_reading(server):
         pytest.skip("stand-in: no bytes are sent to it")
     seconds, _, answer = over_a_socket(server, HEAD + "Content-Length: 4000000000\r\n\r\n")
     assert answer.startswith("HTTP/1.1 413")
-    assert "RIVAL: the body may have 256 MB; send smaller pictures." in answer
+    assert "RIVAL: the body may have 256 MB; send smaller images." in answer
     assert seconds < 5
 
 
@@ -230,12 +234,14 @@ def test_a_body_without_a_length_is_cut_off(server):
     assert 256 * 2**20 <= sent < 400 * 2**20
 
 
-def test_a_picture_of_two_hundred_megabytes_is_a_sentence(server):
+@pytest.mark.slow
+def test_an_image_of_two_hundred_megabytes_is_a_sentence(server):
     answer = generated(server, {}, {"enabled": True, "exemplar": "data:image/png;base64," + "A" * 200_000_000})
     assert answer.status == 422
     assert answer.sentence == "RIVAL: exemplar must be an image of at most 128 MB, not 143.1 MB."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "mode", "named"),
     [
@@ -253,6 +259,7 @@ def test_a_shape_that_the_host_cannot_resize_is_named(server, size, mode, named)
     assert plain(response.json()["detail"]).startswith(f"RIVAL: {named}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_any_shape_can_be_stretched(server, size):
     body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), **SMALL}

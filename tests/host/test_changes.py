@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import httpx
@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.host.asking import largest_difference, request
-from tests.host.servers import LORA, REFINER, WEBUIS, RealServer, checkpoint_in
+from tests.host.data_folder import LORA, REFINER, checkpoint_in
+from tests.host.servers import PATIENCE, WEBUIS, RealServer
 from tests.host.test_faults import PLAIN, SCENES_OF_REAL, SMALL, STEPS, TOLERATED, VARIED, made
 
 pytestmark = pytest.mark.long
@@ -23,8 +24,6 @@ OTHER_VAE = "other.safetensors"
 WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
 INVERTING, SAMPLING = 2, STEPS + 2
 """A UNet call in the middle of each part of a variation."""
-PATIENCE = 60
-"""Seconds for what takes one."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _other_vae(data):
 
 @pytest.fixture(scope="module")
 def twins(server):
-    """A plain picture and a variation, before anything was changed."""
+    """A plain image and a variation, before anything was changed."""
     plain, varied = made(server, PLAIN), made(server, VARIED)
     # what the host keeps of a first change, or of a first LoRA, it keeps
     for change in (CHANGES[name] for name in CHANGES.keys() - LEFT_OUT.get(server.name, set())):
@@ -108,7 +107,8 @@ def twins(server):
 
 def assert_as_good_as_new(server, twins):
     plain, varied, memory = twins
-    until(server.is_idle)
+    server.wait_until_idle()
+    assert server.is_idle()
     assert server.leftovers() == []
     assert server.foreign_forwards() == 0
     assert largest_difference(made(server, PLAIN), plain) == 0
@@ -118,26 +118,25 @@ def assert_as_good_as_new(server, twins):
     assert server.memory()["tensors"] <= memory["tensors"] * (1 + TOLERATED)
 
 
-def until(holds, seconds=PATIENCE):
-    """Waits; fails if it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{holds} does not come true"
-        time.sleep(0.2)
-
-
 def meanwhile(server, at_call, act, payload=VARIED):
     """The answer to a request, in one UNet call of which `act` is done, or queued by the host until it has ended."""
     server.forget()
     server.plan(at_call, "wait")
     with ThreadPoolExecutor(2) as threads:
         asked = threads.submit(server.img2img, **payload)
-        until(server.is_waiting)
+        assert server.is_waiting(PATIENCE)
         acted = threads.submit(act)
-        time.sleep(1)
+        wait_until_done_or_queued(server, acted)
         server.release()
         acted.result(PATIENCE)
         return asked.result(PATIENCE)
+
+
+def wait_until_done_or_queued(server, acted):
+    """Return when an act is done, or waits in the host's queue for the run to end."""
+    deadline = time.monotonic() + PATIENCE
+    while not wait([acted], timeout=0.1).done and not server.queued():
+        assert time.monotonic() < deadline, "it is neither done nor queued"
 
 
 @pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
@@ -147,7 +146,7 @@ def test_real_an_option_changed_during_a_run_is_that_of_the_next(server, twins, 
     answer = meanwhile(server, at_call, lambda: server.set(**change.done))
     server.set(**change.undone)
     assert answer.status == 200, answer.sentence
-    assert largest_difference(answer.pictures, twins[1]) == 0
+    assert largest_difference(answer.images, twins[1]) == 0
     assert_as_good_as_new(server, twins)
 
 
@@ -182,17 +181,17 @@ def test_real_token_merging_changed_between_two_batches_is_that_of_no_inversion_
 def test_real_token_merging_of_hires_fix_changed_between_runs_inverts_anew(server, twins):
     _, payload = SCENES_OF_REAL["hires fix"]
 
-    def pictures_of():
+    def made_images():
         server.plan()
-        return server.txt2img(**payload).pictures
+        return server.txt2img(**payload).images
 
     server.forget()
-    unmerged = pictures_of()
+    unmerged = made_images()
     server.set(token_merging_ratio_hr=0.4)
     try:
-        changed = pictures_of()
+        changed = made_images()
         server.forget()
-        assert largest_difference(pictures_of(), changed) == 0
+        assert largest_difference(made_images(), changed) == 0
     finally:
         server.set(token_merging_ratio_hr=0.0)
     assert largest_difference(unmerged, changed) > 0
@@ -208,7 +207,7 @@ def test_real_options_set_during_a_check_are_the_users(server, twins):
     try:
         with ThreadPoolExecutor(1) as threads:
             check = threads.submit(server.client.post, "/rival/v1/invert", json=asked)
-            until(server.is_waiting)
+            assert server.is_waiting(PATIENCE)
             server.set(img2img_color_correction=False)
             saved = json.loads((server.data / "config.json").read_text())
             server.release()
@@ -250,13 +249,13 @@ def test_real_a_lora_rewritten_during_a_run_is_that_of_the_next(server, twins, a
     before = made(server, WITH_LORA)
     rewritten = {name: np.asarray(3 * value) for name, value in weights.items()}
     answer = meanwhile(server, at_call, lambda: save_file(rewritten, file), WITH_LORA)
-    assert largest_difference(answer.pictures, before) == 0
+    assert largest_difference(answer.images, before) == 0
     # the host looks at the file again when the prompt's LoRAs change
     made(server, PLAIN)
     other = server.img2img(**WITH_LORA)
     assert "inverted in" in other.infotexts[0]
     # the forks do so too, and go on with what they keep of it
-    assert (largest_difference(other.pictures, before) > 0) == isinstance(server, RealServer)
+    assert (largest_difference(other.images, before) > 0) == isinstance(server, RealServer)
     save_file(weights, file)
     made(server, PLAIN)
     assert largest_difference(made(server, WITH_LORA), before) == 0
@@ -281,7 +280,7 @@ def reload_ui_during_a_run(server):
     """The run stands still, as planned, until the page is to be built anew."""
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
-        until(server.is_waiting)
+        assert server.is_waiting(PATIENCE)
         server.reload()
         # its connection may be closed with the page
         assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
@@ -333,7 +332,8 @@ def test_real_the_extension_is_disabled_and_enabled_again(server, twins, at_call
     try:
         reload_ui_during_a_run(server) if at_call else server.reload()
         assert not has_panel(server)
-        until(server.is_idle)
+        server.wait_until_idle()
+        assert server.is_idle()
         assert server.leftovers() == []
         assert server.foreign_forwards() == 0
         assert server.memory()["tensors"] <= twins[2]["tensors"] * (1 + TOLERATED)

@@ -67,13 +67,13 @@ def running(data, drift=None):
 
 
 def plain(server, settings=None):
-    """One picture of each tab."""
+    """One image of each tab."""
     made = []
     for tab in ("img2img", "txt2img"):
         server.plan()
         answer = getattr(server, tab)(**asked(tab, settings))
         assert answer.status == 200, answer.sentence
-        made += answer.pictures
+        made += answer.images
     return made
 
 

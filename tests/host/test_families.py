@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import largest_difference, request
 from tests.host.conftest import SKIPPED
 from tests.host.families import (
@@ -26,7 +27,7 @@ from tests.host.families import (
     FamiliesServer,
     given_folder,
 )
-from tests.host.servers import base64_of, real_folder
+from tests.host.servers import real_folder
 
 SAMPLERS = [("Euler", "Automatic"), ("DDIM", "Automatic"), ("DPM++ 2M", "Karras"), ("Euler a", "Automatic")]
 PHOTO = "pizza-emojione-yellow"
@@ -97,11 +98,11 @@ def rows(text):
 
 
 def difference(one, other):
-    return largest_difference(one.pictures, other.pictures)
+    return largest_difference(one.images, other.images)
 
 
-def hole():
-    """A mask with a square hole in the middle."""
+def centre_mask():
+    """A mask that is white in a square in the middle."""
     mask = Image.new("L", (SIDE, SIDE))
     ImageDraw.Draw(mask).rectangle([SIDE // 4, SIDE // 4, SIDE * 3 // 4 - 1, SIDE * 3 // 4 - 1], fill=255)
     return mask
@@ -126,7 +127,7 @@ def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family):
     """As far as the host keeps that promise."""
     fields = {"sampler_name": "Euler a", "steps": 4}
     batch, alone, plain_batch, plain_alone = (
-        answered(server, family, settings, **fields, **one).pictures[-1:]
+        answered(server, family, settings, **fields, **one).images[-1:]
         for settings in ({}, None)
         for one in ({"batch_size": 2}, {"seed": 4})
     )
@@ -154,8 +155,8 @@ def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, fami
     if family.edits:
         pytest.skip("instruct-pix2pix sees the image in the generation and none in the inversion")
     settings = {"start_mix": 0.0, "alignment": "off", "inversion_iterations": 4}
-    decoded = answered(server, family, denoising_strength=0).pictures[0].astype(float)
-    back = varied(server, family, settings, cfg_scale=1, prompt="", steps=12, sampler_name=sampler).pictures[0]
+    decoded = answered(server, family, denoising_strength=0).images[0].astype(float)
+    back = varied(server, family, settings, cfg_scale=1, prompt="", steps=12, sampler_name=sampler).images[0]
     assert np.abs(back - decoded).mean() < 4
 
 
@@ -165,8 +166,8 @@ def test_exact_guidance_and_a_prompt_of_two_parts(server, family):
     fields = {"prompt": "a pizza AND a house :0.5"}
     batch = varied(server, family, settings, batch_size=2, **fields)
     alone = varied(server, family, settings, seed=4, **fields)
-    plain = [answered(server, family, **fields, **one).pictures[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
-    assert largest_difference(batch.pictures[1:], alone.pictures) <= 2 + 2 * largest_difference(*plain)
+    plain = [answered(server, family, **fields, **one).images[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
+    assert largest_difference(batch.images[1:], alone.images) <= 2 + 2 * largest_difference(*plain)
 
 
 @pytest.mark.parametrize("family", [SD2_V, SDXL_BASE], ids=lambda family: family.name)
@@ -213,7 +214,7 @@ def test_an_exemplar_of_another_aspect(server, family, kind):
         varied(server, family, settings, kind, width=width, height=height)
         for width, height in ((SIDE, 2 * SIDE), (2 * SIDE, SIDE))
     )
-    assert standing.pictures[0].shape == (2 * SIDE, SIDE, 3)
+    assert standing.images[0].shape == (2 * SIDE, SIDE, 3)
     assert "stored inversion" in lying.infotexts[0]
     assert difference(lying, answered(server, family, None, kind, width=2 * SIDE, height=SIDE)) > 20
 
@@ -231,13 +232,13 @@ def test_the_crop_is_told_to_the_generation_only(server):
 @pytest.mark.parametrize("mode", ["variation", "inpaint"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("family", [SD1_INPAINTING, SDXL_INPAINTING], ids=lambda family: family.name)
-def test_inpainting_fills_the_hole_and_keeps_the_rest(server, family, sampler, mode):
+def test_inpainting_fills_the_mask_and_keeps_the_rest(server, family, sampler, mode):
     photo = exemplar(PHOTO).resize((SIDE, SIDE))
-    fields = {"image": photo, "mask": base64_of(hole()), "mask_blur": 0, "sampler_name": sampler}
+    fields = {"image": photo, "mask": base64_of(centre_mask()), "mask_blur": 0, "sampler_name": sampler}
     filled = varied(server, family, {"mode": mode}, **fields)
     assert difference(filled, answered(server, family, **fields)) > 20
-    kept = np.asarray(hole()) == 0
-    assert (filled.pictures[0][kept] == np.asarray(photo)[kept]).all()
+    kept = np.asarray(centre_mask()) == 0
+    assert (filled.images[0][kept] == np.asarray(photo)[kept]).all()
 
 
 @pytest.mark.parametrize(("image_guidance", "rows_a_call"), [(1.0, 2), (1.5, 3)])
@@ -250,7 +251,7 @@ def test_instruct_pix2pix_evaluates_the_image_too(server, image_guidance, rows_a
         text = batch.infotexts[0]
         assert rows(text) == 2 * rows_a_call * steps(server, text)
         alone = varied(server, SD1_EDITING, asked, **{**fields, "batch_size": 1, "seed": 4})
-        assert largest_difference(batch.pictures[1:], alone.pictures) <= 4
+        assert largest_difference(batch.images[1:], alone.images) <= 4
 
 
 def test_instruct_pix2pix_has_no_image_in_txt2img(server):
@@ -287,7 +288,7 @@ def test_injection_ends_with_the_switch_to_a_refiner(server, family, refiner, ki
         return answered(server, family, settings, kind, steps=10, sampler_name=sampler, batch_size=2, **others)
 
     def made_by_a_loaded_one(settings):
-        # the host's own first picture with a checkpoint that it has just loaded is off by one at times
+        # the host's own first image with a checkpoint that it has just loaded is off by one at times
         made(None)
         return made(settings)
 

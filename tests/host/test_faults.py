@@ -8,10 +8,10 @@ from functools import cache
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import largest_difference, pictures, request
+from tests.host.answers import base64_of
+from tests.host.asking import images_of, largest_difference, request, text_request
 from tests.host.probe import PLACES
-from tests.host.servers import base64_of
-from tests.host.test_modes import text_request
+from tests.host.quick import quick_first
 
 pytestmark = pytest.mark.long
 
@@ -20,13 +20,13 @@ SMALL = {"steps": STEPS, "width": 64, "height": 64}
 PLAIN = request(**SMALL)
 VARIED = request({}, **SMALL)
 HOUSE = base64_of(exemplar("house-emojione-blue"))
-HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
+MASK = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
 
 SCENES = {
     "variation": ("img2img", VARIED),
     "live features": ("img2img", request({"features": "live"}, **SMALL)),
     "two exemplars": ("img2img", request({"exemplar_2": HOUSE}, **SMALL)),
-    "a hole": ("img2img", request({"mode": "inpaint", "exemplar": HOUSE}, **SMALL, mask=HOLE, mask_blur=0)),
+    "a mask": ("img2img", request({"mode": "inpaint", "exemplar": HOUSE}, **SMALL, mask=MASK, mask_blur=0)),
     "text": ("txt2img", text_request({"mode": "text", "exemplar": HOUSE}, **SMALL)),
     "exact guidance": ("img2img", request({"exact": True, "exemplar_prompt": "a pizza"}, **SMALL)),
 }
@@ -71,7 +71,7 @@ def enough(request, hosts):
 
 @pytest.fixture(scope="module")
 def twins(hosts):
-    """(a plain picture of a server that never had the extension, a variation of one that had no fault yet)."""
+    """(a plain image of a server that never had the extension, a variation of one that had no fault yet)."""
     server, bare = hosts
     server.forget()
     return made(bare, PLAIN), made(server, VARIED)
@@ -81,7 +81,7 @@ def made(server, payload):
     server.plan()
     answer = server.img2img(**payload)
     assert answer.status == 200, answer.sentence
-    return answer.pictures
+    return answer.images
 
 
 def with_fault(server, at_call, action, scene="variation", place=PLACES[0]):
@@ -93,7 +93,7 @@ def with_fault(server, at_call, action, scene="variation", place=PLACES[0]):
 
 
 def assert_as_if_nothing_had_been(server, twins, memory):
-    """Nothing hooked or held, no queue stuck; a plain picture and a variation come out as ever."""
+    """Nothing hooked or held, no queue stuck; a plain image and a variation come out as ever."""
     assert server.leftovers() == []
     assert server.foreign_forwards() == 0
     assert server.is_idle()
@@ -112,9 +112,9 @@ def memory(hosts, twins):
     return hosts[0].memory()
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
-@pytest.mark.parametrize("action", RAISED)
+@pytest.mark.parametrize("place", quick_first(PLACES))
+@pytest.mark.parametrize("at_call", quick_first(INVERSION + SAMPLING))
+@pytest.mark.parametrize("action", quick_first(RAISED))
 def test_after_an_error(server, twins, memory, action, at_call, place):
     answer = with_fault(server, at_call, action, place=place)
     if action == "error" or at_call in SAMPLING:
@@ -127,13 +127,13 @@ def test_after_an_error(server, twins, memory, action, at_call, place):
         assert "live features" in answer.infotexts[0]
         assert "memory ran out while features were recorded" in answer.infotexts[0]
         assert server.calls() == at_call + STEPS + 2 * STEPS
-        assert largest_difference(answer.pictures, pictures(server, {"features": "live"}, **SMALL)) == 0
+        assert largest_difference(answer.images, images_of(server, {"features": "live"}, **SMALL)) == 0
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
-@pytest.mark.parametrize("action", STOPPED)
+@pytest.mark.parametrize("place", quick_first(PLACES))
+@pytest.mark.parametrize("at_call", quick_first(INVERSION + SAMPLING))
+@pytest.mark.parametrize("action", quick_first(STOPPED))
 def test_after_a_stop(server, twins, memory, action, at_call, place):
     answer = with_fault(server, at_call, action, place=place)
     assert answer.status == 200
@@ -143,6 +143,7 @@ def test_after_a_stop(server, twins, memory, action, at_call, place):
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["error", "interrupt"])
 def test_the_first_of_two_inversions_stays_where_the_second_goes_wrong(server, twins, memory, action):
     with_fault(server, STEPS + 2, action, "two exemplars")
@@ -155,6 +156,7 @@ def test_the_first_of_two_inversions_stays_where_the_second_goes_wrong(server, t
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
 @pytest.mark.parametrize("action", NOT_NUMBERS)
 def test_after_a_prediction_that_is_no_number(server, twins, memory, action, at_call):
@@ -176,6 +178,7 @@ def calls_of(server, scene):
     return server.calls()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.75, 1], ids="at {}".format)
 @pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
 @pytest.mark.parametrize("scene", [*SCENES, *SCENES_OF_REAL])
@@ -193,6 +196,7 @@ def test_in_other_scenes(server, twins, memory, scene, action, share):
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
 @pytest.mark.parametrize("at_call", [1, STEPS, STEPS + 1, 2 * STEPS])
 def test_after_a_fault_in_a_check(server, twins, memory, action, at_call):

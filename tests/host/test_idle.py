@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from tests.host.data_folder import ROOT
 from tests.host.idle import SWITCHED_OFF, observe
-from tests.host.servers import ROOT, WEBUIS
+from tests.host.servers import WEBUIS
 
 UI = ("check_button", "exemplar_tools", "gallery", "gradio_compat", "host_controls", "panel", "presets", "run_preview")
 WEBUI = ("api", "axes", "backends", "http", "infotext", "requirements", "script", "ui", *(f"ui.{name}" for name in UI))

@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 
 from rival_ext import __version__
-from tests.host.asking import pictures, request
+from tests.host.asking import images_of, request
 from tests.host.conftest import SKIPPED
-from tests.host.servers import ROOT, RealServer, real_folder
+from tests.host.data_folder import ROOT
+from tests.host.servers import RealServer, real_folder
 from tests.host.test_changes import doubled
 
 COPIED = ("rival_ext", "scripts", "javascript", "style.css", "install.py")
@@ -64,7 +65,7 @@ def assert_once(server, version, axes):
     assert [path for path, count in Counter(server.routes()).items() if count > 1] == ["/rival/v1/store"]
     assert server.routes().count("/rival/v1/store") == 2
     assert doubled(server) == set()
-    assert pictures(server, {"similarity": 0.5})
+    assert images_of(server, {"similarity": 0.5})
     (text,) = server.img2img(**request({})).infotexts
     assert text.count("RIVAL report") == text.count("RIVAL mode") == 1
 

@@ -1,4 +1,4 @@
-"""Many requests on a real WebUI, one after the other and at once: each picture as if its request were the only one."""
+"""Many requests on a real WebUI, one after the other and at once: each image as if its request were the only one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import largest_difference, request
-from tests.host.servers import LORA, WEBUIS, base64_of
-from tests.host.test_modes import text_request
+from tests.host.answers import base64_of
+from tests.host.asking import largest_difference, request, text_request
+from tests.host.data_folder import LORA
+from tests.host.servers import WEBUIS
 
 pytestmark = pytest.mark.long
 
@@ -26,10 +27,10 @@ SLOPE = 0.1
 """MB of resident memory that a call may add."""
 
 HOUSE = base64_of(exemplar("house-emojione-blue"))
-HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
+MASK = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
 SMALL = {"steps": 4, "width": 64, "height": 64}
 WIDE = {"steps": 4, "width": 128, "height": 64, "batch_size": 2, "sampler_name": "DDIM"}
-FILLED = {**SMALL, "mask": HOLE, "mask_blur": 0, "inpainting_fill": 1}
+FILLED = {**SMALL, "mask": MASK, "mask_blur": 0, "inpainting_fill": 1}
 HIRES = {**SMALL, "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
 WITH_LORA = {**SMALL, "prompt": f"a pizza <lora:{LORA}:0.5>"}
 
@@ -57,11 +58,11 @@ KINDS = {"plain": PLAIN, "RIVAL": RIVAL}
 
 
 def made(server, kind, name):
-    """The pictures of one of the requests."""
+    """The images of one of the requests."""
     tab, payload = KINDS[kind][name]
     answer = getattr(server, tab)(**payload)
     assert answer.status == 200, answer.sentence
-    return answer.pictures
+    return answer.images
 
 
 def alternating(number, seed):
@@ -85,7 +86,7 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def twins(server, tmp_path_factory):
-    """By kind and name, the pictures made alone: plain ones by a server that never had the extension, RIVAL's with
+    """By kind and name, the images made alone: plain ones by a server that never had the extension, RIVAL's with
     nothing stored."""
     alone = {}
     with pinned(type(server), tmp_path_factory.mktemp("webui"), with_extension=False) as bare:
@@ -137,7 +138,7 @@ def test_real_many_requests_in_a_row_are_each_as_if_alone_and_memory_stays_flat(
     assert server.leftovers() == []
 
 
-def test_real_many_clients_at_once_get_the_pictures_of_their_own_requests(server, twins):
+def test_real_many_clients_at_once_get_the_images_of_their_own_requests(server, twins):
     def client(number):
         asked = alternating(CALLS_OF_A_CLIENT, seed=100 + number)
         return [(kind, name, made(server, kind, name)) for kind, name in asked]
@@ -147,8 +148,8 @@ def test_real_many_clients_at_once_get_the_pictures_of_their_own_requests(server
         meddling = clients.submit(meddle, server, done)
         try:
             for answers in clients.map(client, range(CLIENTS)):
-                for kind, name, pictures in answers:
-                    assert largest_difference(pictures, twins[kind, name]) == 0, (kind, name)
+                for kind, name, images in answers:
+                    assert largest_difference(images, twins[kind, name]) == 0, (kind, name)
         finally:
             done.set()
         assert meddling.result() > CLIENTS

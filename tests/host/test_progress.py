@@ -8,15 +8,16 @@ import itertools
 import re
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import STEPS, request
-from tests.host.servers import base64_of
+from tests.host.quick import quick_first
 
 pytestmark = pytest.mark.long
 
@@ -24,8 +25,8 @@ BATCH = 2
 SAMPLING = 2 * BATCH * STEPS
 """UNet rows of one batch."""
 
-HOLE = Image.new("L", (128, 128))
-HOLE.paste(255, (32, 32, 96, 96))
+MASK = Image.new("L", (128, 128))
+MASK.paste(255, (32, 32, 96, 96))
 HOUSE, TAXI = (base64_of(exemplar(name)) for name in ("house-emojione-blue", "taxi-twemoji-green"))
 
 
@@ -50,15 +51,17 @@ def told(server, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "evaluations", "rows"),
-    [
-        ({}, STEPS, 1),
-        ({"settings": {"exemplar_2": HOUSE}}, 2 * STEPS, 1),
-        ({"settings": {"exemplar": HOUSE, "exemplar_2": TAXI}, "mask": base64_of(HOLE)}, 3 * STEPS, 1),
-        ({"settings": {"exemplar_prompt": "a pizza", "exact": True}}, STEPS, 2),
-        ({"settings": {"inversion_iterations": 2}}, 2 * STEPS, 1),
-        ({"sampler_name": "Euler a"}, STEPS, 1),
-        ({"n_iter": 2}, STEPS, 1),
-    ],
+    quick_first(
+        [
+            ({}, STEPS, 1),
+            ({"settings": {"exemplar_2": HOUSE}}, 2 * STEPS, 1),
+            ({"settings": {"exemplar": HOUSE, "exemplar_2": TAXI}, "mask": base64_of(MASK)}, 3 * STEPS, 1),
+            ({"settings": {"exemplar_prompt": "a pizza", "exact": True}}, STEPS, 2),
+            ({"settings": {"inversion_iterations": 2}}, 2 * STEPS, 1),
+            ({"sampler_name": "Euler a"}, STEPS, 1),
+            ({"n_iter": 2}, STEPS, 1),
+        ]
+    ),
 )
 def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server, told, fields, evaluations, rows):
     answer = server.img2img(**request(**{"settings": {}, "batch_size": BATCH, **fields}))
@@ -78,6 +81,7 @@ def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server,
     assert len(state.shown) == evaluations // fields.get("settings", {}).get("inversion_iterations", 1)
 
 
+@pytest.mark.slow
 def test_a_stored_inversion_adds_nothing(server, told):
     payload = request({}, batch_size=BATCH)
     server.img2img(**request({}, batch_size=BATCH))
@@ -87,8 +91,8 @@ def test_a_stored_inversion_adds_nothing(server, told):
     assert server.state.shown == []
 
 
-@pytest.mark.parametrize("action", ["interrupt", "skip", "error"])
-@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+@pytest.mark.parametrize("action", quick_first(["interrupt", "skip", "error"]))
+@pytest.mark.parametrize("at_call", quick_first([3, STEPS + 3]))
 def test_nothing_of_it_stays_behind_after_any_end(server, told, action, at_call):
     server.plan(at_call, action)
     server.img2img(**request({}, batch_size=BATCH))
@@ -99,13 +103,14 @@ def test_nothing_of_it_stays_behind_after_any_end(server, told, action, at_call)
     assert [bar for bar, _ in told] == sorted(bar for bar, _ in told)
 
 
-def test_the_preview_goes_from_the_picture_to_noise(server, told):
+@pytest.mark.slow
+def test_the_preview_goes_from_the_image_to_noise(server, told):
     server.img2img(**request({}, steps=20))
     shown = server.state.shown
     spread = [float(latent.std()) for latent in (shown[0], shown[-1])]
-    neighbours = [float((latent[..., 1:] - latent[..., :-1]).std() / latent.std()) for latent in (shown[0], shown[-1])]
+    roughness = [float((latent[..., 1:] - latent[..., :-1]).std() / latent.std()) for latent in (shown[0], shown[-1])]
     assert spread[1] == pytest.approx(1, abs=0.3)
-    assert neighbours[0] < neighbours[1]
+    assert roughness[0] < roughness[1]
 
 
 # on the real WebUI
@@ -128,7 +133,7 @@ def watched(server, ask, payload):
             # before and after the job the host has no figure
             if said["state"]["job_count"] > 0:
                 seen.append((time.monotonic(), said))
-            time.sleep(0.02)
+            wait([running], timeout=0.02)
     ended = time.monotonic()
     return running.result(), [(ended - at, said) for at, said in seen]
 
@@ -190,8 +195,9 @@ def test_the_hosts_buttons_end_the_inversion(real, action):
     payload = request({"exemplar_prompt": f"a watch, {action}"}, steps=80)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(real.img2img, **payload)
-        while not running.done() and not real.client.get("/sdapi/v1/progress").json()["textinfo"]:
-            time.sleep(0.02)
+        while not wait([running], timeout=0.02).done:
+            if real.client.get("/sdapi/v1/progress").json()["textinfo"]:
+                break
         real.client.post(f"/sdapi/v1/{action}").raise_for_status()
         answer = running.result()
     assert "stopped in the inversion at step" in answer.infotexts[0]

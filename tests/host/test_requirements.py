@@ -17,9 +17,10 @@ from rival_ext.hosts.webui import requirements
 from rival_ext.hosts.webui.requirements import REQUIREMENTS_BY_WEBUI, missing_requirements, require_all, requirements_of
 from tests.host.asking import request
 from tests.host.conftest import new_checkpoint
-from tests.host.servers import ROOT, StandInServer
+from tests.host.data_folder import ROOT
 from tests.host.standin import modules, plot
 from tests.host.standin.model import Checkpoint
+from tests.host.standin_server import StandInServer
 
 HOSTS = ("modules", "gradio", "backend", "ldm_patched", "modules_forge")
 """Packages of theirs."""
@@ -74,12 +75,14 @@ def test_the_stand_in_has_all_of_it(host):
     require_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "entry"), NAMES)
 def test_a_name_that_is_gone_is_told(host, monkeypatch, module, entry):
     monkeypatch.delattr(*owner_of(module, entry))
     assert f"{module}.{entry}" in list(missing_requirements())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "owner"), OWNERS)
 def test_what_a_class_or_an_object_no_longer_has_is_told(host, monkeypatch, module, owner):
     monkeypatch.setattr(sys.modules[module], owner, type("Bare", (), {"__init__": unlike}))
@@ -87,6 +90,7 @@ def test_what_a_class_or_an_object_no_longer_has_is_told(host, monkeypatch, modu
     assert set(of_owner) <= set(missing_requirements())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "entry"), CALLS)
 def test_a_signature_that_has_changed_is_told(host, monkeypatch, module, entry):
     owner, name = owner_of(module, entry)
@@ -94,6 +98,7 @@ def test_a_signature_that_has_changed_is_told(host, monkeypatch, module, entry):
     assert f"{module}.{entry}" in list(missing_requirements())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [name for name in REQUIREMENTS if name != "psutil"])
 def test_a_module_that_is_gone_is_told_once(host, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
@@ -350,6 +355,7 @@ def test_nothing_is_registered_but_the_leave(off):
     assert [option.label for option in plot.OPTIONS] == ["Seed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"mode": "variation", "similarity": 7}, [True], [{"enabled": "yes"}]])
 @pytest.mark.parametrize("tab", ["img2img", "txt2img"])
 def test_a_request_that_switches_it_on_is_answered_with_the_sentence(off, tab, settings):
@@ -368,7 +374,7 @@ def test_a_request_without_it_is_as_on_a_host_that_never_had_it(off):
         answers.append(server.img2img(**request(settings)))
     assert [answer.status for answer in answers] == [200] * 3
     for answer in answers[:2]:
-        assert np.array_equal(answer.pictures[0], answers[2].pictures[0])
+        assert np.array_equal(answer.images[0], answers[2].images[0])
         assert answer.infotexts == answers[2].infotexts
 
 

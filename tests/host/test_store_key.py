@@ -12,7 +12,7 @@ from rival_ext.images.decoding import pixel_digest
 from rival_ext.method.run_chains import chain_key
 from tests.conftest import exemplar
 from tests.host.asking import at_first_call, infotext
-from tests.host.servers import StandInServer
+from tests.host.standin_server import StandInServer
 
 
 @pytest.fixture
@@ -115,6 +115,7 @@ def test_quantized_levels_are_in_the_key_as_the_sampler_was_made_with_them(key):
     assert key() != key(sampler=SimpleNamespace(model_wrap=SimpleNamespace(quantize=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [False, True])
 def test_the_panel_promises_no_stored_inversion_under_options_that_were_set_during_it(key, hosts, changes, monkeypatch):
     from modules import shared

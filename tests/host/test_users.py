@@ -13,7 +13,7 @@ from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import infotext
 from tests.host.routes import client_of_routes
-from tests.host.servers import StandInServer
+from tests.host.standin_server import StandInServer
 from tests.host.test_routes import asked
 
 pytestmark = pytest.mark.long
@@ -46,14 +46,16 @@ def script(check, server):
     return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
 
 
-def test_the_picture_that_another_user_has_inverted_is_inverted_anew(check):
+def test_the_image_that_another_user_has_inverted_is_inverted_anew(check):
     assert [check(user).is_stored for user in ("ann", "bob", "ann", None)] == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_each_check_names_a_chain_of_the_users_own(check):
     assert len({check(user).chain for user in ("ann", "bob", "ann", None)}) == 3
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     check("ann")
     assert "inverted in" in infotext(server, {}, **SMALL)
@@ -62,6 +64,7 @@ def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     assert "stored inversion" in infotext(server, {}, **SMALL, user="ann")
 
 
+@pytest.mark.slow
 def test_the_preview_of_a_run_does_not_tell_of_anothers(check, script, server):
     infotext(server, {}, **SMALL, user="ann")
     of = {field.name: field.default for field in FIELDS}
@@ -72,6 +75,7 @@ def test_the_preview_of_a_run_does_not_tell_of_anothers(check, script, server):
     assert known == [True, False, False]
 
 
+@pytest.mark.slow
 def test_the_button_releases_the_users_own(check, script):
     check("ann")
     assert script.SESSION.release("bob") == "No inversion of yours is stored."
@@ -80,6 +84,7 @@ def test_the_button_releases_the_users_own(check, script):
     assert not check("ann").is_stored
 
 
+@pytest.mark.slow
 def test_another_checkpoint_takes_everybodys(check, script):
     check("ann")
     check(None)
@@ -88,6 +93,7 @@ def test_another_checkpoint_takes_everybodys(check, script):
     assert not check(None).is_stored
 
 
+@pytest.mark.slow
 def test_the_routes_are_of_those_who_have_not_logged_in(check, monkeypatch):
     from modules import shared
 

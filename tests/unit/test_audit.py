@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.host.servers import ROOT
+from tests.host.data_folder import ROOT
 
 PROJECT = '[project]\ncli = [\n    "Torch_Audio==2.1.0; python_version < \'3.11\'",\n    "pillow==8.1.0",\n]\n'
 PILLOW = ("pillow", "8.1.0")

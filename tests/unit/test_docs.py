@@ -8,7 +8,7 @@ import re
 import pytest
 
 from rival_ext.fields import FIELDS, MODES
-from tests.host.servers import ROOT
+from tests.host.data_folder import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [

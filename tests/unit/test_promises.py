@@ -14,7 +14,7 @@ import pytest
 from rival_ext.cli import main
 from rival_ext.errors import RivalError
 from rival_ext.hosts.checkpoint import DEMO, load_pipeline
-from tests.host.servers import ROOT
+from tests.host.data_folder import ROOT
 
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()

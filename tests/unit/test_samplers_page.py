@@ -10,7 +10,8 @@ from PIL import Image
 
 from rival_ext.report import Report, Steps
 from tests.conftest import exemplar
-from tests.host.servers import ROOT, base64_of
+from tests.host.answers import base64_of
+from tests.host.data_folder import ROOT
 
 # the command's own folder, where Python finds its neighbours
 sys.path.append(str(ROOT / "benchmarks"))

@@ -44,7 +44,7 @@ def loaded(script_class, file, module, basedir="webui"):
 
 def process_plot(p, axes):
     """The cells, as `process_images`; an error in a cell leaves it out."""
-    pictures, infotexts = [], []
+    images, infotexts = [], []
     (x, xs), (y, ys) = [(axis, axis.read(p, written)) for axis, written in map(_found, axes)]
     for y_value in ys:
         for x_value in xs:
@@ -56,9 +56,9 @@ def process_plot(p, axes):
             except Exception:
                 traceback.print_exc()
             else:
-                pictures += of_cell.images[:1]
+                images += of_cell.images[:1]
                 infotexts += of_cell.infotexts[:1]
-    return SimpleNamespace(images=pictures, infotexts=infotexts)
+    return SimpleNamespace(images=images, infotexts=infotexts)
 
 
 def _found(axis):

@@ -135,7 +135,7 @@ class Img2Img(Processing):
             self.init_latent = self.init_latent * self.mask + content
 
     def _mask(self, image):
-        """The masks of the picture and of the latent; the image at the size of what is made, its hole filled."""
+        """The masks of the image and of the latent; the image at the output's size, its masked part filled."""
         mask = self.image_mask.convert("L")
         if self.inpainting_mask_invert:
             mask = ImageOps.invert(mask)
@@ -166,16 +166,16 @@ class Img2Img(Processing):
         )
         return x if self.mask is None else x * self.nmask + self.init_latent * self.mask
 
-    def overlay(self, picture):
+    def overlay(self, image):
         """The kept region's own pixels."""
         if self.mask is None:
-            return picture
+            return image
         if self.paste_to is not None:
             left, top, width, height = self.paste_to
             pasted = self.original.copy()
-            pasted.paste(picture.resize((width, height)), (left, top))
-            picture = pasted
-        return Image.composite(picture, self.original, self.mask_for_overlay)
+            pasted.paste(image.resize((width, height)), (left, top))
+            image = pasted
+        return Image.composite(image, self.original, self.mask_for_overlay)
 
 
 class ScriptRunner:
@@ -204,7 +204,7 @@ def process_images(p):
 
 @torch.no_grad()
 def _process_images(p):
-    pictures, infotexts = [], []
+    images, infotexts = [], []
     p.scripts.call("process", p)
     p.init()
     if state.job_count == -1:
@@ -224,10 +224,10 @@ def _process_images(p):
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
         state.nextjob()
         pixels = ((p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5).cpu()
-        batch_pictures = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
-        pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures
+        batch_images = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
+        images += [p.overlay(image) for image in batch_images] if hasattr(p, "overlay") else batch_images
         infotexts += [_infotext(p, seed) for seed in p.seeds]
-    return SimpleNamespace(images=pictures, infotexts=infotexts)
+    return SimpleNamespace(images=images, infotexts=infotexts)
 
 
 def _padded(box, padding, size):

@@ -140,7 +140,7 @@ class KDiffusionSampler(Sampler):
         return torch.cat([levels, torch.zeros(1)])
 
     def schedule(self, sigmas):
-        # the adaptive one must not go down to nought
+        # the adaptive one must not go down to 0
         return {"sigmas": sigmas, "sigma_max": sigmas[0], "sigma_min": sigmas[-2]}
 
     def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):

@@ -1,6 +1,6 @@
 """An extension for a real WebUI under test: every run from the same state of the global generator; the queue's state.
 
-The host draws img2img's latent from the VAE's posterior with the global generator, so that without this a picture
+The host draws img2img's latent from the VAE's posterior with the global generator, so that without this an image
 depends on those made before it, with or without RIVAL.
 """
 
@@ -25,7 +25,7 @@ class Pin(scripts.Script):
 
 
 def add_routes(_, app):
-    """`/probe/pin` and `/probe/queue`."""
+    """`/probe/pin`, `/probe/queue` and `/probe/idle`."""
 
     @app.post("/probe/pin")
     def pin(seed: int):
@@ -40,6 +40,12 @@ def add_routes(_, app):
             "job": state.job,
             "job_count": state.job_count,
         }
+
+    @app.get("/probe/idle")
+    def idle():
+        # answers in its turn, when all runs before it have ended
+        with call_queue.queue_lock:
+            return True
 
 
 script_callbacks.on_app_started(add_routes)

@@ -61,8 +61,8 @@ def add_routes(_, app):
         }
 
     @app.get("/probe/waiting")
-    def waiting():
-        return probe.waiting.is_set()
+    def waiting(seconds: float = 0):
+        return probe.waiting.wait(seconds)
 
     @app.get("/probe/memory")
     def memory():

@@ -1,4 +1,4 @@
-"""What the neighbours import and the WebUI's own environment has not, from a folder beside it."""
+"""Packages that the other extensions import and that the WebUI's environment lacks, from a folder beside it."""
 
 import os
 import sys

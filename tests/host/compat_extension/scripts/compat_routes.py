@@ -52,18 +52,18 @@ def hooked(unet):
 
 
 def add_routes(_, app):
-    """`/neighbours/state` and `/neighbours/forget`."""
+    """`/compat/state` and `/compat/forget`."""
     unet = shared.sd_model.model.diffusion_model
     if "scripts.controlnet_model_guess" in sys.modules:
         sys.modules["scripts.controlnet_model_guess"].controlnet_default_config.update(TINY)
         count_control_rows()
     count_patched_rows(unet)
 
-    @app.get("/neighbours/state")
+    @app.get("/compat/state")
     def state():
         return {"counts": dict(COUNTS), "hooked": sorted(hooked(unet))}
 
-    @app.post("/neighbours/folder")
+    @app.post("/compat/folder")
     def folder(rival: dict = Body(), folder: str = Body()):  # noqa: B008
         runner = scripts.scripts_img2img
         p = processing.StableDiffusionProcessingImg2Img(
@@ -82,7 +82,7 @@ def add_routes(_, app):
             shared.state.end()
         return processed.infotexts
 
-    @app.post("/neighbours/forget")
+    @app.post("/compat/forget")
     def forget():
         COUNTS.clear()
         script = sys.modules.get("rival_ext.hosts.webui.script")

@@ -1,7 +1,7 @@
-"""A real WebUI with its neighbours: ControlNet and the like as further extensions, and small models for them.
+"""A real WebUI with other extensions beside RIVAL, such as ControlNet, and small models for them.
 
 ControlNet and its reference units count on the twelve encoder and twelve decoder blocks of SD 1.5, so the small
-checkpoint is padded to that many: the new blocks hand on what they are given, and its pictures stay what they were.
+checkpoint is padded to that many: the new blocks hand on what they are given, and its images stay what they were.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import ROOT, RealServer, checkpoint_in, python_of, real_folder
+from tests.host.data_folder import ROOT, checkpoint_in
+from tests.host.servers import RealServer, python_of, real_folder
 
 CONTROLNET, SHUFFLE, HYPERNETWORK = "tiny-control", "tiny-shuffle", "tiny-hypernetwork"
-"""Names of the models that a server with neighbours finds; ControlNet averages a "shuffle" model's residuals."""
+"""Names of the models that a server finds. ControlNet averages the residuals of a "shuffle" model."""
 
 DETECTOR = "tiny-detector.pt"
 """What adetailer finds beside its own models, which it would download."""
@@ -33,40 +34,40 @@ BLOCKS_A_LEVEL, LEVELS = 3, 3
 Weights = dict[str, np.ndarray]
 
 
-def neighbour(variable: str) -> Path | None:
-    """The folder that the environment names, if a neighbour is there, else None."""
+def extension_folder(variable: str) -> Path | None:
+    """The folder of an extension that the environment names, or None if there is no extension in it."""
     folder = Path(os.environ.get(variable, ""))
     return folder if variable in os.environ and (folder / "scripts").is_dir() else None
 
 
 def controlnet() -> Path | None:
-    return neighbour("RIVAL_CONTROLNET")
+    return extension_folder("RIVAL_CONTROLNET")
 
 
 def dynamic_thresholding() -> Path | None:
-    return neighbour("RIVAL_DYNAMIC_THRESHOLDING")
+    return extension_folder("RIVAL_DYNAMIC_THRESHOLDING")
 
 
 def freeu() -> Path | None:
-    return neighbour("RIVAL_FREEU")
+    return extension_folder("RIVAL_FREEU")
 
 
 def tiled_diffusion() -> Path | None:
-    return neighbour("RIVAL_TILED_DIFFUSION")
+    return extension_folder("RIVAL_TILED_DIFFUSION")
 
 
 def adetailer() -> Path | None:
-    return neighbour("RIVAL_ADETAILER")
+    return extension_folder("RIVAL_ADETAILER")
 
 
-class NeighboursServer(RealServer):
-    """A real server with the neighbours that are there linked beside RIVAL, or in its place."""
+class CompatServer(RealServer):
+    """A real server with the other extensions that are there, beside RIVAL or without it."""
 
     @staticmethod
     def _fill(data: Path, with_extension: bool) -> None:
         RealServer._fill(data, with_extension)
         links = [controlnet(), dynamic_thresholding(), freeu(), tiled_diffusion(), adetailer()]
-        links.append(ROOT / "tests" / "host" / "neighbours_extension")
+        links.append(ROOT / "tests" / "host" / "compat_extension")
         for folder in filter(None, links):
             (data / "extensions" / folder.name).symlink_to(folder)
         checkpoint = checkpoint_in(data)
@@ -92,16 +93,16 @@ class NeighboursServer(RealServer):
 
     def watch(self) -> dict[str, Any]:
         """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
-        return self.client.get("/neighbours/state").json()
+        return self.client.get("/compat/state").json()
 
     def folder(self, settings: dict[str, Any], folder: Path) -> list[str]:
         """The infotexts of "Batch from Directory", which the API has not."""
-        response = self.client.post("/neighbours/folder", json={"rival": settings, "folder": str(folder)})
+        response = self.client.post("/compat/folder", json={"rival": settings, "folder": str(folder)})
         return response.json()
 
     def forget(self) -> None:
         """Empties the store of inversions and the counts."""
-        self.client.post("/neighbours/forget").raise_for_status()
+        self.client.post("/compat/forget").raise_for_status()
 
 
 def make_detector(folder: Path) -> None:
@@ -149,7 +150,7 @@ def padded(weights: Weights) -> Weights:
 
 
 def _adds_nothing(name: str, value: np.ndarray) -> np.ndarray | None:
-    """A block whose branches end in nought; its shortcut is made anew."""
+    """A block whose branches end in zeros. Its shortcut is made anew."""
     if ".skip_connection." in name:
         return None
     return np.zeros_like(value) if ".out_layers.3." in name or ".proj_out." in name else value

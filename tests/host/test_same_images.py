@@ -1,4 +1,4 @@
-"""The same request on AUTOMATIC1111's WebUI, on Forge and on reForge: the same picture, as far as the plain one is."""
+"""The same request on AUTOMATIC1111's WebUI, on Forge and on reForge: the same image, as far as the plain one is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import request
-from tests.host.servers import WEBUIS, base64_of
-from tests.host.test_modes import painting, text_request
+from tests.host.answers import base64_of
+from tests.host.asking import request, text_request
+from tests.host.servers import WEBUIS
+from tests.host.test_inpaint import painting
 
 SAMPLERS = [("DDIM", "Automatic"), ("Euler", "Automatic"), ("Euler a", "Automatic"), ("DPM++ 2M", "Karras")]
 HOUSE = base64_of(exemplar("house-emojione-blue"))
@@ -33,14 +34,14 @@ SCENES = {
 """Tab, maker of the request from settings or None, settings."""
 STEPS = 20
 TOLERATED = 2.5
-"""RMS of 255 by which pictures with RIVAL may differ where the plain ones do not; what RIVAL does is 14 and more."""
+"""RMS of 255 by which images with RIVAL may differ where the plain ones do not; what RIVAL does is 14 and more."""
 MEASURED = re.compile(r"residual [\d.]+|[\d.]+ s\b")
 """In a report; Forge evaluates whole timesteps."""
 
 
 @dataclass
 class Made:
-    """A plain picture, one with RIVAL and the report on it without what is measured."""
+    """A plain image, one with RIVAL and the report on it without what is measured."""
 
     plain: np.ndarray
     guided: np.ndarray
@@ -81,7 +82,7 @@ def make(server, scene, sampler, schedule):
         assert answers[-1].status == 200, answers[-1].sentence
     plain, guided = answers
     report = re.search(r"RIVAL report: ([^,\n]*)", guided.infotexts[0])[1]
-    return Made(plain.pictures[0], guided.pictures[0], MEASURED.sub("…", report))
+    return Made(plain.images[0], guided.images[0], MEASURED.sub("…", report))
 
 
 def difference(one, other):
@@ -92,7 +93,7 @@ def difference(one, other):
 @pytest.mark.parametrize("sampler", [sampler for sampler, _ in SAMPLERS])
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("host", ["forge", "reforge"])
-def test_the_picture_and_the_report_are_those_of_automatic1111(made, host, scene, sampler):
+def test_the_image_and_the_report_are_those_of_automatic1111(made, host, scene, sampler):
     here, there = made(host)[scene, sampler], made("real")[scene, sampler]
     plain = difference(here.plain, there.plain)
     assert difference(here.guided, here.plain) > 5
