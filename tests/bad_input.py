@@ -17,7 +17,7 @@ from rival_ext.errors import RivalError
 from rival_ext.fields import FIELDS
 
 NAMES = [field.name for field in FIELDS]
-PICTURES = [field.name for field in FIELDS if field.is_image]
+IMAGES = [field.name for field in FIELDS if field.is_image]
 SENTENCE = re.compile(r"RIVAL: (?P<field>[^\n]{1,400})\.")
 
 # counting
@@ -105,11 +105,11 @@ field_names = st.sampled_from(NAMES) | unknown_names
 objects = st.dictionaries(field_names, values, max_size=5)
 
 
-# pictures
+# images
 
 
 def file_of(image, kind, **options):
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -121,25 +121,25 @@ def base64_text(data):
 
 
 def two_colours(mode="RGB", size=(9, 6)):
-    """A picture whose halves differ, so that damage and turns can be seen."""
-    picture = Image.new("RGB", size, "orange")
-    picture.paste("navy", (0, 0, size[0] // 2, size[1] // 3 + 1))
-    return picture.convert(mode)
+    """An image whose halves differ, so that damage and turns can be seen."""
+    image = Image.new("RGB", size, "orange")
+    image.paste("navy", (0, 0, size[0] // 2, size[1] // 3 + 1))
+    return image.convert(mode)
 
 
 KINDS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if "avif" in features.modules else [])]
 
 
 def whole_files():
-    """Small pictures of every kind, in their modes; by name."""
+    """Small images of every kind, in their modes; by name."""
     modes = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"], "WEBP": ["RGB", "RGBA"]}
     modes |= {"BMP": ["1", "L", "P", "RGB"], "GIF": ["L", "P", "RGB"], "TIFF": ["1", "L", "RGB", "CMYK", "I;16", "F"]}
     modes |= {"AVIF": ["RGB", "RGBA"]}
     files = {}
     for kind in KINDS:
         for mode in modes[kind]:
-            picture = two_colours("L").convert("I").convert(mode) if mode == "I;16" else two_colours(mode)
-            files[f"{kind} {mode}"] = file_of(picture, kind)
+            image = two_colours("L").convert("I").convert(mode) if mode == "I;16" else two_colours(mode)
+            files[f"{kind} {mode}"] = file_of(image, kind)
     frames = [two_colours(), two_colours().rotate(180)]
     for kind in ("GIF", "PNG", "WEBP"):
         files[f"{kind} animated"] = file_of(frames[0], kind, save_all=True, append_images=frames[1:])

@@ -18,7 +18,7 @@ PHOTO = DEMO / "pizza.png"
 FLAGS = [field.flag for field in FIELDS if field.name != "enabled"]
 OTHERS = ["--prompt", "-n", "--seed", "--steps", "--mask", "--size", "--cfg", "--sampler", "--checkpoint", "--out"]
 OTHERS += ["--plain", "--check", "--keep-inversions", "--bogus", "--", "-x", "--help="]
-# the system hands a program no null bytes, and no halves of characters but those that stand for odd bytes
+# the system hands a program no null bytes, and no surrogates but those that stand for bytes that are no text
 words = scalars.filter(lambda value: not isinstance(value, int) or value.bit_length() < 2000).map(str)
 arguments = words.map(lambda text: text.replace("\0", "").encode("utf-8", "replace").decode())
 sizes = st.sampled_from(["64x64", "64x64x64", "64xjunkx64", "x", "0x0", "-8x8", "9" * 5000 + "x64", "٦٤x64", "64X64 "])
@@ -80,7 +80,7 @@ def test_any_words(begin, given_arguments):
 
 @given(damaged_files(), st.sampled_from(["photo", "--mask", "--exemplar", "--exemplar-mask-2"]))
 @cases(150)
-def test_a_damaged_picture_is_named_by_its_option(begin, tmp_path_factory, data, name):
+def test_a_damaged_image_is_named_by_its_option(begin, tmp_path_factory, data, name):
     file = tmp_path_factory.getbasetemp() / "damaged"
     file.write_bytes(data)
     sentence = begin(file) if name == "photo" else begin(PHOTO, name, file)
@@ -88,7 +88,7 @@ def test_a_damaged_picture_is_named_by_its_option(begin, tmp_path_factory, data,
 
 
 @pytest.mark.parametrize("file", WHOLE.values(), ids=WHOLE)
-def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
+def test_a_whole_image_of_each_kind_is_taken(begin, tmp_path, file):
     (tmp_path / "photo").write_bytes(file)
     assert begin(tmp_path / "photo", "--exemplar-2", tmp_path / "photo") == ""
 
@@ -101,7 +101,7 @@ def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
         (DEMO / "README.md", "is not an image that can be read."),
     ],
 )
-def test_a_picture_that_is_not_there_is_named_by_its_option(begin, flag, path, ending):
+def test_an_image_that_does_not_exist_is_named_by_its_option(begin, flag, path, ending):
     assert begin(PHOTO, flag, path) == f"RIVAL: {flag} {path} {ending}"
 
 

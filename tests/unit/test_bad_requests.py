@@ -54,7 +54,7 @@ def refused(server, **how):
 
 
 def body_of(fields):
-    """JSON as a careless client writes it: NaN, infinities and halves of characters included."""
+    """JSON as a careless client writes it: NaN, infinities and surrogates included."""
     return json.dumps(fields).encode()
 
 

@@ -13,7 +13,7 @@ from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS
 from rival_ext.hosts.webui.infotext import settings_to_infotext
 from rival_ext.settings import Settings, parse_settings
-from tests.bad_input import NAMES, PICTURES, cases, names, nested, objects, said, two_colours, values
+from tests.bad_input import IMAGES, NAMES, cases, names, nested, objects, said, two_colours, values
 
 
 def checked(asked):
@@ -21,7 +21,7 @@ def checked(asked):
     settings, sentence = said(parse_settings, asked)
     if settings is None:
         # of one that was painted on it may be the region that is wrong
-        regions = [name.replace("exemplar", "exemplar_mask") for name in asked if name in PICTURES]
+        regions = [name.replace("exemplar", "exemplar_mask") for name in asked if name in IMAGES]
         assert names(sentence, [*asked, *regions]), sentence
         return
     given_values = dict(settings)
@@ -31,7 +31,7 @@ def checked(asked):
             assert field.minimum <= value <= field.maximum
         if field.choices:
             assert value in field.choices
-    # whatever was taken can be written beside a picture
+    # whatever was taken can be written beside an image
     json.dumps(settings_to_infotext(settings), allow_nan=False).encode()
 
 
@@ -91,19 +91,19 @@ def test_layers_are_few_and_short(layers):
 @given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
 @cases(300)
 def test_nothing_wrong_gets_past_the_model_itself(asked):
-    """`Settings` is the last bar: what it takes, `parse_settings` takes as well, but for pictures and texts."""
+    """`Settings` is the last bar: what it takes, `parse_settings` takes as well, except images and texts."""
     said(lambda: None)
     try:
         settings = dict(Settings(**asked))
     except ValueError:
         return
-    others = {name: value for name, value in settings.items() if name not in (*PICTURES, "layers", "exemplar_prompt")}
+    others = {name: value for name, value in settings.items() if name not in (*IMAGES, "layers", "exemplar_prompt")}
     assert dict(parse_settings(others)).items() >= others.items()
 
 
 @pytest.mark.parametrize("weight", [0, 5e-324, 1.4e-45, 1e-38, 9e-5])
 def test_an_exemplar_next_to_without_weight_is_left_out(weight):
-    """Its share would come to nothing in 32 bits, and the start could be drawn from none of its positions."""
+    """In 32 bits its share would be zero, and the start could be drawn from none of its positions."""
     other = two_colours()
-    assert [slot.image for slot in parse_settings({"weight": weight, "exemplar_2": other}).exemplar_inputs] == [other]
+    assert [one.image for one in parse_settings({"weight": weight, "exemplar_2": other}).exemplar_inputs] == [other]
     assert len(parse_settings({"weight": 1e-4, "exemplar_2": other}).exemplar_inputs) == 2

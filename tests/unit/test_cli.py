@@ -127,7 +127,7 @@ def test_a_photo_of_another_aspect_keeps_it(run, tmp_path):
     ("arguments", "named"),
     [
         (["nothing.png"], "nothing.png"),
-        ([DEMO_CHECKPOINT], "not a picture"),
+        ([DEMO_CHECKPOINT], "not an image"),
         ([PHOTO, "--size", "100x128"], "multiple of 8"),
         ([PHOTO, "--size", "128"], "WIDTHxHEIGHT"),
         ([PHOTO, "--size", "128x8"], "from 64"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.concepts import CONCEPTS, WEIGHTS, load_classifier
+from benchmarks.concepts import CONCEPTS, load_classifier
 from tests.conftest import CAPTIONS, exemplar
 
 KNOWN = {
@@ -36,7 +36,3 @@ def test_mirror_images_and_other_sizes_are_judged_alike():
     one, other, third = classifier.probabilities([image, mirrored, larger])
     torch.testing.assert_close(one, other)
     assert one.argmax() == third.argmax()
-
-
-def test_weights_are_small():
-    assert WEIGHTS.stat().st_size < 1_000_000

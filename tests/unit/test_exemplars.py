@@ -136,7 +136,7 @@ def test_beside_an_exemplar_with_a_mask_the_whole_one_gives_start_and_statistics
 def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
     house, pizza = exemplar("house-emojione-blue"), exemplar("pizza-emojione-yellow")
     settings = parse_settings({"exemplar": house, "weight": 0, "exemplar_2": pizza})
-    shown = [ExemplarInput(slot.image, slot.mask, slot.weight) for slot in settings.exemplar_inputs]
+    shown = [ExemplarInput(one.image, one.mask, one.weight) for one in settings.exemplar_inputs]
     host, guide = guide_of(pipeline, shown)
     _, alone = guide_of(pipeline, [ExemplarInput(pizza)])
     finals = [host.sample(one.start([3], (16, 16)), [3], one, quiet) for one in (guide, alone)]

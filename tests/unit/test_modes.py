@@ -1,4 +1,4 @@
-"""Each mode's promise, held on the trained model; docs/modes.md has the figures of many more pictures."""
+"""What each mode promises, on the trained model. docs/modes.md has the figures of many more images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def studio(pipeline):
     return Studio(pipeline, seeds=(1,), steps=12)
 
 
-def scene(name):
+def request_images(name):
     return RequestImages.of(exemplar(name))
 
 
@@ -52,8 +52,8 @@ def edge_colour(image):
 @pytest.mark.parametrize(("name", "prompt"), [(PIZZA, "a star"), (TAXI, "a dog face")])
 def test_text_draws_the_prompt_in_the_exemplars_colours(studio, name, prompt):
     photo = exemplar(name)
-    (text,) = studio.rival(scene(name), prompt, mode="text")
-    (plain,) = studio.plain(scene(name), prompt, "text")
+    (text,) = studio.rival(request_images(name), prompt, mode="text")
+    (plain,) = studio.plain(request_images(name), prompt, "text")
     likely = load_classifier().probabilities([text])[0]
     assert CONCEPTS[likely.argmax()] == prompt.partition(" ")[2]
     assert colour_distance(text, photo) < 0.7 * colour_distance(plain, photo)
@@ -67,13 +67,13 @@ def edits(studio):
     """By start_mix: the pizza, which lies on yellow, on blue."""
     fields = {"mode": "edit", "exemplar_prompt": "a pizza, yellow background"}
     return {
-        mix: studio.rival(scene(PIZZA), "a pizza, blue background", start_mix=mix, **fields)[0]
+        mix: studio.rival(request_images(PIZZA), "a pizza, blue background", start_mix=mix, **fields)[0]
         for mix in (0.0, 0.5, 1.0)
     }
 
 
 def test_edit_keeps_the_layout(studio, edits):
-    (plain,) = studio.plain(scene(PIZZA), "a pizza, blue background", "edit")
+    (plain,) = studio.plain(request_images(PIZZA), "a pizza, blue background", "edit")
     edit, variation, without = layouts(studio, [edits[0.0], edits[1.0], plain], PIZZA)
     assert edit > variation + 0.1
     assert edit > without + 0.2
@@ -89,11 +89,11 @@ def test_start_mix_leads_from_edit_to_variation(studio, edits):
     assert kept[0] > kept[1] > kept[2]
 
 
-# inpaint: the hole from the exemplar, the rest kept
+# inpaint: the mask is filled from the exemplar, the rest is kept
 
 
 @pytest.fixture(scope="module")
-def hole():
+def mask():
     """The right half."""
     half = Image.new("L", SIZE)
     ImageDraw.Draw(half).rectangle((64, 0, 127, 127), fill=255)
@@ -104,9 +104,9 @@ def right_half(image):
     return image.crop((64, 0, 128, 128))
 
 
-def test_inpaint_keeps_the_rest_exactly(studio, hole):
+def test_inpaint_keeps_the_rest_exactly(studio, mask):
     photo = exemplar(HOUSE)
-    host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, hole), mode="inpaint")
+    host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, mask), mode="inpaint")
     latents = host.sample(guide.start([1], host.latent_size), [1], guide, quiet)
     kept = (guide.canvas.mask == 0).expand_as(latents)
     assert kept.double().mean() == 0.5
@@ -114,28 +114,28 @@ def test_inpaint_keeps_the_rest_exactly(studio, hole):
     assert (latents - host.exemplar_latent())[~kept].abs().mean() > 0.1
 
 
-def test_inpaint_leaves_the_kept_pixels_alone(pipeline, monkeypatch, tmp_path, hole):
+def test_inpaint_leaves_the_kept_pixels_alone(pipeline, monkeypatch, tmp_path, mask):
     monkeypatch.setattr("rival_ext.hosts.checkpoint.load_pipeline", lambda checkpoint: pipeline)
-    hole.save(tmp_path / "hole.png")
+    mask.save(tmp_path / "mask.png")
     photo, out = DATA / "exemplars" / f"{HOUSE}.png", tmp_path / "out"
-    options = {"--mask": tmp_path / "hole.png", "--out": out, "--mode": "inpaint", "--steps": 2, "-n": 1}
+    options = {"--mask": tmp_path / "mask.png", "--out": out, "--mode": "inpaint", "--steps": 2, "-n": 1}
     command.main([str(photo), *(str(part) for option in options.items() for part in option)], standalone_mode=False)
-    filled, whole = (np.asarray(image) for image in (Image.open(out / "000.png"), exemplar(HOUSE)))
-    assert np.array_equal(filled[:, :64], whole[:, :64])
-    assert not np.array_equal(filled[:, 64:], whole[:, 64:])
+    filled, wmask = (np.asarray(image) for image in (Image.open(out / "000.png"), exemplar(HOUSE)))
+    assert np.array_equal(filled[:, :64], wmask[:, :64])
+    assert not np.array_equal(filled[:, 64:], wmask[:, 64:])
 
 
-def test_inpaint_fills_the_hole_from_the_picture_itself(studio, hole):
+def test_inpaint_fills_the_mask_from_the_image_itself(studio, mask):
     photo = exemplar(HOUSE)
-    whole = RequestImages([ExemplarInput(photo)], SIZE, photo, hole)
-    (filled,), (plain,) = studio.rival(whole, mode="inpaint"), studio.plain(whole, mode="inpaint")
+    wmask = RequestImages([ExemplarInput(photo)], SIZE, photo, mask)
+    (filled,), (plain,) = studio.rival(wmask, mode="inpaint"), studio.plain(wmask, mode="inpaint")
     distances = [colour_distance(right_half(image), right_half(photo)) for image in (filled, plain)]
     assert distances[0] < 0.6 * distances[1]
 
 
-def test_inpaint_fills_the_hole_from_another_exemplar(studio, hole):
+def test_inpaint_fills_the_mask_from_another_exemplar(studio, mask):
     photo, other = exemplar(BUS), exemplar(HOUSE)
-    filled_from_other = RequestImages([ExemplarInput(other)], SIZE, photo, hole)
+    filled_from_other = RequestImages([ExemplarInput(other)], SIZE, photo, mask)
     (filled,) = studio.rival(filled_from_other, mode="inpaint")
     (plain,) = studio.plain(filled_from_other, mode="inpaint")
     aim = other.resize((64, 128))
@@ -146,7 +146,7 @@ def test_inpaint_fills_the_hole_from_another_exemplar(studio, hole):
 # a region of the exemplar
 
 
-def test_nothing_outside_the_region_is_taken(studio):
+def test_nothing_outside_the_region_is_used(studio):
     region = Image.new("L", SIZE)
     ImageDraw.Draw(region).ellipse((14, 14, 113, 113), fill=255)
     photo = exemplar(HOUSE)
@@ -174,12 +174,12 @@ def test_weights_lead_from_one_exemplar_to_the_other(studio):
     assert balance[0] + 5 < balance[1] < balance[2] - 5
 
 
-# how similarity_values
+# how similar
 
 
 def test_similarity_leads_towards_the_exemplar(studio):
     photo = exemplar(HOUSE)
-    made = [studio.rival(scene(HOUSE), "a house", similarity=value)[0] for value in (0.0, 0.5, 1.0)]
+    made = [studio.rival(request_images(HOUSE), "a house", similarity=value)[0] for value in (0.0, 0.5, 1.0)]
     colours = [colour_distance(image, photo) for image in made]
     kept = layouts(studio, made, HOUSE)
     assert colours[0] > colours[1] > colours[2]
@@ -193,7 +193,7 @@ def test_similarity_leads_towards_the_exemplar(studio):
 def star_distance(studio):
     """(fields of the settings) -> a star's distance from the red heart's colours."""
     name = "red-heart-emojione-purple"
-    return lambda **fields: colour_distance(studio.rival(scene(name), "a star", **fields)[0], exemplar(name))
+    return lambda **fields: colour_distance(studio.rival(request_images(name), "a star", **fields)[0], exemplar(name))
 
 
 def test_more_strength_brings_more_of_the_exemplars_colours(star_distance):

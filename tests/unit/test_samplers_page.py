@@ -13,7 +13,7 @@ from tests.conftest import exemplar
 from tests.host.answers import base64_of
 from tests.host.data_folder import ROOT
 
-# the command's own folder, where Python finds its neighbours
+# the folder of the benchmarks, which import each other by name
 sys.path.append(str(ROOT / "benchmarks"))
 pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the docs extra)")
 
@@ -46,11 +46,11 @@ GOOD = {
 
 
 def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
-    """A record of two pictures; the distances' differences have a spread."""
-    picture = base64_of(Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)))
+    """A record of two images; the distances' differences have a spread."""
+    image = base64_of(Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)))
 
     def arm(distance):
-        return {"palette": [distance, distance + 1], "mean": [0.1, 0.3], "std": [0.2, 0.2], "picture": picture}
+        return {"palette": [distance, distance + 1], "mean": [0.1, 0.3], "std": [0.2, 0.2], "picture": image}
 
     arms = {"plain": arm(9.0), "off": arm(not_aligned), "noise": arm(aligned)}
     arms["noise"]["palette"][1] += 0.2
@@ -66,7 +66,7 @@ def test_the_report_is_read_as_it_is_written(features):
     assert parse_report(text.replace(f"; {notes}", ""))["notes"] == ""
 
 
-def test_a_picture_without_a_report_is_an_error():
+def test_an_infotext_without_a_report_is_an_error():
     with pytest.raises(Refused):
         parse_report("a pizza\nSteps: 20")
 

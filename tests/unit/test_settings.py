@@ -42,14 +42,14 @@ DEFAULTS = {
     "exact": False,
     "plain_inversion": False,
 }
-PICTURES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
+IMAGES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
 SHARES = ["similarity", "start_mix", "weight", "weight_2", "weight_3", "strength"]
-some_picture = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
+some_image = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
 
 VALID = {
     "enabled": st.booleans(),
     "mode": st.sampled_from(["variation", "text", "edit", "inpaint"]),
-    **dict.fromkeys(PICTURES, some_picture),
+    **dict.fromkeys(IMAGES, some_image),
     **dict.fromkeys(SHARES, st.floats(0, 1)),
     "exemplar_prompt": st.text(),
     "layers": st.sampled_from(["all", "fine", "coarse", "8", "8,16", "64"]),
@@ -110,7 +110,7 @@ def outside_fraction(minimum):
 INVALID = {
     "enabled": wrong("whole number", "text") | st.sampled_from([0, 1, "true", "false"]),
     "mode": other_choices("mode"),
-    **dict.fromkeys(PICTURES, wrong("boolean", "whole number", "text").filter(lambda value: value is not None)),
+    **dict.fromkeys(IMAGES, wrong("boolean", "whole number", "text").filter(lambda value: value is not None)),
     **dict.fromkeys(SHARES, outside_fraction(0)),
     "exemplar_prompt": wrong("boolean", "whole number"),
     "layers": st.sampled_from(
@@ -135,11 +135,11 @@ def some_valid_values():
 
 
 def png(size=(3, 2)):
-    """A small picture and the bytes of its file."""
-    picture = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
+    """A small image and the bytes of its file."""
+    image = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return picture, file.getvalue()
+    image.save(file, "PNG")
+    return image, file.getvalue()
 
 
 def refusal(**values):
@@ -232,7 +232,7 @@ def test_a_fields_choices_are_those_that_the_settings_accept(field):
 
 def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
-    assert [name for name in free if name not in PICTURES] == [
+    assert [name for name in free if name not in IMAGES] == [
         *("enabled", "exemplar_prompt", "layers", "exact", "plain_inversion")
     ]
 
@@ -242,10 +242,10 @@ def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
 
 @pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
 def test_an_exemplar_comes_as_base64_with_or_without_a_data_urls_head(head):
-    picture, file = png()
+    image, file = png()
     decoded = parse_settings({"exemplar": head + base64.b64encode(file).decode()}).exemplar
-    assert decoded.tobytes() == picture.tobytes()
-    assert decoded.size == picture.size
+    assert decoded.tobytes() == image.tobytes()
+    assert decoded.size == image.size
 
 
 @given(st.text(min_size=1))

@@ -85,7 +85,7 @@ def test_an_id_is_random_and_says_nothing_of_its_chain():
         store.put("key", same, SIZE)
         ids.append(base64.urlsafe_b64decode(store.id_of(same) + "="))
     assert {len(one) for one in ids} == {32}
-    # no bit stands still or keeps time, as in a digest of the picture, a clock or a counter
+    # no bit stands still or keeps time, as in a digest of the image, a clock or a counter
     bits = [int.from_bytes(one, "big") for one in ids]
     for bit in range(8 * 32):
         assert 0.3 < sum(one >> bit & 1 for one in bits) / len(bits) < 0.7

@@ -1,4 +1,4 @@
-"""What is said of an inversion's exactness."""
+"""How exact an inversion is, in decibels and in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_grade_follows_the_decibels(psnr, grade):
     assert f"{psnr:.1f} dB" in verdict.sentence
 
 
-def test_a_good_one_asks_for_nothing():
+def test_a_good_inversion_needs_no_change():
     assert sentence(45).endswith("nothing to change.")
 
 
@@ -41,10 +41,10 @@ def test_a_good_one_asks_for_nothing():
         (20, 50, {"inversion_iterations": 3, "exemplar_prompt": "a bear"}, "Leave Exemplar prompt empty"),
     ],
 )
-def test_what_to_change_is_what_is_not_at_its_end_yet(psnr, steps, fields, advice):
+def test_the_advice_raises_what_can_still_be_raised(psnr, steps, fields, advice):
     assert advice in sentence(psnr, steps, **fields)
 
 
-def test_two_equal_pictures_have_a_number_that_json_can_hold():
+def test_two_equal_images_have_a_finite_psnr():
     grey = torch.full((8, 8, 3), 128)
     assert exactness(grey, grey) == IDENTICAL

@@ -19,7 +19,7 @@ from rival_ext.storage.disk import DiskStore
 QUICK = ("-n", 1, "--steps", 4)
 PHOTO = DEMO / "pizza.png"
 LAYERS = ("down.2.attn1", "down.10.attn1", "up.1.attn1")
-"""In an order that is not the alphabet's."""
+"""Names whose order in the network is not alphabetical."""
 
 
 def chain(nodes=3, recorded=3):
@@ -28,15 +28,15 @@ def chain(nodes=3, recorded=3):
     return Chain(levels, torch.randn(nodes + 1, 4, 2, 2), features, evaluations=7, residual=0.125)
 
 
-def archive(folder, *made_by, budget=1e9):
+def disk_store(folder, *made_by, budget=1e9):
     return DiskStore(folder, made_by, torch.device("cpu"), budget)
 
 
 @pytest.mark.parametrize("recorded", [0, 3])
-def test_a_chain_comes_back_as_it_was_its_layers_in_order(tmp_path, recorded):
+def test_a_chain_is_read_as_it_was_written_with_its_layers_in_order(tmp_path, recorded):
     kept = chain(recorded=recorded)
-    archive(tmp_path, "checkpoint").put("key", kept, 0)
-    found = archive(tmp_path, "checkpoint").get("key")
+    disk_store(tmp_path, "checkpoint").put("key", kept, 0)
+    found = disk_store(tmp_path, "checkpoint").get("key")
     assert torch.equal(found.noise_levels, kept.noise_levels)
     assert found.noise_levels.dtype == torch.float64
     assert torch.equal(found.latents, kept.latents)
@@ -49,24 +49,24 @@ def test_a_chain_comes_back_as_it_was_its_layers_in_order(tmp_path, recorded):
 
 
 def test_another_key_or_another_checkpoint_finds_nothing(tmp_path):
-    archive(tmp_path, "checkpoint", 1).put("key", chain(), 0)
-    assert archive(tmp_path, "checkpoint", 1).get("other") is None
-    assert archive(tmp_path, "checkpoint", 2).get("key") is None
-    assert archive(tmp_path, "checkpoint", 1).get("key") is not None
+    disk_store(tmp_path, "checkpoint", 1).put("key", chain(), 0)
+    assert disk_store(tmp_path, "checkpoint", 1).get("other") is None
+    assert disk_store(tmp_path, "checkpoint", 2).get("key") is None
+    assert disk_store(tmp_path, "checkpoint", 1).get("key") is not None
 
 
-def test_a_chain_beyond_the_memory_is_not_read(tmp_path):
-    archive(tmp_path).put("key", chain(), 0)
-    assert archive(tmp_path, budget=100).get("key") is None
+def test_a_chain_larger_than_the_budget_is_not_read(tmp_path):
+    disk_store(tmp_path).put("key", chain(), 0)
+    assert disk_store(tmp_path, budget=100).get("key") is None
 
 
-def test_a_chain_that_lacks_features_is_not_kept(tmp_path):
-    archive(tmp_path).put("key", chain(recorded=2), 0)
+def test_a_chain_with_features_of_some_nodes_only_is_not_written(tmp_path):
+    disk_store(tmp_path).put("key", chain(recorded=2), 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_but_tensors_is_written_and_half_a_file_never(tmp_path, monkeypatch):
-    archive(tmp_path).put("key", chain(), 0)
+def test_a_file_holds_tensors_and_figures_only_and_appears_when_it_is_whole(tmp_path, monkeypatch):
+    disk_store(tmp_path).put("key", chain(), 0)
     (file,) = tmp_path.iterdir()
     with safe_open(file, framework="pt") as kept:
         assert set(kept.metadata()) == {"evaluations", "residual"}
@@ -76,24 +76,24 @@ def test_nothing_but_tensors_is_written_and_half_a_file_never(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RivalError, match=r"--keep-inversions .* cannot be used: No space left on device"):
-        archive(tmp_path).put("other", chain(), 0)
+        disk_store(tmp_path).put("other", chain(), 0)
     assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-def test_a_damaged_file_is_named(tmp_path, content):
-    archive(tmp_path).put("key", chain(), 0)
+def test_a_damaged_file_is_named_in_the_error(tmp_path, content):
+    disk_store(tmp_path).put("key", chain(), 0)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
     with pytest.raises(RivalError, match=f"{file.name} is damaged or no inversion; delete it"):
-        archive(tmp_path).get("key")
+        disk_store(tmp_path).get("key")
 
 
 def report_of(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-def test_a_second_run_of_the_command_inverts_nothing_and_draws_the_same(run, tmp_path):
+def test_a_second_run_of_the_command_inverts_nothing_and_makes_the_same_image(run, tmp_path):
     keep = ("--keep-inversions", tmp_path / "kept")
     run(PHOTO, *QUICK, *keep, "--out", tmp_path / "first")
     code, _ = run(PHOTO, *QUICK, *keep, "--seed", 5, "--cfg", 3, "--t-align", 300, "--out", tmp_path / "next")
@@ -101,15 +101,15 @@ def test_a_second_run_of_the_command_inverts_nothing_and_draws_the_same(run, tmp
     assert code == 0
     assert (report_of(tmp_path / "first")["store"], report_of(tmp_path / "next")["store"]) == ("miss", "hit")
     assert report_of(tmp_path / "next")["rows"] == {"inversion": 0, "generation": 8}
-    pictures = [np.asarray(Image.open(tmp_path / name / "000.png")) for name in ("next", "without")]
-    assert np.array_equal(*pictures)
+    images = [np.asarray(Image.open(tmp_path / name / "000.png")) for name in ("next", "without")]
+    assert np.array_equal(*images)
 
 
 @pytest.mark.parametrize(
     "other",
     [("--steps", 5), ("--sampler", "euler"), ("--exemplar-prompt", "a pizza"), ("--inversion-iterations", 2)],
 )
-def test_what_makes_another_inversion_is_inverted(run, tmp_path, other):
+def test_an_option_that_changes_the_inversion_inverts_anew(run, tmp_path, other):
     keep = ("--keep-inversions", tmp_path / "kept")
     run(PHOTO, *QUICK, *keep, "--out", tmp_path / "first")
     run(PHOTO, *QUICK, *keep, *other, "--out", tmp_path / "next")
@@ -117,7 +117,7 @@ def test_what_makes_another_inversion_is_inverted(run, tmp_path, other):
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
-def test_a_changed_checkpoint_is_inverted_with(run, tmp_path):
+def test_a_changed_checkpoint_inverts_anew(run, tmp_path):
     checkpoint = tmp_path / DEMO_CHECKPOINT.name
     checkpoint.write_bytes(DEMO_CHECKPOINT.read_bytes())
     checkpoint.with_name(f"{checkpoint.stem}-config").symlink_to(DEMO / f"{checkpoint.stem}-config")
