@@ -354,36 +354,37 @@ def _shuffled(count: int, batch: int) -> Iterator[Tensor]:
 PAGE = Template("""\
 # The classifier of concepts
 
-`concepts.safetensors` judges which of $classes concepts a 128x128 picture shows: the concepts that the small demo model
-knows ([its card](../demo/MODEL_CARD.md)). It is a plain convolutional net with $parameters parameters in 16 bits and
-serves the benchmarks only: does what the prompt asked for appear?
+`concepts.safetensors` tells which of $classes concepts a 128x128 image shows. These are the concepts that the small
+demo model knows ([its card](../demo/MODEL_CARD.md)). The classifier is a plain convolutional net with $parameters
+parameters in 16 bits. Only the benchmarks use it, to find out whether the subject of the prompt appears in an image.
 
 ## How good it is
 
-| | pictures | top-1 | top-5 |
+| | images | top-1 | top-5 |
 | --- | --- | --- | --- |
 $accuracies
 
-Plain generations are the demo model's with the prompt alone, all $classes of them, seeds $seeds, guidance $guidance,
-$sampler_steps DDIM steps. No generated picture was used for training. The model draws what it was trained on almost by
-heart, and the classifier knows the same drawings, so this figure is about smears and colours, not about new drawings.
-The held-out vendor is the hard test: it draws several things in a way of its own.
+Plain generations are images that the demo model makes from the prompt alone, for all $classes prompts, with seeds
+$seeds, guidance $guidance and $sampler_steps DDIM steps. No generated image was used for training. The model repeats
+its training drawings almost exactly, and the classifier knows the same drawings. So this figure tests smears and
+colours, not new drawings. The held-out vendor is the hard test: it draws several things in a different way.
 
-What was taken for something else (in brackets), among the plain generations:
+These plain generations were taken for something else (in brackets):
 
 $generation_mistakes
 
-and among the held-out vendor's drawings on backgrounds:
+These drawings of the held-out vendor on backgrounds were taken for something else:
 
 $mistakes
 
 ## Data
 
-$drawings drawings by five vendors for training, $held_out by a sixth for validation. The artwork was rendered with
-`@resvg/resvg-js` at 256x256, with transparency, from the SVG sources in these npm packages; which icon shows a concept
-follows from the emoji's CLDR short name in `unicode-emoji-json` (a globe is the one that shows Europe and Africa, a sun
-hat the woman's hat), in fxemoji, which has names of its own, from that name. The file of "a t-shirt" by noto is
-`noto/t-shirt.png`; what is not a letter or a digit becomes a hyphen. A vendor may lack a concept.
+There are $drawings drawings by five vendors for training, and $held_out by a sixth vendor for validation. The artwork
+was rendered with `@resvg/resvg-js` at 256x256, with transparency, from the SVG sources in these npm packages. The icon
+of a concept was found by the emoji's CLDR short name in `unicode-emoji-json` (a globe is the one that shows Europe and
+Africa, a sun hat is the woman's hat). fxemoji has different names, so its icons were found by these. The file of "a
+t-shirt" by noto is `noto/t-shirt.png`; every character that is no letter and no digit becomes a hyphen. A vendor may
+lack a concept.
 
 | package | licence | attribution | use |
 | --- | --- | --- | --- |
@@ -396,11 +397,12 @@ hat the woman's hat), in fxemoji, which has names of its own, from that name. Th
 
 ## Training
 
-$steps steps with $batch pictures each, from scratch. Half of them are drawings on plain backgrounds, at scales of 0.75
-to 0.95, shifted, mirrored, turned by a few degrees; the other half are such pictures after the demo model's VAE, with
-some noise on their latents, since generated pictures look like that. All vary in saturation, tint and contrast.
+The classifier was trained from scratch, in $steps steps with $batch images each. Half of the images are drawings on
+plain backgrounds, at scales of 0.75 to 0.95, shifted, mirrored, and turned by a few degrees. The other half are such
+images, encoded and decoded by the demo model's VAE with some noise on their latents, because generated images look
+like this. All images vary in saturation, tint and contrast.
 
-Weights and figures by `python benchmarks/concepts.py FOLDER`.
+`python benchmarks/concepts.py FOLDER` wrote the weights and the figures.
 """)
 
 if __name__ == "__main__":

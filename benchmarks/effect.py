@@ -298,61 +298,65 @@ EFFECT_PAGE = Template("""\
 
 ![Photo, plain generation, RIVAL, and RIVAL without one of its parts, for five exemplars](effect.png)
 
-The concept is the prompt here ("a pizza"), and a row has one seed throughout. Plain generation draws the thing that
-was named, in whatever colours. RIVAL brings its colours and background close to the exemplar's. The cat shows the
-limit: the model's own idea of a cat face is stronger than the exemplar's grey.
+In these images the prompt is the concept ("a pizza"), and each row uses one seed. Plain generation draws the named
+subject in any colours. RIVAL brings the colours and the background close to the exemplar's. The cat shows the limit:
+the model's own idea of a cat face is stronger than the exemplar's grey.
 
 Two distances from the exemplar are measured:
 
-- **palette**: each picture's pixels are clustered into six colours in CIE Lab; the distance is the earth mover's
-  distance between the two palettes, in Lab units. The exemplar is taken as the VAE gives it back.
-- **statistics**: how far mean and standard deviation of the latent are from the exemplar's at the same noise level,
-  averaged over channels and steps. The start counts as the first step.
+- **palette**: the pixels of each image are clustered into six colours in CIE Lab. The distance is the earth mover's
+  distance between the two palettes, in Lab units. The exemplar is encoded and decoded by the VAE before it is
+  measured.
+- **statistics**: the difference of mean and standard deviation between the latent and the exemplar's latent at the
+  same noise level, averaged over channels and steps. The start counts as the first step.
 
-Each figure is the mean distance as a ratio to plain generation with the same prompt and the same seeds: 1 is no gain,
-smaller is closer. In brackets: how many of the $images images are closer than the plain one. Small demo model,
-$exemplars held-out exemplars of things that it knows, $seeds seeds each, $steps DDIM steps, guidance $guidance. Small
-differences between two rows mean little with so few images.
+Each figure is the mean distance, as a ratio to plain generation with the same prompt and the same seeds: 1 is no gain,
+a smaller ratio is closer. The number in brackets says how many of the $images images are closer than the plain one.
+The model is the small demo model, with $exemplars held-out exemplars of things that it knows, $seeds seeds each,
+$steps DDIM steps and guidance $guidance. With so few images, small differences between two rows mean little.
 
 ## The parts
 
-The full method, the method without one of its parts, and injection as the only part:
+The table shows the full method, the method without one of its parts, and injection as the only part:
 
 $parts
 
-- RIVAL is closer than plain generation with every prompt. The less the prompt says, the more comes from the exemplar.
-- Injection and alignment both add to it. Only with an empty prompt is the palette as close without alignment.
-- The full method from a noise start is farther away than plain generation on average, and an image can break down
-  altogether, as the heart does. The permuted start and the alignment belong together.
+- RIVAL is closer to the exemplar than plain generation with every prompt. The less the prompt says, the more comes
+  from the exemplar.
+- Injection and alignment both bring images closer. Only with an empty prompt the palette is as close without
+  alignment.
+- If the full method starts from plain noise, its images are on average farther away than plain generation, and an
+  image can break down completely, as the heart does. So the permuted start and the alignment belong together.
 
 ## Exemplar prompt
 
-The exemplar inverted without a prompt, which is the default, or with its full caption; the columns name the
-generation's own prompt:
+The exemplar is inverted without a prompt, which is the default, or with its full caption. The columns name the prompt
+of the generation:
 
 $exemplar_prompts
 
-The statistics are compared with those of the row's own inversion. The two rows differ little, and not in one
-direction. The default stays empty: it needs no description of the photo.
+The statistics are compared with those of the inversion of the same row. The two rows differ little, and neither is
+better everywhere. The default stays empty, because it needs no description of the photo.
 
 ## t_align and t_early
 
 $timesteps
 
-Smaller values of either are closer to the exemplar or as close. The default is 600 for both, the authors' choice.
+With smaller values of either, images are closer to the exemplar or as close. The default is 600 for both, which is the
+authors' choice.
 
 ## Fewer exemplar tokens
 
-`exemplar_tokens` is the fraction of the exemplar's tokens that an image sees below `t_align`. Its price in closeness,
-against [the time that it saves](cost.md):
+`exemplar_tokens` is the fraction of the exemplar's tokens that an image sees below `t_align`. A smaller fraction
+[saves time](cost.md). The table shows how much less close the images are:
 
 $tokens
 
-Each quarter less takes a little closeness. With a quarter of the tokens the images are still clearly closer than
-without injection. The default is all of them.
+With each quarter less, the images are a little less close. With a quarter of the tokens they are still clearly closer
+than without injection. The default is all tokens.
 
-Figures and picture by `python benchmarks/effect.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
-placed on plain backgrounds.
+`python benchmarks/effect.py` wrote these figures and the image. The exemplars in it are EmojiOne 2.x by Emoji One, CC
+BY 4.0, placed on plain backgrounds.
 """)
 
 if __name__ == "__main__":

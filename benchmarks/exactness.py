@@ -174,59 +174,59 @@ def rms(one: Image.Image, other: Image.Image) -> float:
 PAGE = Template("""\
 # How exact the inversion is
 
-Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet from a first guess. Two first
-guesses are offered:
+Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet, from a first guess. There are
+two first guesses:
 
-- **lower latent**, the authors': the latent of the lower noise level stands for the higher one's.
-- **extrapolated**, the default: a step along the noise prediction, extrapolated from the last two noise levels. It
-  needs no evaluation of its own.
+- **lower latent**, which the authors use: the latent of the lower noise level is the guess for the higher one.
+- **extrapolated**, the default: a step along the noise prediction, which is extrapolated from the last two noise
+  levels. It needs no additional evaluation.
 
-The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps, against the
-VAE's own reconstruction of it; small demo model, empty prompt. Both images have 8 bits a channel, so that rounding
-alone leaves no more than about 56 dB.
+The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps. It is compared
+with the image that was encoded and decoded by the VAE alone. The model is the small demo model, with an empty prompt.
+Both images have 8 bits a channel, so rounding alone limits the PSNR to about 56 dB.
 
 $exactness
 
-With one evaluation a step the extrapolated guess is more exact than the authors' with two, so the default is one. A
-second one makes most images more exact, not all of them, and doubles the time of the inversion.
+With one evaluation a step, the extrapolated guess is more exact than the authors' guess with two, so the default is
+one evaluation. A second one makes most images more exact, but not all, and doubles the time of the inversion.
 
 ## Recorded features
 
-What the self-attention layers saw in each step's last evaluation is recorded and serves every image that is made
-later. The alternative is to evaluate the exemplar again beside each image. The two agree as far as the inversion is
-exact. The table gives the RMS difference, of 255, between an image made one way and the other, for the five exemplars
-above with $seeds seeds each, guidance $guidance, and how many of the images differ by 1 or less. Two seeds of one
-exemplar differ by $least to $most.
+The inputs of the self-attention layers in the last evaluation of each step are recorded, and every image that is made
+later uses them. The alternative is to evaluate the exemplar again beside each image. The more exact the inversion is,
+the better the two agree. The table gives the RMS difference, of 255, between an image made in one way and in the
+other, for the five exemplars above with $seeds seeds each and guidance $guidance. It also says how many of the images
+differ by 1 or less. Two seeds of one exemplar differ by $least to $most.
 
 $agreement
 
-From the extrapolated guess one evaluation a step is enough for recording: live ones change next to nothing. From the
-authors' guess a single evaluation is not; recorded there, the features make visibly other images.
+From the extrapolated guess, one evaluation a step is enough for recording: live features change almost nothing. From
+the authors' guess, one evaluation is too few: features that are recorded there make visibly different images.
 
 ## Good enough
 
-*Check inversion*, the command line's `--check` and the API's `invert` grade an inversion by that PSNR: from $good dB on
-it is good, from $fair dB on fair, below that poor. Mean over the five exemplars, and the lowest, by sampling steps and
-K (*Inversion iterations*):
+*Check inversion*, the command line's `--check` and the API's `invert` grade an inversion by this PSNR: from $good dB
+on it is good, from $fair dB on it is fair, and below that it is poor. The table gives the mean over the five
+exemplars, and in brackets the lowest, by sampling steps and K (*Inversion iterations*):
 
 $by_steps
 
-How far off images are that are made of what it recorded, $fewer seeds for each of these inversions; two seeds differ by
-$least to $most:
+The next table gives the difference between images from recorded and from live features, with $fewer seeds for each of
+these inversions. Two seeds differ by $least to $most:
 
 $by_grade
 
-With few steps a second and a third iteration help nearly as much as twice and three times the steps, and cost the
-images themselves nothing.
+With few steps, a second and a third iteration help nearly as much as twice and three times the steps, and do not make
+the images slower.
 
 ## A prompt for the exemplar
 
-The same PSNR with the default inversion, over $known held-out images of things that the model knows:
+The table gives the same PSNR with the default inversion, over $known held-out images of things that the model knows:
 
 $prompts
 
-With its caption the exemplar comes back a little more exactly on average.
-[The effect](effect.md#exemplar-prompt) on the images made from it is small.
+With its caption the exemplar comes back a little more exactly on average. [The effect](effect.md#exemplar-prompt) on
+the images that are made from it is small.
 
-Figures by `python benchmarks/effect.py`.
+`python benchmarks/effect.py` wrote these figures.
 """)

@@ -188,7 +188,7 @@ def text_mode(bench: Bench) -> Section:
 
 def edit_mode(bench: Bench) -> Section:
     """Another background behind the same thing in the same place."""
-    header = ["", "layout correlation", "background from the asked one", "background from the exemplar's"]
+    header = ["", "layout correlation", "background from that of the prompt", "background from that of the exemplar"]
     table = Table(header, [".2f", ".0f", ".0f"])
     mixes = Table(["start_mix", *header[1:]], table.formats)
     rows = {}
@@ -222,7 +222,7 @@ def edit_mode(bench: Bench) -> Section:
 
 def inpaint_mode(bench: Bench) -> Section:
     """The right half anew, from the picture itself and from another one."""
-    header = ["", "from the picture's own half", "from the other exemplar"]
+    header = ["", "from the image's own half", "from the other exemplar"]
     table = Table(header, [".1f", ".1f"])
     rows = {}
     for name, other in bench.cases(FILLED_FROM).items():
