@@ -323,8 +323,9 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
     ratios = result["ratios"]
     lines = [
         f"`python benchmarks/sampling.py --model {result['model']} --steps {result['steps']} "
-        f"--repeats {len(result['seconds']['plain'])}`, {result['dtype']}, {result['device']}, "
-        f"{result['threads']} threads, torch {result['torch']}; recorded features {result['features_mb']} MB.",
+        f"--repeats {len(result['seconds']['plain'])}` wrote these figures. It ran in {result['dtype']}",
+        f"on {result['device']}, with {result['threads']} threads and torch {result['torch']}. "
+        f"The recorded features take {result['features_mb']} MB.",
         "",
         "| ratio of whole samplings | median | least | most |",
         "|---|---|---|---|",
