@@ -17,18 +17,18 @@ READS_TO_OPEN = 10_000
 """The most reads before the size of an image is known; 10 MB of GIF comments took over 20 s without it."""
 
 READS_TO_LOAD = 2_000_000
-"""The most reads while the pixels are decoded; 10 MB of empty PNG chunks behind the pixels took 3 s without it."""
+"""The most reads while the pixels are decoded; empty PNG chunks behind the pixels took 3 s for 10 MB without it."""
 
 TIMES_READ_TO_OPEN = 4
 """How often Pillow may read the whole file before the size is known; 6 MB of TIFF tags that share their bytes took over
-20 s and 7 GB without it."""
+7 GB without it."""
 
 BYTES_READ_TO_LOAD = 2**33
 """The most bytes that Pillow may read for the pixels, about 3 s: it reads 64 KB for even a short strip of a TIFF."""
 
 MOST_LAYERS = 5
 """How often the strips of a TIFF may cover all pixels, once for each colour; strips that did so again and again took
-over 20 s for 5 MB."""
+19 s for 5 MB."""
 
 MOST_COMPRESSED_CHUNKS = 100
 """Of a PNG; 10 MB of colour profiles, each of 1 KB, took over 20 s: Pillow decompresses 1 MB from each."""

@@ -39,7 +39,7 @@ def refused(value):
 
 
 @given(damaged_files())
-@cases(150)
+@cases(100)
 def test_a_damaged_file_is_an_image_or_a_sentence(data):
     image, sentence = said(decoded, data)
     if image is None:
@@ -63,7 +63,7 @@ def test_a_text_that_is_no_image_is_refused(text):
 
 
 @given(st.binary(max_size=60), st.sampled_from([file[:8] for file in WHOLE.values()]))
-@cases(150)
+@cases(100)
 def test_a_beginning_alone_is_no_image(data, beginning):
     assert refused(base64_text(beginning + data)).startswith("RIVAL: exemplar must be an image")
 
