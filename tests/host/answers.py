@@ -1,4 +1,4 @@
-"""What a request to a server gives, and how an image travels in a request."""
+"""The answer to a request, and the form of an image in a request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from PIL import Image
 
 @dataclass
 class Answer:
-    """What a request gave: HTTP status, images as arrays, an infotext each, or the error's sentence.
+    """The answer to a request.
 
-    grid: a real plot's, with its legend; its cells are the images, row by row.
+    Attributes:
+        status: The HTTP status.
+        images: The images as arrays. Of a plot its cells, row by row.
+        infotexts: One for each image.
+        sentence: The error's sentence, if there is an error.
+        grid: The whole plot with its legend, on a real WebUI.
     """
 
     status: int = 200
@@ -25,7 +30,7 @@ class Answer:
 
 
 def base64_of(image: Image.Image) -> str:
-    """An image as a request carries it."""
+    """Write an image as a request carries it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

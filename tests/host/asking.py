@@ -1,4 +1,4 @@
-"""What the contract cases ask a server, and how they compare what it answers."""
+"""Requests to a server, and comparisons of its answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 8
 
 
 def request(settings=None, *, image=None, **fields):
-    """An img2img request; `settings` is the extension's object, None leaves it out."""
+    """Make an img2img request. `settings` is the extension's object; None leaves the extension out."""
     payload = {
         "init_images": [base64_of(image or exemplar("pizza-emojione-yellow"))],
         "prompt": "a pizza",
@@ -32,7 +32,7 @@ def request(settings=None, *, image=None, **fields):
 
 
 def images_of(server, settings=None, **fields):
-    """The images of a request that must succeed, from a pinned global generator."""
+    """Return the images of a request that must succeed. The global generator is seeded before."""
     server.plan()
     answer = server.img2img(**request(settings, **fields))
     assert answer.status == 200, answer.sentence
@@ -41,7 +41,7 @@ def images_of(server, settings=None, **fields):
 
 
 def text_request(settings=None, **fields):
-    """A txt2img request, as `request` makes one for img2img."""
+    """Make a txt2img request, as `request` makes one for img2img."""
     payload = request(settings, **fields)
     for name in ("init_images", "denoising_strength"):
         if name not in fields:
@@ -50,7 +50,7 @@ def text_request(settings=None, **fields):
 
 
 def from_text(server, settings=None, **fields):
-    """The answer to a txt2img request that must succeed, from a pinned global generator."""
+    """Return the answer to a txt2img request that must succeed. The global generator is seeded before."""
     server.plan()
     answer = server.txt2img(**text_request(settings, **fields))
     assert answer.status == 200, answer.sentence
@@ -59,36 +59,36 @@ def from_text(server, settings=None, **fields):
 
 
 def uploaded(name="pizza-emojione-yellow", **settings):
-    """The settings for txt2img with an exemplar of its own."""
+    """Make the settings for txt2img with an uploaded exemplar."""
     return {"mode": "text", "exemplar": base64_of(exemplar(name)), **settings}
 
 
 def report(answer, name="RIVAL report"):
-    """The report in the infotext of the first image."""
+    """Return the report in the infotext of the first image."""
     return re.search(rf"{name}: ([^,\n]*)", answer.infotexts[0])[1]
 
 
 def infotext(server, settings, **fields):
-    """The infotext of the first image of a request that must succeed."""
+    """Return the infotext of the first image of a request that must succeed."""
     answer = server.img2img(**request(settings, **fields))
     assert answer.status == 200, answer.sentence
     return answer.infotexts[0]
 
 
 def largest_difference(some, others):
-    """Between the pixels of two lists of images, in 255ths."""
+    """Return the largest difference between the pixels of two lists of images, in 255ths."""
     assert len(some) == len(others)
     return max(int(np.abs(one.astype(int) - other.astype(int)).max()) for one, other in zip(some, others, strict=True))
 
 
 def psnr_of(one, other):
-    """The PSNR in dB of two images of the same size."""
+    """Compute the PSNR in dB of two images of the same size."""
     return psnr(*(torch.from_numpy(rgb_array(image)) for image in (one, other)))
 
 
 @contextmanager
 def at_first_call(server, act):
-    """While this runs, `act()` is done within the first UNet call of the stand-in."""
+    """Call `act()` within the first UNet call of the stand-in while the context manager is open."""
     due = [act]
 
     def hook(*_):

@@ -1,7 +1,7 @@
 """A real WebUI with other extensions beside RIVAL, such as ControlNet, and small models for them.
 
-ControlNet and its reference units count on the twelve encoder and twelve decoder blocks of SD 1.5, so the small
-checkpoint is padded to that many: the new blocks hand on what they are given, and its images stay what they were.
+ControlNet and its reference units expect the twelve encoder and twelve decoder blocks of SD 1.5. So the small
+checkpoint is padded to that many blocks. The new blocks return their input, so its images do not change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTROLNET, SHUFFLE, HYPERNETWORK = "tiny-control", "tiny-shuffle", "tiny-hypern
 """Names of the models that a server finds. ControlNet averages the residuals of a "shuffle" model."""
 
 DETECTOR = "tiny-detector.pt"
-"""What adetailer finds beside its own models, which it would download."""
+"""The detector that adetailer finds. Its own models would have to be downloaded."""
 
 UNET = "model.diffusion_model."
 WIDTHS = (64, 128)
@@ -75,7 +75,7 @@ class CompatServer(RealServer):
         save_file(weights, checkpoint)
         description = checkpoint.with_suffix(".yaml")
         text, blocks = description.read_text(), "num_res_blocks: "
-        # the UNet's, the first of two
+        # the first of two, which is the UNet's
         description.write_text(text.replace(f"{blocks}1", f"{blocks}{BLOCKS_A_LEVEL}", 1))
         # the host puts an overridden option back only if its settings name it
         settings = json.loads((data / "config.json").read_text())
@@ -86,27 +86,28 @@ class CompatServer(RealServer):
         for name in (CONTROLNET, SHUFFLE):
             save_file(control(weights), data / "models" / "ControlNet" / f"{name}.safetensors")
         file = data / "models" / "hypernetworks" / f"{HYPERNETWORK}.pt"
-        # the host reads no newer form
+        # the host cannot read torch's newer file format
         torch.save(hypernetwork(), file, _use_new_zipfile_serialization=False)
         if adetailer():
             make_detector(data / "models" / "adetailer")
 
     def watch(self) -> dict[str, Any]:
-        """What ControlNet's models, ControlNet's patches and the exemplar's evaluations did since the last plan."""
+        """Return the evaluations by ControlNet's models, with ControlNet's patches, and of the exemplar, and the
+        hooks."""
         return self.client.get("/compat/state").json()
 
     def folder(self, settings: dict[str, Any], folder: Path) -> list[str]:
-        """The infotexts of "Batch from Directory", which the API has not."""
+        """Return the infotexts of "Batch from Directory", which the API does not offer."""
         response = self.client.post("/compat/folder", json={"rival": settings, "folder": str(folder)})
         return response.json()
 
     def forget(self) -> None:
-        """Empties the store of inversions and the counts."""
+        """Empty the store of inversions, and set the counts to 0."""
         self.client.post("/compat/forget").raise_for_status()
 
 
 def make_detector(folder: Path) -> None:
-    """A detector for adetailer with random weights: it sees things everywhere, at next to no confidence."""
+    """Make a detector for adetailer with random weights. It detects objects everywhere, with little confidence."""
     folder.mkdir()
     code = "import sys, torch, ultralytics; torch.manual_seed(0); ultralytics.YOLO('yolov8n.yaml').save(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": os.environ.get("RIVAL_ADETAILER_PACKAGES", "")}
@@ -116,7 +117,7 @@ def make_detector(folder: Path) -> None:
 
 
 def padded(weights: Weights) -> Weights:
-    """The small checkpoint with three blocks a level instead of one, four in the decoder instead of two."""
+    """Pad the small checkpoint to three blocks a level instead of one, and four in the decoder instead of two."""
     grown = {name: value for name, value in weights.items() if "put_blocks." not in name}
     trained = {name[len(UNET) :]: value for name, value in weights.items() if "put_blocks." in name}
 
@@ -128,7 +129,7 @@ def padded(weights: Weights) -> Weights:
                 if changed is not None:
                     grown[f"{UNET}{kind}_blocks.{position}.{name[len(prefix) :]}"] = changed
 
-    # the encoder: a level is block, (two that add nothing), downsampling
+    # the encoder: each level is a block, two blocks that add nothing, and the downsampling
     place("input", 0, 0)
     for level, source in enumerate((1, 3, 5)):
         first = 1 + level * (BLOCKS_A_LEVEL + 1)
@@ -138,7 +139,7 @@ def padded(weights: Weights) -> Weights:
             _square(grown, f"{UNET}input_blocks.{position}.0.")
         if level < LEVELS - 1:
             place("input", first + BLOCKS_A_LEVEL, source + 1)
-    # the decoder: a level is block, (two that hand on), block with upsampling
+    # the decoder: each level is a block, two blocks that return their input, and a block with upsampling
     for level, source in enumerate((0, 2, 4)):
         first = level * (BLOCKS_A_LEVEL + 1)
         place("output", first, source)
@@ -150,20 +151,20 @@ def padded(weights: Weights) -> Weights:
 
 
 def _adds_nothing(name: str, value: np.ndarray) -> np.ndarray | None:
-    """A block whose branches end in zeros. Its shortcut is made anew."""
+    """Make the branches of a block return zeros. Its shortcut is left out and made again by the caller."""
     if ".skip_connection." in name:
         return None
     return np.zeros_like(value) if ".out_layers.3." in name or ".proj_out." in name else value
 
 
 def _square(weights: Weights, block: str) -> None:
-    """A block copied from one that widens: as wide in front as behind."""
+    """Make the input of a copied block as wide as its output."""
     width = len(weights[f"{block}in_layers.2.weight"])
     _resize_front(weights, block, width)
 
 
 def _hands_on(weights: Weights, block: str) -> None:
-    """A decoder's block whose shortcut takes the first half of what it is given and leaves the encoder's."""
+    """Make a decoder block return the first half of its input, without the encoder's half."""
     width = len(weights[f"{block}in_layers.2.weight"])
     _resize_front(weights, block, 2 * width)
     weights[f"{block}skip_connection.weight"] = np.eye(width, 2 * width, dtype=np.float16)[:, :, None, None]
@@ -178,7 +179,8 @@ def _resize_front(weights: Weights, block: str, width: int) -> None:
 
 
 def control(checkpoint: Weights) -> Weights:
-    """A ControlNet for the padded checkpoint: its encoder's weights, small random ones where training starts at 0."""
+    """Make a ControlNet for the padded checkpoint from its encoder's weights, with small random weights where training
+    starts at 0."""
     random = np.random.default_rng(1)
     encoder = ("time_embed", "input_blocks", "middle_block")
     names = [name[len(UNET) :] for name in checkpoint if name.startswith(UNET)]
@@ -200,7 +202,8 @@ def control(checkpoint: Weights) -> Weights:
 
 
 def hypernetwork() -> dict[Any, Any]:
-    """One for the widths of the small checkpoint's layers: two linear layers each for keys and values, as usual."""
+    """Make a hypernetwork for the widths of the small checkpoint's layers: two linear layers each for keys and
+    values."""
     generator = torch.Generator().manual_seed(2)
 
     def module(width: int) -> dict[str, torch.Tensor]:

@@ -15,15 +15,15 @@ from safetensors.numpy import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     **{"show_progress_type": "Approx cheap", "samples_save": False},
-    # the host gives an option that a request overrides its value back only if its settings name it
+    # the host restores an option that a request has overridden only if its settings file names it
     **{"overlay_inpaint": True, "CLIP_stop_at_last_layers": 1, "token_merging_ratio": 0.0, "rival_memory_mb": 2048},
 }
 LORA = "contract"
-"""Name of the LoRA that a real server finds in its models."""
+"""Name of the LoRA in the folder of models."""
 REFINER = "refiner.ckpt"
-"""Name of its second checkpoint, which is of the same shape; Forge knows it by this without its end."""
+"""File of the second checkpoint, which has the same shape. Forge names it without the suffix."""
 STYLE = ("contract", "{prompt}, (yellow:1.3) [red:brown:0.5]", "a house, blue")
-"""A style that it finds: its name, its prompt around the request's own, and its negative prompt."""
+"""A style: its name, its prompt around the request's prompt, and its negative prompt."""
 
 
 def fill(data: Path, with_extension: bool) -> None:
@@ -35,7 +35,7 @@ def fill(data: Path, with_extension: bool) -> None:
     checkpoint = checkpoint_in(data)
     checkpoint.parent.mkdir(parents=True)
     shutil.copy(ROOT / "demo" / "tiny-emoji.safetensors", checkpoint)
-    # the host reads no newer form
+    # the host cannot read torch's newer file format
     torch.save(_refiner(checkpoint), checkpoint.with_name(REFINER), _use_new_zipfile_serialization=False)
     description = (ROOT / "demo" / "tiny-emoji.yaml").read_text()
     description = description.replace("version: tiny-clip", f"version: {ROOT / 'demo' / 'tiny-clip'}")
@@ -54,12 +54,12 @@ def add_options(data: Path, options: Mapping[str, Any]) -> None:
 
 
 def checkpoint_in(data: Path) -> Path:
-    """The small checkpoint in a data folder."""
+    """Return the path of the small checkpoint in a data folder."""
     return data / "models" / "Stable-diffusion" / "tiny-emoji.safetensors"
 
 
 def _refiner(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The small checkpoint with other features: every weight of its UNet a tenth larger."""
+    """Make a checkpoint with other features: every weight of the small UNet is a tenth larger."""
     weights = {name: torch.from_numpy(value) for name, value in load_file(checkpoint).items()}
     return {
         name: value * 1.1 if name.startswith("model.diffusion_model.") else value for name, value in weights.items()
@@ -67,7 +67,7 @@ def _refiner(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _lora() -> dict[str, np.ndarray]:
-    """A small random LoRA on one self-attention layer of the small checkpoint, in the usual file's names."""
+    """Make a small random LoRA on one self-attention layer of the small checkpoint, with the usual names."""
     random = np.random.default_rng(0)
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
     return {

@@ -27,22 +27,27 @@ from tests.host.probe import PLACES
 
 STARTUP_SECONDS = 240
 PATIENCE = 60
-"""Seconds for what takes one."""
+"""The longest wait for something that takes a second, in seconds."""
 NOT_KEPT_ALIVE = httpx.Limits(max_keepalive_connections=0)
-"""A WebUI closes its connections when its page is built anew, Forge after an error too."""
+"""A WebUI closes its connections at "Reload UI", and Forge also after an error."""
 IDLE = {"locked": False, "waiting": 0, "job": "", "job_count": 0}
-"""Of the queue, between requests."""
+"""The state of the queue between requests."""
 PLOT = "x/y/z plot"
 NO_AXIS = [0, "", []]
 OPTIONS_OF_PLOT = [True, False, False, False, False, False, 0, True]
-"""The cells beside the grid, and the values of an axis written as text."""
+"""Options of the plot: it returns the cells beside the grid, and the values of an axis are text."""
 
 
 class WebuiServer:
-    """A WebUI started for these tests with folders of its own; the one it belongs to is only read.
+    """A WebUI that is started with a data folder of its own. The WebUI's own folder is only read.
 
-    title, variable: of such a WebUI in a sentence; what names its folder. default: where else it is looked for.
-    cpu: flags for the CPU in 32 bits. legend: options of its plot, from the legend's to the cells'.
+    Attributes:
+        name: The name in the tests' ids.
+        title: The name in a sentence.
+        variable: The environment variable that names its folder.
+        default: The folder without that variable.
+        cpu: Flags for the CPU in 32 bits.
+        legend: Options of its plot, from the legend's to the cells'.
     """
 
     name: str
@@ -54,7 +59,7 @@ class WebuiServer:
 
     @classmethod
     def folder(cls) -> Path | None:
-        """The WebUI to test on: what the variable names, or the default folder, or none."""
+        """Return the folder of the WebUI, or None if there is none."""
         named = os.environ.get(cls.variable)
         folder = Path(named) if named else cls.default
         found = folder and (folder / "webui.py").is_file() and python_of(folder).is_file()
@@ -62,7 +67,7 @@ class WebuiServer:
 
     @classmethod
     def skipped(cls) -> str:
-        """Why its cases are."""
+        """Say why its cases are skipped."""
         return f"{cls.title}: none found; set {cls.variable} to its folder"
 
     def __init__(self, folder: Path, data: Path, with_extension=True, options=None, flags=(), environment=None):
@@ -70,7 +75,7 @@ class WebuiServer:
         data_folder.add_options(data, options or {})
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        # one for all requests: making one takes longer than a short request
+        # one client for all requests, because making one takes longer than a short request
         self.client = httpx.Client(base_url=self.url, timeout=600, limits=NOT_KEPT_ALIVE)
         self.log = data / "log.txt"
         options = [
@@ -100,25 +105,25 @@ class WebuiServer:
         data_folder.fill(data, with_extension)
 
     def reload(self):
-        """As the page's button "Reload UI" does: the scripts are loaded anew in the same process; a call that waits
-        goes on meanwhile."""
+        """Do as the page's button "Reload UI": load the scripts again in the same process. A call that stands still
+        goes on."""
         starts = self._starts()
         self.client.post("/probe/reload-ui").raise_for_status()
         self._wait(starts + 1)
 
     def said(self):
-        """The log so far."""
+        """Return the log."""
         return self.log.read_text(errors="replace")
 
     def failures(self):
-        """What the log says of extensions that the host could not load, register or call."""
+        """Return the log's lines about extensions that the host could not load, register or call."""
         return re.findall(r"\*\*\* Error (?:loading|calling|creating|executing|running|#).*", self.said())
 
     def _starts(self):
         return self.said().count("Startup time")
 
     def _wait(self, starts=1):
-        """An HTTP request before the log says that it has started could kill the start."""
+        """Wait for the log to say that the WebUI has started. An earlier HTTP request could kill the start."""
         deadline = time.monotonic() + STARTUP_SECONDS
         while self._starts() < starts:
             with suppress(subprocess.TimeoutExpired):
@@ -132,11 +137,11 @@ class WebuiServer:
         self.client.post("/probe/plan", params=asked).raise_for_status()
 
     def is_waiting(self, seconds=0):
-        """Whether a UNet call stands still, as planned, now or within so many seconds."""
+        """Tell whether a UNet call stands still as planned, now or within so many seconds."""
         return self.client.get("/probe/waiting", params={"seconds": seconds}).json()
 
     def release(self):
-        """Lets it go on."""
+        """Let the UNet call that stands still go on."""
         self.client.post("/probe/release").raise_for_status()
 
     def calls(self):
@@ -149,47 +154,47 @@ class WebuiServer:
         return self._state()["hooked"]
 
     def foreign_forwards(self):
-        """How many self-attention layers run another forward than their class's."""
+        """Return the number of self-attention layers that do not run their class's forward."""
         state = self._state()
         return state["layers"] - state["own_forwards"]
 
     def memory(self):
-        """Bytes of all live tensors, and of the process."""
+        """Return the bytes of all live tensors, and of the process."""
         tensors = self.client.get("/probe/memory").json()["tensors"]
         return {"tensors": tensors, "resident": psutil.Process(self.process.pid).memory_info().rss}
 
     def is_idle(self):
-        """Whether nothing runs, waits, or is still marked as running."""
+        """Tell whether nothing runs, waits, or is still marked as running."""
         return self.client.get("/probe/queue").json() == IDLE
 
     def wait_until_idle(self, seconds=PATIENCE):
-        """Return when all runs that were asked for have ended."""
+        """Wait until all runs have ended."""
         self.client.get("/probe/idle", timeout=seconds).raise_for_status()
 
     def queued(self):
-        """How many calls wait for the run to end."""
+        """Return the number of calls that wait for the run to end."""
         return self.client.get("/probe/queue").json()["waiting"]
 
     def stored(self):
-        """How many inversions are kept."""
+        """Return the number of stored inversions."""
         return len(self.client.get("/rival/v1/store").json()["chains"])
 
     def forget(self):
-        """Releases all of them."""
+        """Release all stored inversions."""
         self.client.delete("/rival/v1/store").raise_for_status()
 
     def imported(self):
         return self._state()["imported"]
 
     def routes(self):
-        """Of the extension, each as often as it is there."""
+        """Return the extension's routes, each as often as it is registered."""
         return self._state()["routes"]
 
     def _state(self):
         return self.client.get("/probe/state").json()
 
     def set(self, **options):
-        """Changes options as the settings page does, for good."""
+        """Change options as the settings page does. They are saved."""
         self.client.post("/sdapi/v1/options", json=options).raise_for_status()
 
     def samplers(self):
@@ -205,7 +210,7 @@ class WebuiServer:
         return self._request("txt2img", payload)
 
     def axes(self, tab="img2img"):
-        """The labels of the X/Y/Z plot's axes."""
+        """Return the labels of the X/Y/Z plot's axes."""
         scripts = self.client.get("/sdapi/v1/script-info").json()
         plot = next(s for s in scripts if s["name"] == PLOT and s["is_img2img"] == (tab == "img2img"))
         return plot["args"][0]["choices"]
@@ -238,7 +243,7 @@ class WebuiServer:
 
 
 class RealServer(WebuiServer):
-    """AUTOMATIC1111's."""
+    """AUTOMATIC1111's WebUI."""
 
     name = "real"
     title = "real WebUI"
@@ -256,7 +261,7 @@ class ForgeServer(WebuiServer):
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
 
     def txt2img(self, **payload):
-        # left out, the one is an error and the other is 1
+        # without the first the host fails, and without the second it takes 1
         hires = {"hr_additional_modules": ["Use same choices"], "hr_cfg": payload.get("cfg_scale", 7)}
         return super().txt2img(**(hires if payload.get("enable_hr") else {}), **payload)
 
@@ -268,7 +273,7 @@ class ReforgeServer(WebuiServer):
     title = "real reForge"
     variable = "RIVAL_REFORGE"
     cpu = ("--always-cpu", "--all-in-fp32", "--vae-in-fp32", "--clip-in-fp32")
-    # no labels in the cells, the grid, and one of them
+    # no labels in the cells; the grid; its number
     legend = (True, False, False, 0)
 
 
@@ -277,7 +282,7 @@ real_folder = RealServer.folder
 
 
 def python_of(folder: Path) -> Path:
-    """The WebUI's own interpreter."""
+    """Return the path of the WebUI's Python."""
     return folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 

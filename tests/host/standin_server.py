@@ -15,7 +15,7 @@ from tests.host.probe import PLACES, Probe
 
 
 class StandInServer:
-    """The stand-in; `with_extension` False is a server that never had it."""
+    """The stand-in, with the extension or without it."""
 
     name = "stand-in"
 
@@ -71,7 +71,7 @@ class StandInServer:
         self.session().store.clear()
 
     def session(self):
-        """What the extension keeps between runs."""
+        """Return what the extension keeps between runs."""
         from rival_ext.hosts.webui.script import SESSION
 
         return SESSION.open()
@@ -105,7 +105,7 @@ class StandInServer:
         self.state.begin()
         try:
             p = getattr(processing, kind)(self.checkpoint, **payload)
-            # the arguments of a script that is chosen come before
+            # the arguments of a selected script come first
             p.scripts, p.script_args = self.scripts, [0, *given, *self.defaults[len(given) :]]
             made = plot.process_plot(p, axes) if axes else processing.process_images(p)
         except Exception as error:
@@ -113,4 +113,4 @@ class StandInServer:
         return Answer(200, [np.asarray(image) for image in made.images], made.infotexts)
 
     def stop(self):
-        """Nothing runs."""
+        """Do nothing."""

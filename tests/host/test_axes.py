@@ -1,4 +1,4 @@
-"""The fields as axes of the X/Y/Z plot, on the stand-in and on a real WebUI. `plot` is a request's (label, values)."""
+"""The fields as axes of the X/Y/Z plot, on the stand-in and on each real WebUI. `plot` holds (label, values) pairs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OTHERS = {
     **{"early_steps": 900, "alignment": "latent", "inversion_iterations": 2, "exemplar_tokens": 0.5},
     **{"features": "live", "exact": True, "plain_inversion": True},
 }
-"""Another value than the default, for each field that the infotext carries."""
+"""A value other than the default, for each field of the infotext."""
 
 
 def cells(server, x, y=ONE_SEED, settings=None, **fields):
-    """The answer with the cells of a plot that must succeed."""
+    """Make a plot that must succeed, and return the answer with its cells."""
     server.plan()
     answer = server.img2img(**request(settings, plot=[x, y], **fields))
     assert answer.status == 200, answer.sentence
@@ -104,7 +104,7 @@ def test_an_axis_switches_rival_on_unless_the_axis_of_the_switch_says_otherwise(
     answer = cells(server, x, y, settings)
     assert in_texts("similarity", answer.infotexts) == [None, None, "0.25", "0.75"]
     assert not any("RIVAL" in text for text in answer.infotexts[:2])
-    # the host draws the next cell's latent anew
+    # the host draws the next cell's latent again
     assert largest_difference(answer.images[:1], images_of(server)) == 0
     assert largest_difference(answer.images[:2], answer.images[2:]) > 20
     assert in_texts("mode", cells(server, x, settings=settings).infotexts) == ["variation"] * 2
@@ -121,7 +121,7 @@ def test_only_the_fields_that_say_so_invert_anew(server, name):
     before = infotext(server, {})
     text = cells(server, (AXIS[name], str(OTHERS[name])), settings={}).infotexts[0]
     assert in_texts(name, [text]) == [str(OTHERS[name])] != in_texts(name, [before])
-    # what leaves the chain as it is counts for nothing without LoRAs or an exemplar's prompt
+    # without LoRAs and without an exemplar prompt these two fields change nothing
     if name not in {"exact", "plain_inversion"}:
         assert ("stored inversion" in text) == (name not in INVERSION_FIELDS)
 

@@ -1,4 +1,4 @@
-"""Requests as they come, to the end: an image or a sentence, after which the host is as it was."""
+"""Generated requests, run to the end: each gives an image or a sentence, and the host is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMED = [field.name for field in FIELDS] + ["mask", "width", "prompt", "image", 
 
 
 def region(size, *box):
-    """A mask that is white in a box, or nowhere."""
+    """Make a mask that is white in a box, or nowhere."""
     mask = Image.new("L", size)
     if box:
         mask.paste(255, box)
@@ -96,7 +96,7 @@ runs = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def server(request, tmp_path_factory):
-    """A server without passwords; after all cases it is as it was before the first."""
+    """A server without passwords. After all cases it must be as before the first one."""
     with started(request.param, tmp_path_factory.mktemp("webui")) as server:
         before, varied = made(server), made(server, {"enabled": True})
         yield server
@@ -107,7 +107,7 @@ def server(request, tmp_path_factory):
 
 
 def made(server, settings=None):
-    """An image, from a pinned global generator."""
+    """Make one image. The global generator is seeded before."""
     server.plan()
     answer = generated(server, {}, settings)
     assert answer.status == 200, answer.sentence
@@ -115,7 +115,7 @@ def made(server, settings=None):
 
 
 def generated(server, run, settings=None):
-    """What img2img answers; what the stand-in cannot read counts as the real one's HTTP 500."""
+    """Send an img2img request. What the stand-in cannot read counts as the real host's HTTP 500."""
     payload = {"init_images": [PHOTO], "prompt": "", "seed": 3, "denoising_strength": 1, **SMALL, **run}
     if settings is not None:
         payload["alwayson_scripts"] = {"RIVAL": {"args": [settings]}}
@@ -131,7 +131,7 @@ JSON = {"content-type": "application/json"}
 
 
 def answered(response):
-    """An answer whose images nobody has to see but the first."""
+    """Return an answer with only its first image."""
     body = response.json()
     if response.status_code != 200:
         detail = body.get("detail") or body.get("errors") or str(body)
@@ -152,7 +152,7 @@ def names_a_field(sentence):
 def test_a_run_is_an_image_or_a_sentence(server, run, asked):
     TRIED["cases"] += 1
     if server.name == "stand-in":
-        # it resizes in one way only
+        # the stand-in resizes in one way only
         run.pop("resize_mode", None)
     answer = generated(server, run, {"enabled": True, **asked})
     if answer.status == 200:
@@ -197,7 +197,11 @@ def test_an_infotext_in_a_request_is_an_image(server, parameters, is_of_rival):
 
 
 def over_a_socket(server, head, pieces=()):
-    """(seconds, bytes sent, answer) of a request written by hand, until the server answers."""
+    """Send a request by hand until the server answers.
+
+    Returns:
+        The seconds, the bytes that were sent, and the answer.
+    """
     begun, sent = time.monotonic(), 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head.encode())
@@ -230,7 +234,7 @@ def test_a_body_without_a_length_is_cut_off(server):
     pieces = (b"100000\r\n" + b" " * 2**20 + b"\r\n" for _ in range(1000))
     _, sent, answer = over_a_socket(server, HEAD + "Transfer-Encoding: chunked\r\n\r\n", pieces)
     assert answer.startswith("HTTP/1.1 413")
-    # what is on its way meanwhile is thrown away
+    # the system throws away what arrives after the answer
     assert 256 * 2**20 <= sent < 400 * 2**20
 
 
@@ -252,7 +256,7 @@ def test_an_image_of_two_hundred_megabytes_is_a_sentence(server):
     ],
 )
 def test_a_shape_that_the_host_cannot_resize_is_named(server, size, mode, named):
-    """It answers such an image with a traceback of its own, or takes all memory for it."""
+    """The host itself answers such an image with a traceback, or takes all memory for it."""
     body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), "resize_mode": mode, **SMALL}
     response = server.client.post(INVERT, json=body)
     assert response.status_code == 422

@@ -1,4 +1,4 @@
-"""What a user changes while a run is at work, or between runs: on a real WebUI, whose server stays as good as new."""
+"""Changes during a run and between runs, on each real WebUI. The server must be unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ pytestmark = pytest.mark.long
 OTHER_VAE = "other.safetensors"
 WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
 INVERTING, SAMPLING = 2, STEPS + 2
-"""A UNet call in the middle of each part of a variation."""
+"""A UNet call in the middle of the inversion, and one in the middle of the sampling."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Options while it lasts, and what they were. inverts: whether a run then needs another inversion."""
+    """A change of options, and the options that undo it.
+
+    Attributes:
+        done: The changed options.
+        undone: The options before.
+        inverts: Whether a run then needs another inversion.
+    """
 
     done: dict
     undone: dict
@@ -53,13 +59,14 @@ CHANGES = {
 
 
 LEFT_OUT = {"forge": {"VAE", "attention"}, "reforge": {"VAE", "attention"}}
-"""Which of these another WebUI has not, by its name, or does not take back: reForge keeps a VAE that it is to leave."""
+"""Changes that another WebUI does not offer, or does not undo, by its name: reForge keeps a VAE that it should
+leave."""
 OF_THE_GENERATION = {"forge": {"token merging"}, "reforge": {"token merging"}}
-"""What takes no part in its inversions."""
+"""Changes that take no part in a WebUI's inversions, by its name."""
 
 
 def change_of(server, name):
-    """What a change is on this server; skipped where there is none."""
+    """Return a change for this server, or skip the test if the server does not offer it."""
     if name in LEFT_OUT.get(server.name, ()):
         pytest.skip(f"{server.title}: it has no such option, or does not take it back")
     change = CHANGES[name]
@@ -93,9 +100,9 @@ def _other_vae(data):
 
 @pytest.fixture(scope="module")
 def twins(server):
-    """A plain image and a variation, before anything was changed."""
+    """A plain image, a variation and the memory, before anything was changed."""
     plain, varied = made(server, PLAIN), made(server, VARIED)
-    # what the host keeps of a first change, or of a first LoRA, it keeps
+    # the host allocates memory for a first change and a first LoRA, and keeps it
     for change in (CHANGES[name] for name in CHANGES.keys() - LEFT_OUT.get(server.name, set())):
         server.set(**change.done)
         server.set(**change.undone)
@@ -114,12 +121,12 @@ def assert_as_good_as_new(server, twins):
     assert largest_difference(made(server, PLAIN), plain) == 0
     assert largest_difference(made(server, VARIED), varied) == 0
     server.forget()
-    # not the process's: the host's own loading of checkpoints adds to that, with or without RIVAL
+    # the process's memory is not checked: the host's loading of checkpoints adds to it, with or without RIVAL
     assert server.memory()["tensors"] <= memory["tensors"] * (1 + TOLERATED)
 
 
 def meanwhile(server, at_call, act, payload=VARIED):
-    """The answer to a request, in one UNet call of which `act` is done, or queued by the host until it has ended."""
+    """Send a request and do `act` during one of its UNet calls. The host may queue the act until the run has ended."""
     server.forget()
     server.plan(at_call, "wait")
     with ThreadPoolExecutor(2) as threads:
@@ -250,11 +257,11 @@ def test_real_a_lora_rewritten_during_a_run_is_that_of_the_next(server, twins, a
     rewritten = {name: np.asarray(3 * value) for name, value in weights.items()}
     answer = meanwhile(server, at_call, lambda: save_file(rewritten, file), WITH_LORA)
     assert largest_difference(answer.images, before) == 0
-    # the host looks at the file again when the prompt's LoRAs change
+    # the host reads the file again when the prompt's LoRAs change
     made(server, PLAIN)
     other = server.img2img(**WITH_LORA)
     assert "inverted in" in other.infotexts[0]
-    # the forks do so too, and go on with what they keep of it
+    # the forks read it too, but go on with the weights that they keep of it
     assert (largest_difference(other.images, before) > 0) == isinstance(server, RealServer)
     save_file(weights, file)
     made(server, PLAIN)
@@ -273,21 +280,21 @@ def test_real_a_client_that_has_gone_leaves_nothing(server, twins, at_call):
     assert_as_good_as_new(server, twins)
 
 
-# the page built anew
+# Reload UI
 
 
 def reload_ui_during_a_run(server):
-    """The run stands still, as planned, until the page is to be built anew."""
+    """Do "Reload UI" while a run stands still as planned."""
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
         assert server.is_waiting(PATIENCE)
         server.reload()
-        # its connection may be closed with the page
+        # the host may close its connection
         assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
 
 
 def doubled(server):
-    """What the host shows or serves more than once of ours."""
+    """Return RIVAL's scripts, controls and routes that the host has more than once."""
     scripts = server.client.get("/sdapi/v1/script-info").json()
     components = server.client.get("/config").json()["components"]
     seen = Counter((script["name"], script["is_img2img"]) for script in scripts if "rival" in script["name"])

@@ -1,4 +1,4 @@
-"""The check of an inversion, called as the panel's button calls it: on the stand-in, which runs in this process."""
+"""The check of an inversion, called as the panel's button calls it, on the stand-in."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.host.standin_server import StandInServer
 
 PIZZA = exemplar("pizza-emojione-yellow")
 MEDDLING = ("save_init_img", "img2img_color_correction")
-"""Options that a check puts aside."""
+"""Options that a check switches off."""
 
 
 @pytest.fixture
 def run(server, monkeypatch):
-    """(settings, fields of the request) -> what the check found, of the pizza in img2img unless told otherwise."""
+    """A function (settings, fields of the request) -> the check's result. By default it checks the pizza in img2img."""
     if not isinstance(server, StandInServer):
         pytest.skip("real WebUI: test_routes.py checks there")
     from modules import shared

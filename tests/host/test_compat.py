@@ -1,4 +1,4 @@
-"""RIVAL beside other extensions on a real WebUI: they steer the generation, never the exemplar."""
+"""RIVAL beside other extensions on a real WebUI. They steer the generation, never the exemplar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFERENCES = ["reference_only", "reference_adain", "reference_adain+attn"]
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """(a server with RIVAL and the other extensions, one with the other extensions alone)."""
+    """Two servers: one with RIVAL and the other extensions, one with only the other extensions."""
     folder = real_folder()
     if folder is None:
         pytest.skip(SKIPPED)
@@ -50,7 +50,7 @@ def server(servers):
 
 
 def unit(module="none", model=CONTROLNET, **fields):
-    """A unit of ControlNet with an image of its own."""
+    """Make a unit of ControlNet with an image."""
     image = base64_of(exemplar("house-emojione-blue"))
     return {"enabled": True, "module": module, "model": model, "image": image, "save_detected_map": False, **fields}
 
@@ -60,7 +60,7 @@ def reference(module="reference_only"):
 
 
 def ask(server, settings=None, *units, scripts=None, at_call=0, action="", **fields):
-    """The answer to a request with these units on, and other extensions' arguments in `scripts`."""
+    """Send a request with these units, and with other extensions' arguments in `scripts`."""
     server.plan(at_call, action)
     payload = request(settings, **fields)
     always_on = payload.setdefault("alwayson_scripts", {})
@@ -87,7 +87,7 @@ def differs(some, others):
 
 
 def chain(text):
-    """What the infotext says of an inversion that was made."""
+    """Return the infotext's words about the inversion."""
     return re.search(r"inverted in \d+ evaluations \(residual [^)]+\)", text)[0]
 
 
@@ -161,7 +161,8 @@ def test_t_early_is_400_beside_a_unit_unless_the_request_says(server):
 
 
 def test_control_modes_find_the_rows_of_prompt_and_negative_prompt(server):
-    """At guidance 1 the negative prompt's rows count for nothing: the modes that differ there only are the same."""
+    """At guidance 1 the negative prompt's rows have no effect, so modes that differ only in these rows give the same
+    image."""
     soft, control_only = ({"control_mode": f"{name} is more important"} for name in ("My prompt", "ControlNet"))
     same = [images_of(server, {}, unit(**mode), cfg_scale=1) for mode in (soft, control_only)]
     assert largest_difference(*same) <= 2
@@ -257,12 +258,12 @@ def test_sd_upscale_varies_each_tile_and_refuses_several_at_once(server):
 
 
 def test_a_plot_over_seed_and_steps_inverts_once_for_each_number_of_steps(server):
-    seed, steps = 1, 4  # their places in the plot's list
+    seed, steps = 1, 4  # their indices in the plot's list
     axes = [seed, "3,4", [], steps, "4,6", [], 0, "", []]
     script_args = [*axes, True, True, False, False, False, False, False, 0, False]
     answer = ask(server, {}, script_name="X/Y/Z plot", script_args=script_args)
     assert answer.status == 200, answer.sentence
-    # the first text is the grid's
+    # the first infotext is the grid's
     assert ["inverted in" in text for text in answer.infotexts[1:]] == [True, False, True, False]
 
 

@@ -1,4 +1,4 @@
-"""The contract with the WebUI, case by case, on the stand-in and on a real one."""
+"""The contract with the WebUI, case by case, on the stand-in and on each real WebUI."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_schedule_of_the_host_is_recorded_and_injected_in_all_its_steps(se
         text = infotext(server, {}, sampler_name=sampler, scheduler=schedule, steps=5)
         injected, total = re.search(r"10 layers; (\d+) of (\d+) steps injected", text).groups()
         assert injected == total
-        # some of reForge's own end a step before
+        # some of reForge's own schedules end a step earlier
         assert int(total) >= 4
         assert "recorded features" in text
 
@@ -194,7 +194,7 @@ def test_two_different_input_images_are_refused(server):
 def test_a_checkpoint_of_an_unknown_family_is_refused_before_sampling(server, monkeypatch):
     if server.name != "stand-in":
         pytest.skip("real WebUI: test_families.py has checkpoints for it")
-    # as the host marks Stable Diffusion 3
+    # the host marks Stable Diffusion 3 so
     monkeypatch.setattr(server.checkpoint, "is_sd1", False, raising=False)
     answer = server.img2img(**request({}))
     assert answer.status == 422
@@ -289,7 +289,7 @@ def test_token_merging_changes_the_image_and_where_it_merges_the_exemplars_token
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M", "DPM2"])
 def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
-    """As far as the host keeps that promise: its own plain images differ between batch sizes by rounding."""
+    """The host's own plain images differ between batch sizes by rounding, so RIVAL's may differ a little too."""
     batch = images_of(server, {}, batch_size=3, sampler_name=sampler)
     alone = [images_of(server, {}, seed=seed, sampler_name=sampler)[0] for seed in (3, 4, 5)]
     plain_batch = images_of(server, batch_size=3, sampler_name=sampler)
@@ -342,7 +342,7 @@ def test_a_lower_denoising_strength_starts_lower_in_the_chain(server, sampler):
 
 @pytest.mark.slow
 def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server):
-    """A start at the wrong noise level, or a chain looked up by index, would not."""
+    """A start at a wrong noise level, or a chain that is looked up by index, would not give it back."""
     photo = exemplar("pizza-emojione-yellow")
     for sampler in ("DDIM", "Euler", "DPM++ 2M"):
         settings = {"start_mix": 0.0, "alignment": "off"}
@@ -354,7 +354,7 @@ def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server):
 # stopping and failing
 
 UNSTORED = {"interrupt": "a bear", "skip": "a cow face", "error": "grapes", "memory": "a star"}
-"""Exemplar prompts that the model knows and no other case uses: the inversion has to be made."""
+"""Exemplar prompts that no other case uses, so the inversion is not stored."""
 
 
 @pytest.mark.parametrize("action", quick_first(["interrupt", "skip"]))
@@ -371,7 +371,7 @@ def test_interrupt_and_skip_end_inversion_and_sampling_within_a_step(server, act
     assert largest_difference(images_of(server), before) == 0
 
 
-# memory that runs out in the inversion is no error: test_faults.py
+# if memory runs out in the inversion, the run goes on: see test_faults.py
 @pytest.mark.parametrize(
     ("at_call", "action"), quick_first([(3, "error"), (STEPS + 3, "error"), (STEPS + 3, "memory")])
 )

@@ -1,6 +1,6 @@
-"""The stand-in on another device than the CPU: nothing mixes the two, and no float64 lands on it.
+"""The stand-in on a pretended device: no operation mixes its tensors with the CPU's, and none of them is float64.
 
-Both fail on GPUs only, the second on Apple's only.
+The first fails only on GPUs, the second only on Apple's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.unit.elsewhere import ELSEWHERE, elsewhere
 
 CPU = torch.device("cpu")
 SIDE = 72
-"""A latent of nine positions, which the UNet's levels do not halve evenly."""
+"""A side of nine latent positions, which the UNet's levels do not halve evenly."""
 PHOTO = base64_of(exemplar("pizza-emojione-yellow"))
 HALF = base64_of(Image.linear_gradient("L").resize((128, 128)).point(lambda value: 255 * (value > 127)))
 
@@ -38,7 +38,7 @@ def checkpoint_on(device):
 
 
 def made_on(device, settings, kind="img2img", **fields):
-    """The images of a request to a stand-in whose checkpoint is on a device."""
+    """Make the images of a request on a stand-in whose checkpoint is on a device."""
     payload = request(settings, **{"width": SIDE, "height": SIDE, "steps": 3, "batch_size": 2, **fields})
     if kind == "txt2img":
         del payload["init_images"], payload["denoising_strength"]
@@ -53,7 +53,7 @@ def made_on(device, settings, kind="img2img", **fields):
     return answer.images
 
 
-# an adaptive sampler's hundred steps would show nothing that the others do not
+# an adaptive sampler takes a hundred steps and would show nothing new
 @pytest.mark.parametrize("sampler", quick_first([sampler for sampler in SAMPLERS if sampler != "DPM adaptive"]))
 def test_every_sampler_makes_the_same_images(sampler):
     one, other = (made_on(device, {}, sampler_name=sampler) for device in (ELSEWHERE, CPU))

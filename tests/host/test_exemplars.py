@@ -17,7 +17,7 @@ SIDE = 128
 
 
 def halves(left, right):
-    """An image of two others, side by side, and the mask of its left."""
+    """Make an image from two others side by side, and the mask of its left half."""
     both = exemplar(left).resize((SIDE, SIDE))
     both.paste(exemplar(right).resize((SIDE // 2, SIDE)), (SIDE // 2, 0))
     mask = Image.new("L", (SIDE, SIDE))
@@ -29,7 +29,7 @@ def halves(left, right):
 def test_a_region_shows_its_part_of_the_exemplar_alone(server):
     both, left = halves(PIZZA, HOUSE)
     right = left.point(lambda value: 255 - value)
-    # nothing but attention is to carry colour
+    # only attention should carry colour
     settings = {"mode": "text", "exemplar": base64_of(both), "t_align": 300}
     seen = {
         name: from_text(server, {**settings, "exemplar_mask": base64_of(mask)}, batch_size=3, prompt="")

@@ -35,7 +35,7 @@ HOUSE = base64_of(exemplar("house-emojione-blue"))
 
 
 class FamiliesOnForge(ForgeServer):
-    """With a checkpoint of each family; it starts with SD 1.x."""
+    """A Forge with a checkpoint of each family. It starts with SD 1.x."""
 
     @staticmethod
     def _fill(data, with_extension):
@@ -64,7 +64,7 @@ def server(tmp_path_factory):
 
 SAG, PAG = "SelfAttentionGuidance Integrated (SD 1.x, SD 2.x, SDXL)", "PerturbedAttentionGuidance Integrated"
 UNIT = {"enabled": True, "image": HOUSE}
-NEIGHBOURS = {
+EXTENSIONS = {
     "SAG": {SAG: {"args": [True, 1.0, 2.0, 1.0]}},
     "PAG": {PAG: {"args": [True, 3.0, 0.0, 0.0, 1.0]}},
     "FreeU": {"FreeU Integrated (SD 1.x, SD 2.x, SDXL)": {"args": [True, 1.3, 1.4, 0.9, 0.2, 0.0, 1.0]}},
@@ -82,7 +82,7 @@ SMALL = {"steps": 6, "batch_size": 2}
 
 
 def beside(server, others, settings=None, **fields):
-    """The answer to a request with the arguments of other scripts."""
+    """Send a request with the arguments of other scripts."""
     server.plan()
     payload = request(settings, **SMALL, **fields)
     payload["alwayson_scripts"] = {**payload.get("alwayson_scripts", {}), **others}
@@ -95,23 +95,23 @@ def left(server):
 
 
 def of(answer):
-    """Its two images; a unit's own image comes after them."""
+    """Return the two images of an answer. A unit's image comes after them."""
     assert answer.status == 200, answer.sentence
     return answer.images[:2]
 
 
-@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("name", EXTENSIONS)
 @pytest.mark.parametrize("settings", [{}, {"exact": True, "exemplar_prompt": "a pizza"}], ids=["", "exact"])
 def test_forge_both_act_and_nothing_is_left(server, name, settings):
     plain, varied = (of(beside(server, {}, wanted)) for wanted in (None, settings))
-    alone = of(beside(server, NEIGHBOURS[name]))
+    alone = of(beside(server, EXTENSIONS[name]))
     theirs = left(server)
-    together = beside(server, NEIGHBOURS[name], settings)
+    together = beside(server, EXTENSIONS[name], settings)
     assert left(server) == theirs
     assert largest_difference(alone, plain) > 5
     assert min(largest_difference(of(together), others) for others in (plain, varied, alone)) > 5
-    # the middle one's attention is SAG's
-    layers = 9 if SAG in NEIGHBOURS[name] else 10
+    # SAG takes over the attention of the middle layer
+    layers = 9 if SAG in EXTENSIONS[name] else 10
     text = together.infotexts[0]
     assert f"{layers} layers; 6 of 6 steps injected" in text
     assert "stored inversion" in text
@@ -163,7 +163,7 @@ def test_forge_a_mask_is_filled(server, family):
     assert "6 of 6 steps injected" in filled.infotexts[0]
     assert largest_difference(plain.images, filled.images) > 5
     kept = [np.asarray(image)[:12] for image in (plain.images[0], filled.images[0])]
-    # the overlay of the host ends softly
+    # the host's overlay has a soft edge
     assert largest_difference(kept[:1], kept[1:]) == 0
 
 

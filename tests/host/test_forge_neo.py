@@ -1,4 +1,4 @@
-"""A real Forge that does as Forge Neo's files show: the same images as on Forge itself. Neo cannot be run here."""
+"""A real Forge that behaves as Forge Neo's files show: its images must be those of Forge. Neo cannot be run here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEO = ROOT / "tests" / "host" / "neo_extension"
 
 
 class NeoLike(ForgeServer):
-    """With Neo's ways."""
+    """A Forge that behaves as Neo."""
 
     @staticmethod
     def _fill(data, with_extension):
@@ -26,7 +26,7 @@ class NeoLike(ForgeServer):
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """(Forge in Neo's ways, Forge)."""
+    """Two servers: a Forge that behaves as Neo, and a Forge."""
     folder = ForgeServer.folder()
     if folder is None:
         pytest.skip(ForgeServer.skipped())
@@ -55,7 +55,7 @@ SCENES = {
     "refiner": ({}, SWITCH),
     "refiner, DDIM": ({}, SWITCH | {"sampler_name": "DDIM"}),
 }
-"""By name: RIVAL's settings and the request's fields."""
+"""RIVAL's settings and the request's fields, by name."""
 
 
 @pytest.mark.parametrize("settings", ["plain", "RIVAL"])
@@ -76,7 +76,7 @@ def test_forge_neo_images_are_forges(servers, scene, settings):
 
 @pytest.mark.parametrize(("settings", "corrected"), [(None, 0), ({}, 3), ({"alignment": "off"}, 0)])
 def test_forge_neo_the_direction_without_the_prompt_is_corrected_too(servers, settings, corrected):
-    """A sampler that looks at it finds the same change there as in what its denoiser answers."""
+    """A sampler finds the same change in the prediction without the prompt as in the denoiser's answer."""
     server = servers[0]
     server.plan()
     answer = server.img2img(**request(settings, sampler_name="Euler CFG++", cfg_scale=0.6))

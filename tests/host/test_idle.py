@@ -49,5 +49,5 @@ def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, nam
 def test_switched_on_the_core_is_imported_and_the_unet_is_hooked(seen):
     core = {"rival_ext.method.guide", "rival_ext.method.attention", "rival_ext.storage.store"}
     assert core | {"rival_ext.hosts.webui.sampling"} <= set(seen["switched on"]["imported"])
-    # of the layers or, where a patcher lets the exemplar in, of the UNet
+    # of the layers; or of the UNet, if a patcher injects the exemplar
     assert any("_forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])

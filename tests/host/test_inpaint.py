@@ -45,7 +45,7 @@ def painted(area=MASKED):
 
 
 def painting(settings=None, **fields):
-    """The fields of an inpainting request for `images_of`."""
+    """Make the fields of an inpainting request for `images_of`."""
     settings = None if settings is None else {"mode": "inpaint", **settings}
     area = {"inpaint_full_res": False, "inpaint_full_res_padding": 16}
     mask = {"mask": base64_of(painted()), "mask_blur": 0, "inpainting_fill": 1}
@@ -53,18 +53,18 @@ def painting(settings=None, **fields):
 
 
 def kept(blur, area=MASKED):
-    """Where the host pastes the image's own pixels over the output, unblended."""
+    """Return where the host pastes the image's own pixels over the output, unblended."""
     grown = tuple(slice(side.start - blur, side.stop + blur) for side in area)
     return np.asarray(painted(grown)) == 0
 
 
 def paint_both(server, settings=None, **fields):
-    """(with RIVAL, without) of one inpainting request."""
+    """Return the images of one inpainting request with RIVAL, and those without."""
     return [images_of(server, **painting(wanted, **fields)) for wanted in (settings or {}, None)]
 
 
 def holds(guided, plain, region):
-    """The kept region is the photo's and plain inpainting's, pixel by pixel. The masked part differs."""
+    """Check that the kept region equals the photo and plain inpainting, and that the masked part differs."""
     photo = np.asarray(exemplar(PIZZA))
     for one, other in zip(guided, plain, strict=True):
         assert (one[region] == other[region]).all()
@@ -104,8 +104,8 @@ def test_inpaint_outside_the_mask(server, only_masked):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_kept_part_of_a_latent_comes_back_as_it_was(server, sampler):
-    """Without the host's overlay: what is decoded there is what the exemplar's own latent decodes to, but for the
-    decoder's view of the masked part nearby."""
+    """Without the host's overlay, the kept part decodes to the exemplar, except near the masked part, which the decoder
+    sees."""
     if server.name == "stand-in":
         pytest.skip("stand-in: it always lays the image's own pixels over what is made")
     bare = {"override_settings": {"overlay_inpaint": False}, "sampler_name": sampler}
@@ -133,7 +133,7 @@ def test_soft_inpainting(server, only_masked):
     assert "8 of 8 steps injected" in report(answers[0])
     photo = np.asarray(exemplar(PIZZA)).astype(int)
     guided, plain = (answer.images[0].astype(int) for answer in answers)
-    # it blends what is kept as well, by how much its latent has changed
+    # it also blends the kept part, by how much the latent has changed there
     near, far = kept(BLURRED), kept(BLURRED + 8)
     assert np.abs(guided - photo)[near].max() <= np.abs(plain - photo)[near].max() + 2
     assert np.abs(guided - photo)[far].max() <= 2
@@ -180,7 +180,7 @@ def test_a_mask_without_a_latent_position_is_a_plain_sentence_before_sampling(se
 
 
 def of_inpainting(webui):
-    """A real server whose checkpoint sees the mask and the masked image beside the latent."""
+    """Make a class of servers whose checkpoint sees the mask and the masked image beside the latent."""
 
     class InpaintingServer(webui):
         @staticmethod
@@ -195,7 +195,7 @@ def of_inpainting(webui):
             description = checkpoint.with_suffix(".yaml")
             text = description.read_text().replace("LatentDiffusion", "LatentInpaintDiffusion")
             text = text.replace("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null")
-            # the UNet's, the first of two
+            # the first of two, which is the UNet's
             description.write_text(text.replace("in_channels: 4", "in_channels: 9", 1))
 
     return InpaintingServer

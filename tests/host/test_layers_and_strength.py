@@ -25,7 +25,7 @@ def test_layers_by_name_and_by_size(server):
     layers = {name: report_of_layers(server, name) for name in ("fine", "coarse", "all")}
     assert layers["fine"] + layers["coarse"] == layers["all"] == 10
     assert min(layers.values()) > 0
-    # the smallest tokens of this checkpoint lie a latent's position apart
+    # the smallest tokens of this checkpoint are one latent position
     assert largest_difference(images_of(server, {"layers": [8]}), fine) == 0
     assert largest_difference(images_of(server, {"layers": "8, 16, 32"}), every) == 0
     answer = server.img2img(**request({"layers": "64"}))
@@ -47,7 +47,7 @@ def test_strength_zero_injects_nothing(server, mode):
     replaced, concatenated = ({"t_align": t_align} for t_align in (0, 1000))
     assert largest_difference(images_of(server, {"mode": mode, **replaced}), images_of(server, zero)) > 20
     ways = [images_of(server, {**zero, **way}) for way in (replaced, concatenated)]
-    # the inversion is stored by now: what is hooked is the generation's
+    # the inversion is stored by now, so only the generation could hook anything
     assert not any("attn1:" in hooked for hooked in server.hooked())
     assert largest_difference(*ways) == 0
 

@@ -1,4 +1,4 @@
-"""Many requests on a real WebUI, one after the other and at once: each image as if its request were the only one."""
+"""Many requests on a real WebUI, one after the other and at once. Each image is as if its request were alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.long
 
 CALLS = 200
 SETTLING = 20
-"""Calls after which memory has to be flat: by then each request has been made, and inverted, at least once."""
+"""After so many calls memory must be flat. By then each request has been made and inverted at least once."""
 CLIENTS = 8
 CALLS_OF_A_CLIENT = 12
 SLOPE = 0.1
-"""MB of resident memory that a call may add."""
+"""The most resident memory that a call may add, in MB."""
 
 HOUSE = base64_of(exemplar("house-emojione-blue"))
 MASK = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
@@ -58,7 +58,7 @@ KINDS = {"plain": PLAIN, "RIVAL": RIVAL}
 
 
 def made(server, kind, name):
-    """The images of one of the requests."""
+    """Make the images of one of the requests."""
     tab, payload = KINDS[kind][name]
     answer = getattr(server, tab)(**payload)
     assert answer.status == 200, answer.sentence
@@ -66,7 +66,7 @@ def made(server, kind, name):
 
 
 def alternating(number, seed):
-    """So many requests, plain ones and RIVAL's in turn: of each kind all, in a new order, again and again."""
+    """List so many requests, plain ones and RIVAL's in turn, in a new order each time."""
     shuffled = random.Random(seed)
 
     def endlessly(kind):
@@ -79,15 +79,15 @@ def alternating(number, seed):
 
 @pytest.fixture(scope="module", params=WEBUIS)
 def server(request, tmp_path_factory):
-    """A server with the extension; each run starts from the same global generator."""
+    """A server with the extension. The global generator is seeded before each run."""
     with pinned(WEBUIS[request.param], tmp_path_factory.mktemp("webui"), with_extension=True) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def twins(server, tmp_path_factory):
-    """By kind and name, the images made alone: plain ones by a server that never had the extension, RIVAL's with
-    nothing stored."""
+    """The images of each request alone: plain ones of a server that never had the extension, RIVAL's with nothing
+    stored."""
     alone = {}
     with pinned(type(server), tmp_path_factory.mktemp("webui"), with_extension=False) as bare:
         for name in PLAIN:
@@ -101,7 +101,7 @@ def twins(server, tmp_path_factory):
 
 @contextmanager
 def pinned(webui, folder, with_extension):
-    """A WebUI of this kind for as long as this runs."""
+    """Start a WebUI, and stop it at the end."""
     if webui.folder() is None:
         pytest.skip(webui.skipped())
     server = webui(webui.folder(), folder, with_extension)
@@ -113,7 +113,11 @@ def pinned(webui, folder, with_extension):
 
 
 def meddle(server, done):
-    """Lists, inverts and clears what is stored, outside of the queue, until all is done; how often."""
+    """List, invert and clear the stored inversions until all is done.
+
+    Returns:
+        How often.
+    """
     rounds = 0
     image = RIVAL["variation"][1]["init_images"][0]
     while not done.is_set():

@@ -24,7 +24,7 @@ from tests.host.servers import real_folder
 from tests.host.test_compat import ask, chain, unit
 
 FOLDERS = ("0-rival", "zz-rival")
-"""Scripts are loaded in the order of the folders' names."""
+"""Names of RIVAL's folder. The host loads scripts in the order of the folders' names."""
 
 LARGE = {"width": 256, "height": 256}
 
@@ -32,17 +32,17 @@ MULTIDIFFUSION, MIXTURE = "MultiDiffusion", "Mixture of Diffusers"
 
 
 def tiles(method, side=16):
-    """Tiled Diffusion's arguments; side: of a tile, in positions of the latent."""
+    """Make Tiled Diffusion's arguments. `side` is the side of a tile, in latent positions."""
     return {"Tiled Diffusion": [True, method, False, False, 256, 256, side, side, 4, 4, "None", 1.0]}
 
 
 INVERTED = {"Tiled Diffusion": [*tiles(MULTIDIFFUSION)["Tiled Diffusion"], True, 4]}
-"""Its own noise inversion."""
+"""Tiled Diffusion's own noise inversion."""
 
 DEMOFUSION = {"DemoFusion": [True, "DemoFusion", True, 16, 4, 4, 2]}
 
 TILED_VAE = {"Tiled VAE": [True, 64, 32, False, False, False, False]}
-"""Tiles of 64 pixels for the encoder, and of 32 positions for the decoder."""
+"""Arguments of Tiled VAE: tiles of 64 pixels for the encoder, and of 32 positions for the decoder."""
 
 THRESHOLDING = {"Dynamic Thresholding (CFG Scale Fix)": [True, 3.0, 95.0]}
 
@@ -50,13 +50,13 @@ FREEU = {"FreeU": [{"enable": True, "stage_infos": [{"backbone_factor": 1.5, "sk
 
 
 def detail(**fields):
-    """adetailer's arguments: one run over the largest thing that its detector thinks it sees."""
+    """Make adetailer's arguments: one run over the largest object that its detector finds."""
     found = {"ad_model": DETECTOR, "ad_confidence": 0.0001, "ad_mask_k": 1, "ad_denoising_strength": 0.5}
     return {"ADetailer": [True, False, {**found, **fields}]}
 
 
 RUNS = {"plain": (None, {}), "varied": ({}, {}), "large": ({}, LARGE), "large plain": (None, LARGE)}
-"""By name a run's settings and fields."""
+"""The settings and fields of each run, by name."""
 
 RUNS_BESIDE = {
     controlnet: {"varied beside ControlNet": ({}, {"units": [unit()]})},
@@ -91,14 +91,14 @@ RUNS_BESIDE = {
         "plain after details": (None, {}),
     },
 }
-"""By the extension that must be there, in this order."""
+"""The runs, by the extension that they need, in this order."""
 
 
 CHECK = {"image": base64_of(exemplar("pizza-emojione-yellow")), "sampler_name": "Euler", "steps": 4, **LARGE}
 
 
 class OrderedServer(CompatServer):
-    """With RIVAL in a folder of this name."""
+    """A server with RIVAL in a folder of this name."""
 
     folder_of_rival = FOLDERS[0]
 
@@ -109,7 +109,11 @@ class OrderedServer(CompatServer):
 
 
 def observe(name, data):
-    """By run's name its answer, and what is hooked after it; the axes; what the log says of failures."""
+    """Make all runs.
+
+    Returns:
+        By name the answers and the hooks afterwards, the axes, and the failures in the log.
+    """
     OrderedServer.folder_of_rival = name
     server = OrderedServer(real_folder(), data, flags=["--ad-no-huggingface"] if adetailer() else [])
     try:
@@ -122,7 +126,7 @@ def observe(name, data):
             if answer.status == 422:
                 # no script of another extension takes part in it, so none cleans up
                 seen[f"{run}: checked"] = server.client.post("/rival/v1/invert", json=CHECK).status_code
-            # RIVAL's are hooks of torch; ControlNet leaves methods replaced by the original ones
+            # RIVAL's hooks are torch's own; ControlNet leaves methods replaced by the original ones
             seen[f"{run}: left"] = [hook for hook in server.leftovers() if "hooks" in hook]
         return seen
     finally:
@@ -131,7 +135,7 @@ def observe(name, data):
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory):
-    """What was seen with RIVAL loaded first, and with it loaded last."""
+    """The observations with RIVAL loaded first, and with RIVAL loaded last."""
     if real_folder() is None:
         pytest.skip(SKIPPED)
     if not any(there() for there in RUNS_BESIDE):
@@ -159,7 +163,7 @@ def detailed(seen):
 
 
 def mean_difference(one, other):
-    """Between two answers' first images, in 255ths."""
+    """Return the mean difference of two answers' first images, in 255ths."""
     return np.abs(one.images[0].astype(int) - other.images[0]).mean()
 
 
@@ -191,7 +195,7 @@ def test_tiled_vae_works(tiled):
     both, varied, alone = tiled["varied beside Tiled VAE"], tiled["large"], tiled["Tiled VAE"]
     assert both.status == 200
     assert "inverted in" in report(both)
-    # a little other than without its tiles, and no plain image
+    # it differs a little from the image without tiles, and much from the plain image
     assert 0 < mean_difference(both, varied) < mean_difference(both, alone) / 2
 
 
@@ -234,9 +238,9 @@ def test_details_are_painted_into_a_variation(detailed):
     assert "ADetailer model" in both.infotexts[0]
     assert chain(both.infotexts[0]) == chain(varied.infotexts[0])
     changed = np.abs(both.images[0].astype(int) - varied.images[0]).max(-1) > 8
-    # a part of it
+    # it covers only a part of the image
     assert 0.02 < changed.mean() < 0.7
-    # its detector sets torch's number of threads, which changes the last bit of any sum
+    # the detector sets torch's number of threads, which changes the last bit of any sum
     for name in ("varied", "plain"):
         assert largest_difference(detailed[f"{name} after details"].images, detailed[name].images) <= 1
 

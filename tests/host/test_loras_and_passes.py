@@ -39,7 +39,7 @@ def test_an_inversion_without_loras_is_the_one_of_a_prompt_without(server, memor
 
 def test_live_features_without_loras_are_the_recorded_ones(server):
     only_on_the_real_host(server, "LoRA")
-    # an inversion that is solved well records what is seen live, where a few large steps do not
+    # a well solved inversion records the live features; a few large steps do not
     settings = {"plain_inversion": True, "inversion_iterations": 10}
     fields = {"prompt": f"a pizza <lora:{LORA}:0.05>", "steps": 20}
     nothing = {"override_settings": {"rival_memory_mb": 0}}

@@ -1,4 +1,4 @@
-"""The WebUI's memory modes: parts of the checkpoint are moved about during a sampling; RIVAL goes along."""
+"""RIVAL in the WebUI's memory modes, which move parts of the checkpoint during a sampling."""
 
 from __future__ import annotations
 

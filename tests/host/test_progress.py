@@ -1,4 +1,4 @@
-"""The host's progress bar, title and live preview over the inversion and the sampling after it."""
+"""The host's progress bar, title and live preview during the inversion and the sampling."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ HOUSE, TAXI = (base64_of(exemplar(name)) for name in ("house-emojione-blue", "ta
 
 
 def progress(state):
-    """The host's formula."""
+    """Compute the progress by the host's formula."""
     return (state.job_no + state.sampling_step / state.sampling_steps) / state.job_count
 
 
 @pytest.fixture
 def told(server, monkeypatch):
-    """(progress, line beside the bar) at each evaluation on the stand-in."""
+    """The progress and the line beside the bar at each evaluation, on the stand-in."""
     if server.name != "stand-in":
         pytest.skip("real WebUI: it is asked for its progress below")
     server.forget()
@@ -72,7 +72,7 @@ def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server,
     assert list(bar) == sorted(bar)
     assert (bar[0], inverting) == (0, [f"Inverting {done}/{evaluations}" for done in range(evaluations)])
     share = evaluations * rows / (evaluations * rows + SAMPLING)
-    # where the sampling begins, and the last evaluation, before which the host has counted all steps but two
+    # the begin of the sampling, and the last evaluation, before which the host has counted all steps but two
     assert bar[evaluations] == pytest.approx(share / batches)
     assert bar[-1] == pytest.approx(1 - 2 / STEPS * (1 - share * (batches == 1)) / batches)
     state = server.state
@@ -113,7 +113,7 @@ def test_the_preview_goes_from_the_image_to_noise(server, told):
     assert roughness[0] < roughness[1]
 
 
-# on the real WebUI
+# on each real WebUI
 
 
 @pytest.fixture
@@ -124,13 +124,17 @@ def real(server):
 
 
 def watched(server, ask, payload):
-    """The answer to a request, and what the host said of its progress meanwhile: (seconds to its end, as JSON)."""
+    """Send a request and ask for the progress meanwhile.
+
+    Returns:
+        The answer, and a list of (seconds to the end, the host's JSON).
+    """
     seen = []
     with ThreadPoolExecutor() as pool:
         running = pool.submit(ask, **payload)
         while not running.done():
             said = server.client.get("/sdapi/v1/progress").json()
-            # before and after the job the host has no figure
+            # before and after the job the host gives no figure
             if said["state"]["job_count"] > 0:
                 seen.append((time.monotonic(), said))
             wait([running], timeout=0.02)
@@ -140,7 +144,7 @@ def watched(server, ask, payload):
 
 def monotone(seen):
     bar = [said["progress"] for _, said in seen]
-    # the host answers while it counts jobs and steps, one after the other: a figure alone may lie between them
+    # the host counts jobs and steps one after the other, so a single figure may be wrong
     bar = [statistics.median(bar[max(i - 1, 0) : i + 2]) for i in range(len(bar))]
     return all(after >= before - 1e-6 for before, after in itertools.pairwise(bar))
 

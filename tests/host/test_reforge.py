@@ -29,13 +29,13 @@ from tests.host.servers import ReforgeServer
 pytestmark = pytest.mark.long
 
 ON_PARTS = ["Euler Dy", "Euler SMEA Dy"]
-"""Samplers that try parts of the image or a larger one on the way."""
+"""Samplers that evaluate parts of the image, or a larger one."""
 UNGUIDED_FIRST = [
     *("Euler CFG++", "Euler Ancestral CFG++", "DPM++ 2M CFG++", "DPM++ SDE CFG++", "Euler DY CFG++"),
     *("Euler SMEA DY CFG++", "Euler A DY CFG++", "RES Multistep CFG++", "RES Multistep Ancestral CFG++"),
     *("Gradient Estimation CFG++", "DPM++ 2S Ancestral CFG++ Intern"),
 ]
-"""Those that take their direction from the prediction without the prompt."""
+"""Samplers that take their direction from the prediction without the prompt."""
 COMFY = ["Euler A Comfy", "DPM++ 2M SDE Comfy", "DPM++ SDE Comfy", "Heun Comfy", "Euler A Turbo"]
 OTHERS = [
     "ER SDE",
@@ -50,23 +50,23 @@ OTHERS = [
 ]
 SOLVERS = ["ODE (Dopri5)"]
 SAMPLING = "advanced model sampling for reforge"
-NEIGHBOURS = {
+EXTENSIONS = {
     "SAG": "selfattentionguidance integrated",
     "FreeU": "freeu integrated",
     "Kohya HRFix": "kohya hrfix integrated",
     "RescaleCFG": "rescalecfg for reforge",
     "Mahiro": "mahiro cfg for reforge",
 }
-"""By title: switched on, all else as the host has it."""
+"""The arguments that switch each extension on, by its title."""
 UNITS_OF = "controlnet"
 UNIT = {"enabled": True, "image": base64_of(exemplar("house-emojione-blue")), "module": "None"}
-"""Of the host's ControlNet. Its reference units change no image, without RIVAL either."""
+"""Units of the host's ControlNet. Its reference units change no image, even without RIVAL."""
 GIVEN = [(SD2_V, 16), (SD2_EPS, 16), (SDXL_BASE, 17), (SDXL_INPAINTING, 17)]
-"""Families made of the given checkpoints, with their self-attention layers."""
+"""Families made from the small checkpoints, with the number of their self-attention layers."""
 
 
 class FamiliesOnReforge(ReforgeServer):
-    """With a checkpoint of each family; it starts with SD 1.x."""
+    """A reForge with a checkpoint of each family. It starts with SD 1.x."""
 
     @staticmethod
     def _fill(data, with_extension):
@@ -90,13 +90,13 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def defaults(server):
-    """Of each script in img2img the arguments that it takes by itself."""
+    """Return the default arguments of each script in img2img."""
     known = server.client.get("/sdapi/v1/script-info").json()
     return {s["name"]: [arg["value"] for arg in s["args"]] for s in known if s["is_img2img"]}
 
 
 def beside(server, defaults, title, *args, settings=None, **fields):
-    """The answer to a request with these first arguments of another script."""
+    """Send a request with these first arguments of another script."""
     server.plan()
     payload = request(settings, **fields)
     asked = [*args, *defaults[title][len(args) :]]
@@ -105,26 +105,26 @@ def beside(server, defaults, title, *args, settings=None, **fields):
 
 
 def colour_distance(images):
-    """Of the images' mean colour from the exemplar's, in 255ths."""
+    """Return the distance of the images' mean colour from the exemplar's, in 255ths."""
     photo = np.asarray(exemplar("pizza-emojione-yellow").convert("RGB")).reshape(-1, 3).mean(0)
     return np.mean([np.abs(image.reshape(-1, 3).mean(0) - photo).mean() for image in images])
 
 
 @pytest.mark.parametrize("sampler", [*UNGUIDED_FIRST, *COMFY, *OTHERS, *ON_PARTS])
-def test_reforges_own_samplers_are_rehearsed_and_guided_in_every_step(server, sampler):
+def test_reforges_own_samplers_are_run_dry_and_guided_in_every_step(server, sampler):
     plain, guided = (server.img2img(**request(wanted, sampler_name=sampler, steps=10)) for wanted in (None, {}))
     assert (plain.status, guided.status) == (200, 200), guided.sentence
     injected, total = map(int, re.search(r"10 layers; (\d+) of (\d+) steps injected", guided.infotexts[0]).groups())
-    # one of them ends a step before
+    # one of them ends a step earlier
     assert injected == total >= 9
     assert "recorded features" in guided.infotexts[0]
     assert server.leftovers() == []
-    # a direction that the correction does not reach ends in noise, as do steps corrected at a level not their own
+    # a direction without the correction ends in noise, and so does a correction at a wrong level
     assert roughness(guided.images[0]) < 1.5 * roughness(plain.images[0])
 
 
 def roughness(image):
-    """How much neighbouring pixels differ."""
+    """Return the mean difference of adjacent pixels."""
     return np.abs(np.diff(image.astype(float), axis=0)).mean()
 
 
@@ -136,9 +136,9 @@ def test_reforges_solvers_see_the_exemplar_live(server, sampler):
     assert "the sampler finds its own noise levels" in answer.infotexts[0]
 
 
-@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("name", EXTENSIONS)
 def test_reforges_own_extensions_and_rival_both_act(server, defaults, name):
-    title = NEIGHBOURS[name]
+    title = EXTENSIONS[name]
     plain, varied = images_of(server), images_of(server, {})
     alone, together = (beside(server, defaults, title, True, settings=wanted) for wanted in (None, {}))
     assert (alone.status, together.status) == (200, 200), together.sentence
@@ -152,7 +152,7 @@ def test_reforges_own_extensions_and_rival_both_act(server, defaults, name):
 @pytest.mark.parametrize("settings", [{}, {"exact": True, "exemplar_prompt": "a pizza"}], ids=["", "exact"])
 def test_reforges_controlnet_and_rival_both_act(server, settings):
     models = server.client.get("/controlnet/model_list").json()["model_list"]
-    # the host calls a model by its file and the file's hash
+    # the host names a model by its file and the file's hash
     unit = {**UNIT, "model": next(model for model in models if model.startswith(CONTROL))}
     plain, varied = images_of(server), images_of(server, settings)
     alone, together = (beside(server, {UNITS_OF: [{}]}, UNITS_OF, unit, settings=w) for w in (None, settings))
@@ -172,7 +172,7 @@ def test_reforges_multidiffusion_is_refused(server, defaults):
 
 
 def test_reforges_chosen_kind_of_prediction_is_the_exemplars_too(server, defaults):
-    """The inversion is another one, and exact at the chosen schedule; what was chosen is gone with the request."""
+    """The chosen schedule needs another inversion, which is exact; the choice ends with the request."""
     before = images_of(server, {})
     for kind, zero in (("eps", True), ("v_prediction", False)):
         chosen = (True, "Discrete", kind, zero)
@@ -182,7 +182,7 @@ def test_reforges_chosen_kind_of_prediction_is_the_exemplars_too(server, default
         assert "inverted in" in answer.infotexts[0]
         assert largest_difference(answer.images, plain.images) > 5
         assert largest_difference(answer.images, before) > 5
-    # the host itself has one more request sample by what was chosen
+    # the host itself applies the choice to one more request
     images_of(server)
     assert largest_difference(images_of(server, {}), before) == 0
 

@@ -1,4 +1,4 @@
-"""What the extension requires of the WebUI: the table is complete, and what is missing is said in a sentence."""
+"""The requirements: the table is complete, and a sentence says what is missing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.host.standin.model import Checkpoint
 from tests.host.standin_server import StandInServer
 
 HOSTS = ("modules", "gradio", "backend", "ldm_patched", "modules_forge")
-"""Packages of theirs."""
+"""Packages of the WebUIs."""
 
 REQUIREMENTS = requirements_of("AUTOMATIC1111")
-"""The stand-in's."""
+"""The requirements that the stand-in meets."""
 
 OF_ALL = {
     module: [entry for kind in REQUIREMENTS_BY_WEBUI for entry in requirements_of(kind).get(module, ())]
     for kind in REQUIREMENTS_BY_WEBUI
     for module in requirements_of(kind)
 }
-"""Each kind's own files are in the checkout as well."""
+"""The requirements of all WebUIs together."""
 
 ROWS = [(module, entry) for module, entries in REQUIREMENTS.items() for entry in entries]
 NAMES = [(module, entry) for module, entry in ROWS if "(" not in entry and "." not in entry]
@@ -55,7 +55,11 @@ def host(checkpoint):
 
 
 def owner_of(module, entry):
-    """What has the last name of a row, and that name."""
+    """Find the owner of the last name in a row.
+
+    Returns:
+        The owner, and the name.
+    """
     owner = import_module(module)
     *path, name = entry.partition("(")[0].split(".")
     for part in path:
@@ -64,7 +68,7 @@ def owner_of(module, entry):
 
 
 def unlike(*, something_else):
-    """Takes none of the calls."""
+    """A function that accepts none of the calls."""
 
 
 # the look-up
@@ -118,23 +122,23 @@ def test_one_sentence_says_the_first_and_how_many_more(host, monkeypatch):
 
 
 def swapped(self, p, noise, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
-    """The latents in the other order."""
+    """The method with its latents in the other order."""
 
 
 def renamed(self, p, latent, fresh, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
-    """The same under other names."""
+    """The same parameters under other names."""
 
 
 def passed_on(*args, **kwargs):
-    """What another extension puts around a function."""
+    """A wrapper that another extension puts around a function."""
 
 
 def demanding(self, p, x, noise, conditioning, unconditional_conditioning, more, steps=None, image_conditioning=None):
-    """One more."""
+    """The method with one more parameter."""
 
 
 def less(self, p, x, noise, conditioning, unconditional_conditioning, image_conditioning=None):
-    """Without the number of steps."""
+    """The method without the number of steps."""
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_looking_a_property_of_a_module_up_does_not_read_it():
 
 
 CHECKPOINT = {"modules.shared.sd_model"}
-"""What a row stands for alone: what it has comes with the checkpoint."""
+"""Rows whose attributes come with the checkpoint and are not looked up."""
 
 OWN = {"modules.shared.opts.rival_memory_mb"}
 
@@ -198,10 +202,10 @@ INSTANCES = {
     "state": ("modules.shared", "state"),
     "script": ("modules.scripts", "Script"),
 }
-"""By the name that the sources give an instance of the host's: the module and how its class's name begins."""
+"""Names of variables for the host's instances: the module, and the beginning of the class's name."""
 
 OF_THE_SCRIPT = {"script": {"title", "latest_network", "reset", "runner", "found"}}
-"""What a script's own class defines: any one's, ControlNet's, Tiled Diffusion's, that of a check."""
+"""Names that a script's own class defines: ControlNet's, Tiled Diffusion's, and the check's."""
 
 FOLDER = ROOT / "rival_ext" / "hosts" / "webui"
 
@@ -236,7 +240,7 @@ FILES = [
 
 
 def dotted(node, names):
-    """The full name of an expression that begins with something imported, else None."""
+    """Return the full name of an expression that begins with an imported name, or None."""
     if isinstance(node, ast.Name):
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
@@ -246,7 +250,7 @@ def dotted(node, names):
 
 
 def imported_names(tree):
-    """By its name in the file, what is imported of the host and of gradio."""
+    """Return the full names of the imports from the host and gradio, by their names in the file."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in HOSTS:
@@ -258,14 +262,14 @@ def imported_names(tree):
 
 
 def used(tree):
-    """Every name of the host that a file uses, at its longest."""
+    """Return every name of the host that a file uses, as long as possible."""
     names = imported_names(tree)
     found = {dotted(node, names) for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Name))} - {None}
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def attributes(tree, name):
-    """What a file asks of the variables and fields of this name, by a dot or through `getattr`."""
+    """Return the attributes that a file takes from variables and fields of this name, also through `getattr`."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is(node.value, name):
@@ -291,9 +295,9 @@ def test_what_a_file_uses_in_a_kind_of_webui_is_in_its_table(kind, path):
 
 
 def unlisted(path, table):
-    """What a file uses of the host that `table` does not have."""
+    """Return the host's names that a file uses and the table lacks."""
     rows = {f"{module}.{entry.partition('(')[0]}" for module, entries in table.items() for entry in entries}
-    # a row for something that an object has is one for the object
+    # a row for an attribute of an object is a row for the object too
     rows |= {row.rpartition(".")[0] for row in rows} | OWN
     containers = rows - {row.rpartition(".")[0] for row in rows}
     return [
@@ -301,7 +305,7 @@ def unlisted(path, table):
         for name in sorted(used(ast.parse(path.read_text())))
         if name not in rows
         and not any(name.startswith(f"{row}.") for row in rows & CHECKPOINT)
-        # a method of a plain container, as of the options' dictionary
+        # a method of a plain container, such as the options' dictionary
         and name.rpartition(".")[0] not in containers
     ]
 
@@ -323,7 +327,7 @@ def test_the_walk_finds_what_it_shall():
     assert attributes(tree, "p") == {"way"}
 
 
-# the door
+# scripts/rival.py
 
 
 @pytest.fixture
@@ -379,7 +383,7 @@ def test_a_request_without_it_is_as_on_a_host_that_never_had_it(off):
 
 
 def load_door_beside(folder):
-    """The WebUI's door, loaded where RIVAL has been loaded from a folder."""
+    """Load scripts/rival.py in a WebUI that has loaded RIVAL from another folder."""
     first = plot.loaded(type("RivalScript", (), {}), "rival.py", ModuleType("rival.py"), basedir=str(folder))
     sys.modules["modules.scripts"].scripts_data.append(first)
     spec = spec_from_file_location("rival.py", ROOT / "scripts" / "rival.py")
@@ -396,6 +400,6 @@ def test_a_second_copy_stands_back_with_one_sentence(host, capsys):
 
 
 def test_its_own_file_loaded_again_is_no_second_copy(host, capsys):
-    """As by the WebUI's "Reload custom script bodies"."""
+    """The WebUI's "Reload custom script bodies" does so."""
     assert hasattr(load_door_beside(ROOT), "RivalScript")
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""The routes under /rival/v1/, on the stand-in and on a real WebUI."""
+"""The routes under /rival/v1/, on the stand-in and on each real WebUI."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def started_server(request, tmp_path_factory):
 
 @pytest.fixture
 def server(started_server):
-    """It, with nothing stored and its probe fresh."""
+    """The server, with nothing stored and nothing planned for its probe."""
     started_server.client.delete("/rival/v1/store").raise_for_status()
     started_server.plan()
     return started_server
 
 
 def asked(settings=None, **fields):
-    """The body of a request to invert."""
+    """Make the body of a request to invert."""
     sizes = {"steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler"}
     return {"image": PIZZA, "settings": settings or {}, **sizes, **fields}
 
 
 def inverted(server, settings=None, **fields):
-    """The answer to a request to invert that must succeed."""
+    """Send a request to invert that must succeed."""
     answer = server.client.post("/rival/v1/invert", json=asked(settings, **fields))
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -177,7 +177,7 @@ def test_an_interrupt_is_a_plain_sentence(server, at_call):
 
 
 def bomb():
-    """A small file of more pixels than are taken."""
+    """Make a small file with more pixels than allowed."""
     return base64_of(Image.new("1", (20000, 10000)))
 
 
@@ -263,7 +263,7 @@ def test_without_memory_there_is_no_id(server):
     assert inverted(server, override_settings={"rival_memory_mb": 0})["chain_id"] is None
 
 
-# what the routes say of themselves
+# the descriptions of the routes
 
 
 def test_the_version_is_the_extensions(server):
@@ -297,7 +297,7 @@ def test_every_route_is_in_the_docs_with_its_models(server):
 
 
 def examples():
-    """(page and number, language, code) of every example of a request, in order."""
+    """List every example of a request: page and number, language, code."""
     for page in ("README.md", "docs/api.md"):
         blocks = [block for block in EXAMPLE.findall((ROOT / page).read_text()) if "http://127.0.0.1:7860" in block[1]]
         for number, (language, code) in enumerate(blocks, 1):
@@ -305,13 +305,13 @@ def examples():
 
 
 def small(code, url):
-    """An example for a server elsewhere, at the small model's size and in few steps."""
+    """Change an example's address, size and number of steps."""
     code = code.replace("http://127.0.0.1:7860", url).replace("512", "128")
     return re.sub(r'"steps": \d+', f'"steps": {STEPS}', code)
 
 
 def fill(folder):
-    """The files that the examples take for the user's; longer than a command's argument may be."""
+    """Write the files that the examples read. They are longer than a command's argument may be."""
     images = {"photo": "pizza-emojione-yellow", "other": "house-emojione-blue", "painting": "bus-emojione-pink"}
     for name, shown in images.items():
         exemplar(shown).resize((256, 256)).save(folder / f"{name}.png", compress_level=0)
@@ -321,7 +321,7 @@ def fill(folder):
 
 
 def made(folder):
-    """The images that an example has saved, or left in its answer; each tells how it was made."""
+    """Return the images that an example has saved, or that are in its answer."""
     answer = folder / "answer.json"
     texts = json.loads(answer.read_text())["images"] if answer.exists() else []
     saved = sorted(folder.glob("[0-9][0-9][0-9].png"))

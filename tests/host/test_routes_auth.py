@@ -47,7 +47,7 @@ def test_without_the_api_there_are_no_routes(monkeypatch):
 
 
 def statuses(api_auth, *auths):
-    """What the stand-in answers who asks it so, started with this --api-auth."""
+    """Start the stand-in with this --api-auth, and return the statuses of its answers."""
     with started("stand-in", None, api_auth=api_auth):
         client = client_of_routes()
         return [client.get("/rival/v1/version", auth=auth).status_code for auth in auths]
@@ -95,7 +95,7 @@ def test_who_is_refused_learns_nothing_from_the_time_it_takes(monkeypatch):
 
 @pytest.fixture(scope="module", params=[("--nowebui",), ("--subpath", "images")], ids=["real nowebui", "real subpath"])
 def elsewhere(request, tmp_path_factory):
-    """A real WebUI without its page, or behind a path of another server; pages of one other address may ask it."""
+    """A real WebUI without its page, or behind a path of another server. Pages of one other address may ask it."""
     if real_folder() is None:
         pytest.skip(SKIPPED)
     flags = (*request.param, "--api-auth", USERS, "--cors-allow-origins", "https://good.example")

@@ -1,4 +1,4 @@
-"""The same request on AUTOMATIC1111's WebUI, on Forge and on reForge: the same image, as far as the plain one is."""
+"""The same request on AUTOMATIC1111's WebUI, on Forge and on reForge: images differ no more than plain ones do."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SCENES = {
     "live features": ("img2img", request, {"features": "live"}),
     "strength": ("img2img", request, {"strength": 0.5}),
 }
-"""Tab, maker of the request from settings or None, settings."""
+"""The tab, the function that makes the request from settings or None, and the settings."""
 STEPS = 20
 TOLERATED = 2.5
-"""RMS of 255 by which images with RIVAL may differ where the plain ones do not; what RIVAL does is 14 and more."""
+"""The tolerated RMS difference of images with RIVAL, of 255. RIVAL changes an image by 14 and more."""
 MEASURED = re.compile(r"residual [\d.]+|[\d.]+ s\b")
-"""In a report; Forge evaluates whole timesteps."""
+"""Measured figures in a report. They differ, because Forge evaluates whole timesteps."""
 
 
 @dataclass
 class Made:
-    """A plain image, one with RIVAL and the report on it without what is measured."""
+    """A plain image, an image with RIVAL, and its report without measured figures."""
 
     plain: np.ndarray
     guided: np.ndarray
@@ -50,7 +50,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(host's name) -> what it makes, by scene and sampler."""
+    """A function (host's name) -> the host's images, by scene and sampler."""
     known = {}
 
     def on(name):
@@ -86,7 +86,7 @@ def make(server, scene, sampler, schedule):
 
 
 def difference(one, other):
-    """RMS, in 255ths."""
+    """Return the RMS difference, in 255ths."""
     return np.sqrt(np.mean((one.astype(float) - other) ** 2))
 
 

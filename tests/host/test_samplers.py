@@ -1,4 +1,4 @@
-"""Every sampler of a real WebUI, its options and its prompts: what it visits is what was inverted."""
+"""Every sampler of a real WebUI, its options and prompts: it must visit exactly the inverted noise levels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS = {
     **{"no_dpmpp_sde_batch_determinism": False, "uni_pc_order": 3, "uni_pc_skip_type": "time_uniform"},
     **{"img2img_fix_steps": False, "enable_quantization": False, "cross_attention_optimization": "Automatic"},
 }
-"""Those that a request overrides here: the host gives one back only if its settings name it."""
+"""Options that requests override here. The host restores only those that its settings file names."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def answered(server, settings, kind="img2img", **fields):
 
 
 def calls(text):
-    """How often the denoiser was called, every time with all layers injected."""
+    """Return the number of the denoiser's calls. All layers must have been injected in each."""
     found = re.search(r"10 layers; (\d+) of (\d+) steps injected", text)
     assert found[1] == found[2]
     return int(found[1])
@@ -83,7 +83,7 @@ def test_every_layer_sees_the_exemplar_at_every_call(server, sampler):
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC])
 def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
-    """The adaptive sampler takes its steps for the whole batch: it keeps the promise on no server."""
+    """The adaptive sampler takes its steps for the whole batch, so it breaks this promise without RIVAL too."""
     if sampler == ADAPTIVE:
         pytest.skip("real WebUI: its own DPM adaptive fits its steps to the batch")
     batch = images_of(server, {}, batch_size=2, sampler_name=sampler)
@@ -96,7 +96,7 @@ def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize("strength", [1, 0.6])
 def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, sampler, strength):
-    """A start or an end at the wrong noise level, or a chain looked up by index, would not."""
+    """A start or an end at a wrong noise level, or a chain that is looked up by index, would not give it back."""
     settings = {"start_mix": 0.0, "alignment": "off"}
     fields = {"prompt": "", "cfg_scale": 1, "steps": 20, "denoising_strength": strength, "sampler_name": sampler}
     fields["override_settings"] = {"eta_ancestral": 0.0}
@@ -118,14 +118,14 @@ def test_the_same_from_noise(server, sampler):
 
 
 WITHOUT_EFFECT = [
-    # what starts at the chain's own latent knows no factor of its noise
+    # a sampling that starts at the chain's latent does not scale noise
     *[("img2img", "sgm_noise_multiplier"), ("txt2img", "sgm_noise_multiplier"), ("img2img", "img2img_extra_noise")],
     *[("txt2img", "img2img_extra_noise"), ("txt2img", "img2img_fix_steps")],
 ]
 
 
 def off(image):
-    """Mean difference from the exemplar; the small VAE alone makes 8 to 9."""
+    """Return the mean difference from the exemplar. The small VAE alone makes 8 to 9."""
     return np.abs(image.astype(float) - np.asarray(exemplar(PHOTO), dtype=float)).mean()
 
 
@@ -184,7 +184,7 @@ LONG = ", ".join(["a pizza", "yellow", "red", "brown"] * 12)
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("exact", [False, True])
 def test_prompts_of_every_kind(server, prompt, together, exact):
-    """Rows told apart wrongly would make a batch differ from its images alone where the exemplar has two rows."""
+    """If rows were confused, a batch would differ from its single images when the exemplar has two rows."""
     settings = {"exemplar_prompt": "a pizza", "exact": exact, "t_align": 300}
     fields = {"prompt": prompt, "steps": 5, "override_settings": {"batch_cond_uncond": together}}
     batch = answered(server, settings, batch_size=2, **fields)
@@ -241,7 +241,7 @@ def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
     evaluations = server.calls() - int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
     skips = "skip_early_cond" in options or "s_min_uncond" in fields
     assert (int(re.search(r"\+ (\d+) UNet rows", text)[1]) < 4 * calls(text)) == skips
-    # prompts of two lengths that are not padded take an evaluation each
+    # two prompts of different lengths take one evaluation each if they are not padded
     assert evaluations == calls(text)
     alone = [answered(server, settings, seed=seed, override_settings=options, **fields).images[0] for seed in (3, 4)]
     assert largest_difference(batch.images, alone) <= 4
@@ -253,7 +253,7 @@ def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 256), (72, 200), (64, 1024), (2048, 64), (328, 136)])
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
 def test_sizes_and_aspects(server, width, height, kind):
-    """An exemplar of its own has its own aspect; the input image gets the output's."""
+    """An uploaded exemplar keeps its aspect. The input image gets the output's."""
     exemplars = {"exemplar": base64_of(exemplar(PHOTO).resize((160, 96)))} if kind == "txt2img" else {}
     answer = answered(server, exemplars, kind, width=width, height=height, steps=4)
     assert answer.images[0].shape == (height, width, 3)
@@ -288,6 +288,6 @@ def test_every_attention_of_the_host_lets_the_exemplar_in(server, attention):
     finally:
         server.set(cross_attention_optimization="Automatic")
     calls(answer.infotexts[0])
-    # Automatic is InvokeAI on a processor
+    # Automatic means InvokeAI on a CPU
     assert ("inverted in" in answer.infotexts[0]) == (attention != "InvokeAI")
     assert largest_difference(answer.images, usual.images) <= 4

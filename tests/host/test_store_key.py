@@ -17,7 +17,7 @@ from tests.host.standin_server import StandInServer
 
 @pytest.fixture
 def key(hosts):
-    """() -> the key of one processing on the stand-in, as it is loaded now."""
+    """A function that makes the key of one processing on the stand-in."""
     if not isinstance(hosts[0], StandInServer):
         pytest.skip("real WebUI: the cases of test_contract.py change what they can there")
     from rival_ext.hosts.webui.backends import model_class

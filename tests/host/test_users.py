@@ -1,4 +1,4 @@
-"""Two users of one WebUI, on the stand-in; tests/browser/test_users.py has two who really log in."""
+"""Two users of one WebUI, on the stand-in. In tests/browser/test_users.py two users log in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
 
 @pytest.fixture
 def check(server, monkeypatch):
-    """(user) -> what the check found that this user asked for."""
+    """A function (user) -> the result of this user's check."""
     if not isinstance(server, StandInServer):
         pytest.skip("real WebUI: tests/browser/test_users.py logs in there")
     from modules import shared
@@ -42,7 +42,7 @@ def check(server, monkeypatch):
 
 @pytest.fixture
 def script(check, server):
-    """What stands beside the script, in hosts/webui/script.py, as the server has loaded it."""
+    """The names in hosts/webui/script.py, as the server has loaded it."""
     return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
 
 

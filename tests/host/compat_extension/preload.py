@@ -5,6 +5,6 @@ import sys
 
 
 def preload(parser):
-    """Called by the WebUI before it loads a script; its own packages go first."""
+    """Extend the import path. The WebUI calls this before it loads a script; its own packages are found first."""
     if "RIVAL_ADETAILER_PACKAGES" in os.environ:
         sys.path.append(os.environ["RIVAL_ADETAILER_PACKAGES"])

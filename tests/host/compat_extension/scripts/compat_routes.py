@@ -1,4 +1,4 @@
-"""An extension for a real WebUI under test: ControlNet fitted to the small checkpoint, and who did what."""
+"""An extension for a real WebUI under test. It fits ControlNet to the small checkpoint and counts evaluations."""
 
 import sys
 from collections import Counter
@@ -11,13 +11,13 @@ TINY = {
     **{"model_channels": 64, "num_res_blocks": 3, "channel_mult": [1, 2, 2], "num_heads": 2},
     **{"transformer_depth": [1, 1, 1], "context_dim": 96},
 }
-"""What ControlNet takes for granted of SD 1.5, for the padded small checkpoint instead."""
+"""ControlNet's fixed sizes of SD 1.5, replaced by those of the padded small checkpoint."""
 
 COUNTS = Counter()
 
 
 def count_control_rows():
-    """Every row that a ControlNet model evaluates: its residuals exist for these rows only."""
+    """Count every row that a ControlNet model evaluates. Its residuals exist for these rows only."""
     control = sys.modules["scripts.cldm"].PlugableControlModel
     forward = control.forward
 
@@ -29,7 +29,7 @@ def count_control_rows():
 
 
 def count_patched_rows(unet):
-    """Every row that the UNet evaluates, by whether one of ControlNet's patches is on it at that moment."""
+    """Count every row that the UNet evaluates, with and without one of ControlNet's patches on it."""
 
     def hook(module, args, kwargs):
         patched = any(
@@ -42,7 +42,7 @@ def count_patched_rows(unet):
 
 
 def hooked(unet):
-    """Kinds of hooks and replaced methods in the UNet, without what tells one run's from the next's."""
+    """List the hooks and replaced methods in the UNet, without ids, so that two runs can be compared."""
     for name, module in unet.named_modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             if len(getattr(module, kind)):
@@ -52,7 +52,7 @@ def hooked(unet):
 
 
 def add_routes(_, app):
-    """`/compat/state` and `/compat/forget`."""
+    """Add the routes `/compat/state`, `/compat/folder` and `/compat/forget`."""
     unet = shared.sd_model.model.diffusion_model
     if "scripts.controlnet_model_guess" in sys.modules:
         sys.modules["scripts.controlnet_model_guess"].controlnet_default_config.update(TINY)
