@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def make_host(pipeline):
         return DiffusersHost(pipeline, request, RequestImages.of(exemplar(name)), lambda done, total: None)
 
     return make
+
+
+def quick(values: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Parameters of a test. The quick suite runs it with the chosen ones, the others are slow."""
+    rows = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [value if value in chosen else pytest.param(*row, marks=pytest.mark.slow) for value, row in rows]
 
 
 def golden(name: str) -> dict[str, Any]:

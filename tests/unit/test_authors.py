@@ -11,7 +11,7 @@ from rival_ext.method.inversion import invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.settings import parse_settings
-from tests.conftest import golden
+from tests.conftest import golden, quick
 
 MODES = ["variation-panda", "variation-pizza", "text-panda-apple", "edit-house"]
 
@@ -27,7 +27,7 @@ def host_of(make_host, meta):
     )
 
 
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", quick(MODES, "variation-panda"))
 def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     authors = golden(name)
     meta = authors["meta"]
@@ -57,6 +57,7 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     assert (guide.counts.layers, guide.counts.evaluated_live, guide.counts.steps.total) == (10, True, 20)
 
 
+@pytest.mark.slow
 def test_inpainting_agrees_with_the_authors(make_host):
     """The authors permute the mask's positions, and overwrite the rest with the chain after each step."""
     authors = golden("inpaint-pizza")

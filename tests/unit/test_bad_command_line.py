@@ -62,6 +62,7 @@ def begin(tmp_path_factory):
     return call
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @cases(400)
 def test_any_options(begin, data):
@@ -71,6 +72,7 @@ def test_any_options(begin, data):
     begin(*given_arguments)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([*FLAGS, *OTHERS]) | arguments | sizes, max_size=5).map(tuple))
 @cases(300)
 def test_any_words(begin, given_arguments):
@@ -78,6 +80,7 @@ def test_any_words(begin, given_arguments):
         begin(*given_arguments)
 
 
+@pytest.mark.slow
 @given(damaged_files(), st.sampled_from(["photo", "--mask", "--exemplar", "--exemplar-mask-2"]))
 @cases(150)
 def test_a_damaged_image_is_named_by_its_option(begin, tmp_path_factory, data, name):

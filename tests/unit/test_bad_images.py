@@ -38,6 +38,7 @@ def refused(value):
 # damaged
 
 
+@pytest.mark.slow
 @given(damaged_files())
 @cases(100)
 def test_a_damaged_file_is_an_image_or_a_sentence(data):

@@ -34,6 +34,7 @@ def read(parameters):
     return {name: target(parameters) for name, target in PASTE_TARGETS.items()}
 
 
+@pytest.mark.slow
 @given(pasted_texts, st.booleans())
 @cases(500)
 def test_a_pasted_value_is_valid_or_none(parameters, is_of_rival):
@@ -48,6 +49,7 @@ def test_a_pasted_value_is_valid_or_none(parameters, is_of_rival):
     assert found["enabled"] is (MODE in parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
 @given(value=written | scalars)
 @cases(60)

@@ -58,6 +58,7 @@ def body_of(fields):
     return json.dumps(fields).encode()
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*FIELDS_OF_REQUEST, "", "picture", "a\0"]), values, min_size=1, max_size=3))
 @cases(350)
 def test_any_fields(server, reached, fields):
@@ -66,6 +67,7 @@ def test_any_fields(server, reached, fields):
     assert sentence.startswith(tuple(f"RIVAL: {name}" for name in known)), sentence
 
 
+@pytest.mark.slow
 @given(objects)
 @cases(250)
 def test_any_settings(server, reached, settings):
@@ -74,6 +76,7 @@ def test_any_settings(server, reached, settings):
     assert names(sentence, [*settings, *regions]) or sentence == "RIVAL: the run would begin."
 
 
+@pytest.mark.slow
 @given(values.filter(lambda value: not isinstance(value, dict)))
 @cases(200)
 def test_anything_in_place_of_the_object(server, reached, value):
@@ -81,6 +84,7 @@ def test_anything_in_place_of_the_object(server, reached, value):
     assert sentence.startswith(("RIVAL: the body: ", "RIVAL: unknown field "))
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=40), st.sampled_from([None, "application/json", "text/plain", "application/x+json", "\x7f"]))
 @cases(200)
 def test_any_body(server, reached, body, kind):
@@ -125,6 +129,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
     assert len(list(pieces)) == 4
 
 
+@pytest.mark.slow
 @given(texts)
 @cases(150)
 def test_any_id_is_not_found(server, text):
@@ -150,6 +155,7 @@ def settings_of(arguments):
     return outcome
 
 
+@pytest.mark.slow
 @given(st.lists(values, max_size=len(FIELDS) + 4))
 @cases(400)
 def test_any_values_in_the_panels_order(server, arguments):
@@ -157,6 +163,7 @@ def test_any_values_in_the_panels_order(server, arguments):
     assert settings is not None or names(sentence, [field.name for field in FIELDS])
 
 
+@pytest.mark.slow
 @given(objects, st.lists(values, max_size=2))
 @cases(300)
 def test_an_object_with_something_after_it(server, asked, others):
@@ -165,6 +172,7 @@ def test_an_object_with_something_after_it(server, asked, others):
     assert settings is not None or names(sentence, [*asked, *regions])
 
 
+@pytest.mark.slow
 @given(st.lists(values, min_size=1, max_size=3))
 @cases(200)
 def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):

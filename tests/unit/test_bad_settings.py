@@ -35,12 +35,14 @@ def checked(asked):
     json.dumps(settings_to_infotext(settings), allow_nan=False).encode()
 
 
+@pytest.mark.slow
 @given(objects)
 @cases(900)
 def test_any_object(asked):
     checked(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(value=values)
 @cases(100)
@@ -61,6 +63,7 @@ def test_a_text_of_many_megabytes_is_shown_short(name):
     assert len(sentence) < 300
 
 
+@pytest.mark.slow
 @given(values)
 @cases(500)
 def test_a_value_is_shown_in_one_short_line(value):
@@ -88,6 +91,7 @@ def test_layers_are_few_and_short(layers):
         parse_settings({"layers": layers})
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
 @cases(300)
 def test_nothing_wrong_gets_past_the_model_itself(asked):

@@ -105,8 +105,8 @@ def painted_half(image):
     return overpainted, mask
 
 
-def guide_of(pipeline, shown, **fields):
-    request = Request("a house", "", 5.0, "ddim", 6)
+def guide_of(pipeline, shown, steps=6, **fields):
+    request = Request("a house", "", 5.0, "ddim", steps)
     host = DiffusersHost(pipeline, request, RequestImages(shown, (128, 128)), quiet)
     return host, prepare(host, parse_settings(fields), NoStore()).guide
 
@@ -137,26 +137,26 @@ def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
     house, pizza = exemplar("house-emojione-blue"), exemplar("pizza-emojione-yellow")
     settings = parse_settings({"exemplar": house, "weight": 0, "exemplar_2": pizza})
     shown = [ExemplarInput(one.image, one.mask, one.weight) for one in settings.exemplar_inputs]
-    host, guide = guide_of(pipeline, shown)
-    _, alone = guide_of(pipeline, [ExemplarInput(pizza)])
+    host, guide = guide_of(pipeline, shown, steps=3)
+    _, alone = guide_of(pipeline, [ExemplarInput(pizza)], steps=3)
     finals = [host.sample(one.start([3], (16, 16)), [3], one, quiet) for one in (guide, alone)]
     assert torch.equal(*finals)
 
 
 @pytest.mark.parametrize(("layers", "seen"), [("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)])
 def test_only_the_chosen_layers_see_the_exemplar(pipeline, layers, seen):
-    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], layers=layers)
+    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=2, layers=layers)
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
     assert guide.counts.layers == seen
 
 
 def test_token_sizes_that_no_layer_has_are_refused_before_sampling(pipeline):
     with pytest.raises(RivalError, match="layers names none"):
-        guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], layers="64")
+        guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=2, layers="64")
 
 
 def test_strength_zero_is_a_generation_without_injection(pipeline):
-    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], strength=0)
+    host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=3, strength=0)
     start = guide.start([3], (16, 16))
     off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise)
     assert torch.equal(host.sample(start, [3], guide, quiet), host.sample(start, [3], off, quiet))

@@ -49,6 +49,7 @@ def edge_colour(image):
 # text: another concept, the exemplar's style
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prompt"), [(PIZZA, "a star"), (TAXI, "a dog face")])
 def test_text_draws_the_prompt_in_the_exemplars_colours(studio, name, prompt):
     photo = exemplar(name)
@@ -72,6 +73,7 @@ def edits(studio):
     }
 
 
+@pytest.mark.slow
 def test_edit_keeps_the_layout(studio, edits):
     (plain,) = studio.plain(request_images(PIZZA), "a pizza, blue background", "edit")
     edit, variation, without = layouts(studio, [edits[0.0], edits[1.0], plain], PIZZA)
@@ -79,11 +81,13 @@ def test_edit_keeps_the_layout(studio, edits):
     assert edit > without + 0.2
 
 
+@pytest.mark.slow
 def test_edit_follows_the_prompt(edits):
     red, green, blue = edge_colour(edits[0.0])
     assert blue > green + 20 > red
 
 
+@pytest.mark.slow
 def test_start_mix_leads_from_edit_to_variation(studio, edits):
     kept = layouts(studio, [edits[mix] for mix in (0.0, 0.5, 1.0)], PIZZA)
     assert kept[0] > kept[1] > kept[2]
@@ -125,6 +129,7 @@ def test_inpaint_leaves_the_kept_pixels_alone(pipeline, monkeypatch, tmp_path, m
     assert not np.array_equal(filled[:, 64:], wmask[:, 64:])
 
 
+@pytest.mark.slow
 def test_inpaint_fills_the_mask_from_the_image_itself(studio, mask):
     photo = exemplar(HOUSE)
     wmask = RequestImages([ExemplarInput(photo)], SIZE, photo, mask)
@@ -133,6 +138,7 @@ def test_inpaint_fills_the_mask_from_the_image_itself(studio, mask):
     assert distances[0] < 0.6 * distances[1]
 
 
+@pytest.mark.slow
 def test_inpaint_fills_the_mask_from_another_exemplar(studio, mask):
     photo, other = exemplar(BUS), exemplar(HOUSE)
     filled_from_other = RequestImages([ExemplarInput(other)], SIZE, photo, mask)
@@ -146,6 +152,7 @@ def test_inpaint_fills_the_mask_from_another_exemplar(studio, mask):
 # a region of the exemplar
 
 
+@pytest.mark.slow
 def test_nothing_outside_the_region_is_used(studio):
     region = Image.new("L", SIZE)
     ImageDraw.Draw(region).ellipse((14, 14, 113, 113), fill=255)
@@ -164,6 +171,7 @@ def test_nothing_outside_the_region_is_used(studio):
 # several exemplars
 
 
+@pytest.mark.slow
 def test_weights_lead_from_one_exemplar_to_the_other(studio):
     one, other = exemplar(TAXI), exemplar("red-heart-emojione-purple")
     balance = []
@@ -177,6 +185,7 @@ def test_weights_lead_from_one_exemplar_to_the_other(studio):
 # how similar
 
 
+@pytest.mark.slow
 def test_similarity_leads_towards_the_exemplar(studio):
     photo = exemplar(HOUSE)
     made = [studio.rival(request_images(HOUSE), "a house", similarity=value)[0] for value in (0.0, 0.5, 1.0)]
@@ -196,11 +205,13 @@ def star_distance(studio):
     return lambda **fields: colour_distance(studio.rival(request_images(name), "a star", **fields)[0], exemplar(name))
 
 
+@pytest.mark.slow
 def test_more_strength_brings_more_of_the_exemplars_colours(star_distance):
     distances = [star_distance(strength=strength) for strength in (0.0, 0.5, 1.0)]
     assert distances[0] > 1.15 * distances[1] > 1.15**2 * distances[2]
 
 
+@pytest.mark.slow
 def test_the_fine_layers_carry_more_of_it_than_the_coarse_ones(star_distance):
     everything, fine, coarse, nothing = (
         star_distance(**fields) for fields in ({}, {"layers": "fine"}, {"layers": "coarse"}, {"strength": 0.0})

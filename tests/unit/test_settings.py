@@ -154,6 +154,7 @@ def refusal(**values):
 # domains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_a_value_outside_its_domain_is_refused_with_the_fields_name(name, data):
