@@ -1,28 +1,26 @@
-"""Shared by all tests: the small trained model on the embedded host, its exemplars and the authors' outputs."""
+"""Shared by all tests: the small trained model on the command line's host, its exemplars and the authors' outputs.
+
+What takes seconds to import is imported where it is used: pytest reads this file once more before its workers start.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
-from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
-from tests.bad_input import TRIED
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rival_ext.hosts.diffusers import DiffusersHost
 
 DATA = Path(__file__).parent / "data"
 CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "captions.json").read_text())}
-
-quieten_libraries()
-# the tests run side by side, one process a core
-torch.set_num_threads(1)
 
 
 def quiet(done: int, total: int) -> None:
@@ -31,18 +29,34 @@ def quiet(done: int, total: int) -> None:
 
 def exemplar(name: str) -> Image.Image:
     """A held-out image by its file name without `.png`."""
+    from PIL import Image
+
     return Image.open(DATA / "exemplars" / f"{name}.png").convert("RGB")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """One thread in each worker, because the workers run side by side; and libraries that print no advice."""
+    import torch
+
+    from rival_ext.hosts.checkpoint import quieten_libraries
+
+    quieten_libraries()
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def pipeline():
     """The small trained model; read-only."""
+    from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
+
     return load_pipeline(DEMO_CHECKPOINT)
 
 
 @pytest.fixture
 def make_host(pipeline):
     """(exemplar's name, fields of the request) -> a host for it."""
+    from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 
     def make(name: str = "panda-emojione-white", **fields: Any) -> DiffusersHost:
         request = Request(
@@ -61,6 +75,9 @@ def quick(values: Iterable[Any], *chosen: Any) -> list[Any]:
 
 def golden(name: str) -> dict[str, Any]:
     """The authors' outputs for one run; arrays as tensors, `meta` decoded."""
+    import numpy as np
+    import torch
+
     with np.load(DATA / "golden" / f"{name}.npz") as arrays:
         return {
             key: json.loads(str(value)) if key == "meta" else torch.from_numpy(value) for key, value in arrays.items()
@@ -85,7 +102,8 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     if call.when == "call":
-        item.user_properties.append(("cases", TRIED.pop("cases", 0)))
+        bad_input = sys.modules.get("tests.bad_input")
+        item.user_properties.append(("cases", bad_input.TRIED.pop("cases", 0) if bad_input else 0))
     return (yield)
 
 
