@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The unit tests on the oldest and the newest Python that the project supports and this machine has, beside that of
-# .venv. What is given goes to pytest: .ci/pythons.sh -m "not long".
-# Their packages stay in the user's cache folder, for the next run: torch for them may be a CUDA build of 5 GB.
+# The unit tests on the oldest and the newest Python that the project supports and this machine has, besides the Python
+# of .venv. Arguments go to pytest: .ci/pythons.sh -m "not long". Needs uv, which the extra `audit` installs.
+# The packages stay in the user's cache folder for the next run, because torch for them may be a CUDA build of 5 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,12 +15,12 @@ say() {
     echo "pythons: $*" >&2
 }
 
-# prints where a version's interpreter is. pyenv's python3.X runs only if PYENV_VERSION selects it; others ignore that
+# Prints the path of a version's interpreter. pyenv's python3.X runs only if PYENV_VERSION selects it.
 find_python() {
     PYENV_VERSION=$1 "$uv" python find --no-project --system "$1" 2>/dev/null
 }
 
-# prints the first of the given versions that is on this machine, and names those passed over
+# Prints the first of the given versions that is on this machine, and names those that are not.
 first_found() {
     local version
     for version in "$@"; do
@@ -56,18 +56,16 @@ unit_tests() {
         fi
         "$uv" venv -q --clear --python "$(find_python "$version")" "$environment"
     fi
-    # exactly the packages that pyproject.toml asks for now, whatever was kept; the project itself is not among them
+    # Exactly the packages that pyproject.toml pins now, without the project itself.
     "$uv" pip install -q --exact --python "$environment/bin/python" -r pyproject.toml --extra dev
     say "unit tests on Python $version"
     "$environment/bin/python" -m pytest tests/unit "$@"
 }
 
 mkdir -p "$cache"
-[[ -x $uv ]] || .venv/bin/python -m pip install -q uv==0.13.9
-"$uv" --version
 for version in $(oldest_and_newest); do
     if [[ $version == "$(version_of .venv/bin/python)" ]]; then
-        say "Python $version is that of .venv, where all tests run"
+        say "Python $version is the Python of .venv, which runs all tests"
     else
         unit_tests "$version" "$@"
     fi
