@@ -65,7 +65,7 @@ def begin(tmp_path_factory):
 @pytest.mark.slow
 @given(data=st.data())
 @cases(400)
-def test_any_options(begin, data):
+def test_any_options_begin_a_run_or_print_one_sentence(begin, data):
     given_arguments = [PHOTO]
     for _ in range(data.draw(st.integers(1, 3))):
         given_arguments += [data.draw(st.sampled_from([*FLAGS, *OTHERS[:-4]])), data.draw(arguments | sizes)]
@@ -75,7 +75,7 @@ def test_any_options(begin, data):
 @pytest.mark.slow
 @given(st.lists(st.sampled_from([*FLAGS, *OTHERS]) | arguments | sizes, max_size=5).map(tuple))
 @cases(300)
-def test_any_words(begin, given_arguments):
+def test_any_words_begin_a_run_or_print_one_sentence(begin, given_arguments):
     if "--help" not in given_arguments:
         begin(*given_arguments)
 
@@ -109,7 +109,7 @@ def test_an_image_that_does_not_exist_is_named_by_its_option(begin, flag, path, 
 
 
 @pytest.mark.parametrize("size", ["64x64x64", "64xjunkx64", "64xx64", "9" * 5000 + "x64", "٦٤x64", "64", "-64x64"])
-def test_a_size_is_two_numbers(begin, size):
+def test_a_size_that_is_not_two_numbers_is_refused(begin, size):
     assert "must be WIDTHxHEIGHT" in begin(PHOTO, "--size", size)
 
 
@@ -119,20 +119,20 @@ def test_what_is_not_a_number_is_refused(begin, flag):
 
 
 @pytest.mark.parametrize("flag", ["--prompt", "--exemplar-prompt"])
-def test_half_a_character_is_no_text(begin, flag):
+def test_text_with_half_a_character_is_refused(begin, flag):
     assert "must be text without broken characters" in begin(PHOTO, flag, "a\udcff")
 
 
-def test_a_path_that_is_too_long_is_a_sentence(begin):
+def test_a_path_that_is_too_long_is_refused_in_a_sentence(begin):
     assert begin(PHOTO, "--out", PHOTO).endswith("is a file; give a folder.")
     assert "cannot be written: File name too long" in begin(PHOTO, "--out", "x" * 5000)
 
 
-def test_a_name_cannot_write_to_the_terminal(begin):
+def test_control_characters_in_a_name_are_not_printed(begin):
     assert begin("\x1b[2J\nphoto\r.png") == r"RIVAL: the photo \x1b[2J photo .png does not exist."
 
 
-def test_an_empty_mask_is_named(begin, tmp_path):
+def test_a_mask_without_white_is_refused_before_the_model_is_loaded(begin, tmp_path):
     two_colours("1").point(lambda _: 0).save(tmp_path / "mask.png")
     assert begin(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png").endswith(
         "has no white; what is white is filled."

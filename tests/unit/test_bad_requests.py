@@ -61,7 +61,7 @@ def body_of(fields):
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*FIELDS_OF_REQUEST, "", "picture", "a\0"]), values, min_size=1, max_size=3))
 @cases(350)
-def test_any_fields(server, reached, fields):
+def test_any_fields_of_a_body_are_answered_in_a_sentence(server, reached, fields):
     sentence = refused(server, content=body_of({**SMALL, **fields}), headers=JSON)
     known = [*FIELDS_OF_REQUEST, *(field.name for field in FIELDS), "prompt and styles", "the run", "unknown field"]
     assert sentence.startswith(tuple(f"RIVAL: {name}" for name in known)), sentence
@@ -70,7 +70,7 @@ def test_any_fields(server, reached, fields):
 @pytest.mark.slow
 @given(objects)
 @cases(250)
-def test_any_settings(server, reached, settings):
+def test_any_settings_of_a_body_are_answered_in_a_sentence(server, reached, settings):
     sentence = refused(server, content=body_of({**SMALL, "settings": settings}), headers=JSON)
     regions = [field.name for field in FIELDS if field.is_image]
     assert names(sentence, [*settings, *regions]) or sentence == "RIVAL: the run would begin."
@@ -79,7 +79,7 @@ def test_any_settings(server, reached, settings):
 @pytest.mark.slow
 @given(values.filter(lambda value: not isinstance(value, dict)))
 @cases(200)
-def test_anything_in_place_of_the_object(server, reached, value):
+def test_a_body_that_is_no_object_is_refused_in_a_sentence(server, reached, value):
     sentence = refused(server, content=body_of(value), headers=JSON)
     assert sentence.startswith(("RIVAL: the body: ", "RIVAL: unknown field "))
 
@@ -87,7 +87,7 @@ def test_anything_in_place_of_the_object(server, reached, value):
 @pytest.mark.slow
 @given(st.binary(max_size=40), st.sampled_from([None, "application/json", "text/plain", "application/x+json", "\x7f"]))
 @cases(200)
-def test_any_body(server, reached, body, kind):
+def test_a_body_that_is_no_json_is_refused_in_a_sentence(server, reached, body, kind):
     headers = {} if kind is None else {"content-type": kind}
     assert refused(server, content=body, headers=headers).startswith("RIVAL: the body: ")
 
@@ -132,7 +132,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
 @pytest.mark.slow
 @given(texts)
 @cases(150)
-def test_any_id_is_not_found(server, text):
+def test_any_unknown_id_is_not_found(server, text):
     from urllib.parse import quote
 
     TRIED["cases"] += 1
@@ -158,7 +158,7 @@ def settings_of(arguments):
 @pytest.mark.slow
 @given(st.lists(values, max_size=len(FIELDS) + 4))
 @cases(400)
-def test_any_values_in_the_panels_order(server, arguments):
+def test_any_values_in_the_order_of_the_panel_give_settings_or_a_sentence(server, arguments):
     settings, sentence = said(settings_of, arguments)
     assert settings is not None or names(sentence, [field.name for field in FIELDS])
 
@@ -166,7 +166,7 @@ def test_any_values_in_the_panels_order(server, arguments):
 @pytest.mark.slow
 @given(objects, st.lists(values, max_size=2))
 @cases(300)
-def test_an_object_with_something_after_it(server, asked, others):
+def test_an_object_followed_by_other_values_gives_settings_or_a_sentence(server, asked, others):
     regions = [field.name for field in FIELDS if field.is_image]
     settings, sentence = said(settings_of, [asked, *others])
     assert settings is not None or names(sentence, [*asked, *regions])

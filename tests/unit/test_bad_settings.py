@@ -38,7 +38,7 @@ def checked(asked):
 @pytest.mark.slow
 @given(objects)
 @cases(900)
-def test_any_object(asked):
+def test_any_object_gives_settings_or_a_sentence(asked):
     checked(asked)
 
 
@@ -46,13 +46,13 @@ def test_any_object(asked):
 @pytest.mark.parametrize("name", NAMES)
 @given(value=values)
 @cases(100)
-def test_any_value_of_each_field(name, value):
+def test_any_value_of_a_field_is_taken_or_refused_in_a_sentence(name, value):
     checked({name: value})
 
 
 @pytest.mark.parametrize("depth", [10, 300, 900])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_deeply_nested_value_of_each_field(name, depth):
+def test_a_deeply_nested_value_of_a_field_is_refused_in_a_sentence(name, depth):
     checked({name: nested(depth)})
     checked({name: nested(depth, {"image": 1})})
 
@@ -72,13 +72,13 @@ def test_a_value_is_shown_in_one_short_line(value):
     assert short_repr(value).isprintable()
 
 
-def test_an_exemplar_prompt_has_an_end():
+def test_an_exemplar_prompt_of_more_than_10000_characters_is_refused():
     assert parse_settings({"exemplar_prompt": "x" * 10_000}).exemplar_prompt
     with pytest.raises(RivalError, match="exemplar_prompt must be a text of at most 10000 characters"):
         parse_settings({"exemplar_prompt": "x" * 10_001})
 
 
-def test_half_a_character_is_no_text():
+def test_text_with_half_a_character_is_refused():
     with pytest.raises(
         RivalError, match=re.escape(r"exemplar_prompt must be text without broken characters, not 'a\ud800'")
     ):
@@ -86,7 +86,7 @@ def test_half_a_character_is_no_text():
 
 
 @pytest.mark.parametrize("layers", [[8] * 17, ",".join(["8"] * 17), [10**5000], [[8]], [None], {"8": 8}, [-8], [8.0]])
-def test_layers_are_few_and_short(layers):
+def test_too_many_or_too_long_token_sizes_are_refused(layers):
     with pytest.raises(RivalError, match="layers must be "):
         parse_settings({"layers": layers})
 
@@ -94,7 +94,7 @@ def test_layers_are_few_and_short(layers):
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
 @cases(300)
-def test_nothing_wrong_gets_past_the_model_itself(asked):
+def test_what_the_model_accepts_parse_settings_accepts_too(asked):
     """`Settings` is the last bar: what it takes, `parse_settings` takes as well, except images and texts."""
     said(lambda: None)
     try:
@@ -106,7 +106,7 @@ def test_nothing_wrong_gets_past_the_model_itself(asked):
 
 
 @pytest.mark.parametrize("weight", [0, 5e-324, 1.4e-45, 1e-38, 9e-5])
-def test_an_exemplar_next_to_without_weight_is_left_out(weight):
+def test_an_exemplar_of_nearly_zero_weight_is_left_out(weight):
     """In 32 bits its share would be zero, and the start could be drawn from none of its positions."""
     other = two_colours()
     assert [one.image for one in parse_settings({"weight": weight, "exemplar_2": other}).exemplar_inputs] == [other]

@@ -73,7 +73,7 @@ def test_images_sheet_and_report_are_written(run, tmp_path):
     assert np.abs(pixels(out / "000.png") - pixels(out / "001.png")).max() > 20
 
 
-def test_a_check_says_in_words_whether_the_inversion_is_good_enough(monkeypatch, capsys, tmp_path):
+def test_a_check_prints_the_grade_of_the_inversion_and_advice(monkeypatch, capsys, tmp_path):
     arguments = (PHOTO, *QUICK, "--check", "--out", tmp_path)
     monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
     main()
@@ -82,13 +82,13 @@ def test_a_check_says_in_words_whether_the_inversion_is_good_enough(monkeypatch,
     assert last.endswith("the sampling steps to 8.")
 
 
-def test_an_image_is_bit_identical_alone_and_among_others(run, tmp_path):
+def test_an_image_is_the_same_bit_by_bit_alone_and_among_others(run, tmp_path):
     run(PHOTO, "-n", 3, "--seed", 5, "--steps", 2, "--sampler", "euler-a", "--out", tmp_path / "many")
     run(PHOTO, "-n", 1, "--seed", 7, "--steps", 2, "--sampler", "euler-a", "--out", tmp_path / "one")
     assert (pixels(tmp_path / "many" / "002.png") == pixels(tmp_path / "one" / "000.png")).all()
 
 
-def test_plain_generates_without_the_method_from_the_same_seeds(run, tmp_path):
+def test_plain_generates_without_rival(run, tmp_path):
     run(PHOTO, "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "plain")
     run(DEMO / "house.png", "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "other-photo")
     assert (pixels(tmp_path / "plain" / "000.png") == pixels(tmp_path / "other-photo" / "000.png")).all()
@@ -99,7 +99,7 @@ def test_plain_generates_without_the_method_from_the_same_seeds(run, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", quick(SAMPLERS, "euler-a", "dpm++2m-karras"))
-def test_every_sampler_injects_in_every_step(run, tmp_path, sampler):
+def test_the_exemplar_is_injected_in_every_step_of_every_sampler(run, tmp_path, sampler):
     code, _ = run(PHOTO, "-n", 1, "--steps", 3, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out")
     report = report_of(tmp_path / "out")
     assert code == 0
@@ -107,7 +107,7 @@ def test_every_sampler_injects_in_every_step(run, tmp_path, sampler):
     assert report["rows"] == {"inversion": 3, "generation": 3}
 
 
-def test_size_and_settings_are_followed(run, tmp_path):
+def test_the_size_and_the_settings_are_used(run, tmp_path):
     options = {"--t-align": 300, "--t-early": 200, "--alignment": "latent", "--inversion-iterations": 2}
     flat = [part for pair in options.items() for part in pair]
     run(PHOTO, "-n", 1, "--steps", 5, "--size", "136x64", "--out", tmp_path / "out", *flat)
@@ -117,7 +117,7 @@ def test_size_and_settings_are_followed(run, tmp_path):
     assert report["inversion"]["evaluations"] > 5
 
 
-def test_a_photo_of_another_aspect_keeps_it(run, tmp_path):
+def test_the_images_have_the_aspect_of_the_photo(run, tmp_path):
     Image.open(PHOTO).convert("RGB").resize((300, 150)).save(tmp_path / "wide.png")
     run(tmp_path / "wide.png", "-n", 1, "--steps", 2, "--out", tmp_path / "out")
     width, height = Image.open(tmp_path / "out" / "000.png").size
@@ -190,14 +190,14 @@ def test_a_folder_with_other_files_is_left_alone_and_an_earlier_run_is_replaced(
         assert run(PHOTO, "-n", 1, "--steps", 2, "--out", tmp_path / "out")[0] == 0
 
 
-def test_every_pasted_setting_is_an_option(run, capsys, monkeypatch):
+def test_every_setting_of_an_infotext_is_an_option(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rival_ext", "--help"])
     main()
     text = capsys.readouterr().out
     assert all(field.flag in text for field in INFOTEXT_FIELDS)
 
 
-def test_the_builtin_configuration_is_that_of_sd15():
+def test_the_configuration_of_sd15_gives_the_published_numbers_of_parameters():
     """By the parameter counts of the published checkpoint: UNet, VAE, text encoder."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -215,7 +215,7 @@ def test_the_builtin_configuration_is_that_of_sd15():
 # modes
 
 
-def test_text_draws_the_prompt_at_another_size_than_the_exemplars(run, tmp_path):
+def test_mode_text_makes_images_of_another_size_than_the_exemplar(run, tmp_path):
     out = tmp_path / "out"
     code, error = run(PHOTO, "--mode", "text", "--prompt", "a red apple", "--size", "192x128", *QUICK, "--out", out)
     assert code == 0, error
@@ -224,7 +224,7 @@ def test_text_draws_the_prompt_at_another_size_than_the_exemplars(run, tmp_path)
     assert Image.open(out / "000.png").size == (192, 128)
 
 
-def test_edit_starts_in_the_exemplars_layout_whatever_the_seed(run, tmp_path):
+def test_mode_edit_makes_the_same_image_from_every_seed(run, tmp_path):
     edit = (PHOTO, "--mode", "edit", "--exemplar-prompt", "a pizza", "--prompt", "a pizza, blue background")
     for seed in (1, 2):
         assert run(*edit, *QUICK, "--seed", seed, "--out", tmp_path / str(seed))[0] == 0
@@ -232,7 +232,7 @@ def test_edit_starts_in_the_exemplars_layout_whatever_the_seed(run, tmp_path):
 
 
 @pytest.mark.parametrize("others", [(), ("--exemplar", DEMO / "house.png")])
-def test_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
+def test_mode_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
     mask = Image.new("L", (128, 128))
     mask.paste(255, (32, 32, 96, 96))
     mask.save(tmp_path / "mask.png")
@@ -245,7 +245,7 @@ def test_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
     assert difference[~kept].mean() > 3
 
 
-def test_two_exemplars_and_a_region_of_one(run, tmp_path):
+def test_two_exemplars_one_of_them_with_a_region_are_inverted(run, tmp_path):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "mask.png")

@@ -19,18 +19,18 @@ def probabilities():
     return load_classifier().probabilities([exemplar(name) for name in KNOWN])
 
 
-def test_finds_the_concepts_of_the_exemplars(probabilities):
+def test_the_classifier_finds_the_concepts_of_the_exemplars(probabilities):
     asked = torch.tensor([CONCEPTS.index(concept) for concept in KNOWN.values()])
     assert (probabilities.argmax(dim=1) == asked).double().mean() >= 0.75
     assert (probabilities.topk(5).indices == asked[:, None]).any(dim=1).double().mean() >= 0.85
 
 
-def test_gives_probabilities_of_every_concept(probabilities):
+def test_the_classifier_gives_a_probability_for_every_concept(probabilities):
     assert probabilities.shape == (len(KNOWN), 121)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(KNOWN)))
 
 
-def test_mirror_images_and_other_sizes_are_judged_alike():
+def test_mirrored_and_larger_images_give_the_same_concept():
     classifier, image = load_classifier(), exemplar("pizza-emojione-yellow")
     mirrored, larger = image.transpose(0), image.resize((512, 512))
     one, other, third = classifier.probabilities([image, mirrored, larger])

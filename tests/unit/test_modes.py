@@ -88,7 +88,7 @@ def test_edit_follows_the_prompt(edits):
 
 
 @pytest.mark.slow
-def test_start_mix_leads_from_edit_to_variation(studio, edits):
+def test_more_start_mix_keeps_less_of_the_layout(studio, edits):
     kept = layouts(studio, [edits[mix] for mix in (0.0, 0.5, 1.0)], PIZZA)
     assert kept[0] > kept[1] > kept[2]
 
@@ -172,7 +172,7 @@ def test_nothing_outside_the_region_is_used(studio):
 
 
 @pytest.mark.slow
-def test_weights_lead_from_one_exemplar_to_the_other(studio):
+def test_the_weights_move_the_colours_from_one_exemplar_to_the_other(studio):
     one, other = exemplar(TAXI), exemplar("red-heart-emojione-purple")
     balance = []
     for weight in (1.0, 0.5, 0.0):
@@ -212,7 +212,7 @@ def test_more_strength_brings_more_of_the_exemplars_colours(star_distance):
 
 
 @pytest.mark.slow
-def test_the_fine_layers_carry_more_of_it_than_the_coarse_ones(star_distance):
+def test_the_fine_layers_bring_more_of_the_exemplars_colours_than_the_coarse_ones(star_distance):
     everything, fine, coarse, nothing = (
         star_distance(**fields) for fields in ({}, {"layers": "fine"}, {"layers": "coarse"}, {"strength": 0.0})
     )

@@ -95,7 +95,7 @@ def test_attention_is_untouched_above_early_steps_as_in_the_reference(assert_agr
 
 
 def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, make_live_guide, sample):
-    host = make_host(NAME, steps=3)
+    host = make_host(NAME, steps=2)
 
     def final(t_align, exemplar_tokens):
         guide = make_live_guide(host, t_align=t_align, exemplar_tokens=exemplar_tokens)

@@ -16,6 +16,7 @@ from rival_ext.method.run_chains import MEMORY_RAN_OUT, chain_key
 from rival_ext.report import join_report
 from rival_ext.settings import parse_settings
 from rival_ext.storage.store import ChainStore, NoStore
+from tests.conftest import quick
 from tests.unit.synthetic import chain_of
 
 
@@ -141,7 +142,7 @@ def test_if_memory_runs_out_while_features_are_recorded_the_exemplar_is_evaluate
     assert (prepared.inversion.features, prepared.inversion.notes) == ("live", [MEMORY_RAN_OUT])
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", quick([1, 2, 3], 2))
 def test_if_memory_runs_out_the_image_is_that_of_a_run_that_evaluates_live(make_host, sample, at):
     host, live_host = make_host(steps=3), make_host(steps=3)
     fail_once(host, MemoryError(), at)

@@ -58,7 +58,7 @@ def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
 
 
 @pytest.mark.parametrize("features", ["recorded", "live"])
-def test_the_report_is_read_as_it_is_written(features):
+def test_a_report_in_an_infotext_is_read_as_it_was_written(features):
     notes = "the sampler finds its own noise levels"
     report = Report("variation", 600, 600, layers=16, features=features, steps=Steps(20, 19, 7), notes=[notes])
     text = f"a pizza\nSteps: 20, RIVAL report: {report.summary()}, Version: 1.10.1"
@@ -95,7 +95,7 @@ def test_a_good_cell_has_no_faults_and_a_missing_one_no_mark():
         ({"after": 1}, "after"),
     ],
 )
-def test_what_does_not_hold_is_named_with_its_figures(changes, code):
+def test_a_failed_check_is_named_with_its_figures(changes, code):
     cell = {**GOOD, **changes}
     assert faults(cell) == [code]
     assert mark(cell) == f"**{code}**"
@@ -112,7 +112,7 @@ def test_what_does_not_hold_is_named_with_its_figures(changes, code):
         ({"sampler": "DPM adaptive", "injected": 21, "total": 21, "plain_calls": 24, "features": "live"}, "live ~"),
     ],
 )
-def test_a_cell_is_held_to_what_the_host_gives_by_itself(changes, shown):
+def test_a_difference_that_the_host_shows_without_rival_is_no_fault(changes, shown):
     assert mark({**GOOD, **changes}) == shown
 
 

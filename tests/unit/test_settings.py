@@ -180,7 +180,7 @@ def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
     assert parse_settings(dict(settings)) == settings
 
 
-def test_nothing_given_is_the_defaults():
+def test_fields_that_are_left_out_take_their_defaults():
     assert dict(parse_settings({})) == DEFAULTS
 
 
@@ -189,7 +189,7 @@ def test_settings_cannot_be_changed():
         parse_settings({}).t_align = 1
 
 
-def test_a_whole_number_of_tokens_is_taken_for_the_fraction():
+def test_the_whole_number_1_counts_as_the_fraction_1():
     assert repr(parse_settings({"exemplar_tokens": 1}).exemplar_tokens) == "1.0"
 
 
@@ -212,7 +212,7 @@ def test_the_fields_are_those_of_the_settings_in_the_same_order():
 @pytest.mark.parametrize(
     "field", [field for field in FIELDS if field.maximum is not None], ids=lambda field: field.name
 )
-def test_a_fields_bounds_are_those_that_the_settings_check(field):
+def test_the_bounds_of_a_field_are_those_that_the_settings_check(field):
     for value in (field.minimum, field.maximum):
         assert dict(parse_settings({field.name: value}))[field.name] == value
     for value in (field.minimum - 1, field.maximum + 1):
@@ -220,7 +220,7 @@ def test_a_fields_bounds_are_those_that_the_settings_check(field):
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.choices], ids=lambda field: field.name)
-def test_a_fields_choices_are_those_that_the_settings_accept(field):
+def test_the_choices_of_a_field_are_those_that_the_settings_accept(field):
     assert field.default == field.choices[0]
     for choice in field.choices:
         assert dict(parse_settings({field.name: choice}))[field.name] == choice
@@ -231,7 +231,7 @@ def test_a_fields_choices_are_those_that_the_settings_accept(field):
     assert tuple(allowed) == field.choices
 
 
-def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
+def test_only_switches_texts_and_images_have_neither_bounds_nor_choices():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
     assert [name for name in free if name not in IMAGES] == [
         *("enabled", "exemplar_prompt", "layers", "exact", "plain_inversion")
@@ -242,7 +242,7 @@ def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
 
 
 @pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
-def test_an_exemplar_comes_as_base64_with_or_without_a_data_urls_head(head):
+def test_an_exemplar_may_be_base64_or_a_data_url(head):
     image, file = png()
     decoded = parse_settings({"exemplar": head + base64.b64encode(file).decode()}).exemplar
     assert decoded.tobytes() == image.tobytes()
@@ -255,7 +255,7 @@ def test_text_that_is_no_base64_of_an_image_is_refused(text):
 
 
 @given(st.binary(), st.sampled_from(["", "data:image/png;base64,"]))
-def test_base64_of_something_else_is_refused(data, head):
+def test_base64_of_data_that_is_no_image_is_refused(data, head):
     assert refusal(exemplar=head + base64.b64encode(data).decode()).startswith("RIVAL: exemplar must be an image")
 
 
@@ -283,7 +283,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("file", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_an_image_that_pillow_refuses_in_its_own_way_is_refused(file):
+def test_an_image_for_which_pillow_raises_another_error_is_refused(file):
     assert refusal(exemplar=base64.b64encode(file).decode()).startswith("RIVAL: exemplar must be an image")
 
 
@@ -294,7 +294,7 @@ def test_an_image_that_pillow_refuses_in_its_own_way_is_refused(file):
     ("mode", "early_steps", "start_mix"),
     [("variation", 1000, 1), ("text", 960, 1), ("edit", 900, 0), ("inpaint", 1000, 1)],
 )
-def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, start_mix):
+def test_a_given_value_overrides_the_default_of_its_mode(mode, early_steps, start_mix):
     settings = parse_settings({"mode": mode})
     assert (settings.early_steps, settings.start_mix) == (early_steps, start_mix)
     assert (settings.t_align, settings.t_early) == (600, 600)
@@ -303,21 +303,21 @@ def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, 
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_more_similarity_is_never_farther_away_in_any_of_the_three(one, other):
+def test_more_similarity_raises_none_of_the_values_that_it_sets(one, other):
     low, high = sorted([one, other])
     assert all(
         similarity_values(high)[name] <= similarity_values(low)[name] for name in ("t_align", "t_early", "start_mix")
     )
 
 
-def test_the_middle_of_similarity_is_the_default_and_what_is_given_wins():
+def test_similarity_one_half_sets_the_defaults_and_a_given_value_overrides_it():
     assert similarity_values(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
     settings = parse_settings({"similarity": 1, "t_early": 700})
     assert (settings.t_align, settings.t_early, settings.start_mix) == (200, 700, 0)
 
 
 @pytest.mark.parametrize("written", ["8, 16", [8, 16], ["8", " 16"], "8,16", (8, 16)])
-def test_layers_may_be_listed_in_several_ways(written):
+def test_token_sizes_may_be_written_in_several_ways(written):
     settings = parse_settings({"layers": written})
     assert settings.layers == "8,16"
     assert settings.token_pixels({8, 16, 32}) == {8, 16}
@@ -334,7 +334,7 @@ def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
         parse_settings({"layers": "coarse"}).token_pixels({8})
 
 
-def test_only_exemplars_with_a_share_and_an_image_count():
+def test_an_exemplar_without_an_image_or_with_weight_zero_is_left_out():
     image = Image.new("RGB", (3, 2))
     exemplar_inputs = parse_settings(
         {"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}
@@ -344,7 +344,7 @@ def test_only_exemplars_with_a_share_and_an_image_count():
 
 
 @pytest.mark.parametrize("ending", ["", "_2", "_3"])
-def test_an_exemplar_that_was_painted_on_is_the_image_and_its_region(ending):
+def test_a_painted_exemplar_gives_an_image_and_a_region(ending):
     exemplar, region = "exemplar" + ending, "exemplar_mask" + ending
     image, strokes = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
     strokes.paste("white", (2, 2, 5, 5))
@@ -361,9 +361,9 @@ def test_an_exemplar_that_was_painted_on_is_the_image_and_its_region(ending):
 
 
 @pytest.mark.parametrize("painted", [{}, {"image": None}, {"image": None, "mask": None, "other": 1}])
-def test_a_painted_exemplar_is_its_image_and_its_mask_and_nothing_else(painted):
+def test_a_painted_exemplar_that_is_not_an_image_and_a_mask_is_refused(painted):
     assert refusal(exemplar=painted).startswith("RIVAL: exemplar must be an image")
 
 
-def test_a_wrong_mask_of_a_painted_exemplar_names_the_region():
+def test_the_error_of_a_wrong_mask_of_a_painted_exemplar_names_the_region():
     assert refusal(exemplar={"image": None, "mask": 3}).startswith("RIVAL: exemplar_mask must be an image")

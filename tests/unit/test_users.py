@@ -32,14 +32,14 @@ def stores():
     return stores
 
 
-def test_each_finds_the_own_chain(stores):
+def test_each_user_finds_the_chain_of_that_user(stores):
     found = [store.get("key") for store in stores]
     assert len({id(one) for one in found}) == 3
     assert stores[0].of("ann").get("key") is found[1]
     assert stores[0].of("eve").get("key") is None
 
 
-def test_each_lists_the_own_chain(stores):
+def test_each_user_lists_the_chains_of_that_user_only(stores):
     assert [len(store.entries) for store in stores] == [1, 1, 1]
     assert [store.bytes for store in stores] == [SIZE] * 3
     assert stores[1].entries[0].chain is stores[1].get("key")
@@ -47,7 +47,7 @@ def test_each_lists_the_own_chain(stores):
     assert stores[1].id_of(stores[2].get("key")) is None
 
 
-def test_each_gives_back_the_own_chain(stores):
+def test_each_user_releases_the_chains_of_that_user_only(stores):
     ann, bob = stores[1:]
     assert not bob.remove(ann.entries[0].id)
     bob.clear()
@@ -56,12 +56,12 @@ def test_each_gives_back_the_own_chain(stores):
     assert [len(store.entries) for store in stores] == [1, 0, 0]
 
 
-def test_another_checkpoint_takes_everybodys(stores):
+def test_clear_for_all_releases_the_chains_of_all_users(stores):
     stores[1].clear_for_all()
     assert [store.bytes for store in stores] == [0, 0, 0]
 
 
-def test_the_memory_is_one_for_all(stores):
+def test_all_users_share_one_memory(stores):
     nobody, ann, bob = stores
     nobody.get("key")
     bob.put("another", chain(), 3 * SIZE)
@@ -70,7 +70,7 @@ def test_the_memory_is_one_for_all(stores):
     assert [store.bytes for store in stores] == [0, 0, 0]
 
 
-def test_one_users_inversion_is_no_help_to_another(make_host):
+def test_a_chain_of_another_user_is_inverted_anew(make_host):
     store = ChainStore()
     parts = [
         prepare(make_host(steps=2), parse_settings({}), store.of(user)).inversion
@@ -79,7 +79,7 @@ def test_one_users_inversion_is_no_help_to_another(make_host):
     assert [part.store for part in parts] == ["miss", "miss", "hit", "miss"]
 
 
-def test_an_id_is_random_and_says_nothing_of_its_chain():
+def test_an_id_is_random_and_reveals_nothing_of_its_chain():
     store, same, ids = ChainStore(), chain(), []
     for _ in range(500):
         store.put("key", same, SIZE)
