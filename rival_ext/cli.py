@@ -59,7 +59,7 @@ class Size(click.ParamType["tuple[int, int]"]):
 
 
 class Guidance(click.FloatRange):
-    """A float range in which a value that is no number has no place."""
+    """A float range that refuses NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -108,20 +108,28 @@ def _option_kind(field: Field) -> dict[str, Any]:
 @click.command("python -m rival_ext", context_settings={"max_content_width": 110})
 @click.argument("photo", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images, sheet and report.")
-@click.option("--prompt", default="", help="What to draw; empty takes content and style from the photo alone.")
+@click.option("--prompt", default="", help="What to draw. If empty, content and style come from the photo alone.")
 @click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
 @click.option("--mask", type=click.Path(path_type=Path), help="For inpainting: white where PHOTO is filled.")
-@click.option("--size", type=Size(), help="Of the images; without it the photo's aspect at the native area.")
-@click.option("--cfg", type=Guidance(1, 30), show_default="5, 7 but for variation", help="Guidance scale; 1 is off.")
+@click.option(
+    "--size",
+    type=Size(),
+    help="Size of the images. Default: the photo's aspect ratio, with as many pixels as the checkpoint was made for.",
+)
+@click.option(
+    "--cfg", type=Guidance(1, 30), show_default="5 in mode variation, else 7", help="Guidance scale; 1 is off."
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the demo model.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors file. Default: the demo model."
+)
 @click.option(
     "--keep-inversions",
     type=click.Path(path_type=Path),
-    help="Folder to keep inversions in: a next run with the same photo, checkpoint, sampler and steps inverts nothing. "
-    "Some 450 MB each for 20 steps at 512x512.",
+    help="Folder to store inversions in. The next run with the same photo, checkpoint, sampler and steps finds the "
+    "inversion there. Each takes about 450 MB for 20 steps at 512x512.",
 )
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
 @click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")
@@ -147,7 +155,7 @@ def vary(job: Job, settings: Settings) -> None:
         RivalError: Something cannot be honoured.
     """
     if not is_encodable(job.prompt):
-        raise RivalError(f"--prompt must be text without broken characters, not {short_repr(job.prompt)}.")
+        raise RivalError(f"--prompt must be text that UTF-8 can encode, not {short_repr(job.prompt)}.")
     photo = on_white(read_image("the photo", job.photo))
     mask = _read_mask(job, settings)
     _refuse_folder(job.out)
@@ -261,7 +269,7 @@ def _read_mask(job: Job, settings: Settings) -> Image.Image | None:
         return None
     mask = grey_mask(read_image("--mask", job.mask))
     if np.asarray(mask).max() < 255:
-        raise RivalError(f"--mask {job.mask} has no white; what is white is filled.")
+        raise RivalError(f"--mask {job.mask} has no white part; paint white what is to be filled.")
     return mask
 
 

@@ -103,6 +103,7 @@ def _image(name: str, label: str, help: str) -> Field:  # noqa: A002
 
 
 def _exemplar_fields(suffix: str, ordinal: str, if_empty: str) -> tuple[Field, ...]:
+    """Make the fields of one exemplar. `if_empty` ends the help of its image: what happens without one."""
     return (
         _image("exemplar" + suffix, f"{ordinal} exemplar", f"A real image to take content and style from; {if_empty}"),
         _image(
@@ -135,7 +136,8 @@ FIELDS = (
     _whole_number(
         "t_align",
         "t_align",
-        "Above this timestep attention sees only the exemplar; smaller values bring images closer to it",
+        "Above this timestep attention sees only the exemplar, below it also the image itself; smaller values bring "
+        "images closer to the exemplar",
         600,
         0,
         1000,
@@ -143,7 +145,8 @@ FIELDS = (
     _whole_number(
         "t_early",
         "t_early",
-        "Above this timestep the exemplar's statistics are aligned; smaller values bring colours closer to it",
+        "Above this timestep the image's statistics are aligned to the exemplar's; smaller values bring colours closer "
+        "to the exemplar",
         600,
         0,
         1000,
@@ -154,7 +157,7 @@ FIELDS = (
         "0 starts from the exemplar's inverted noise and keeps its layout; 1 shuffles this noise and loses the layout",
         1.0,
     ),
-    *_exemplar_fields("", "First", "empty takes the img2img image"),
+    *_exemplar_fields("", "First", "if empty, the img2img image is used"),
     *_exemplar_fields("_2", "Second", "may stay empty"),
     *_exemplar_fields("_3", "Third", "may stay empty"),
     _text(
@@ -167,9 +170,9 @@ FIELDS = (
     _text(
         "layers",
         "Layers",
-        "Which self-attention layers see the exemplar: all; fine, those with the smallest tokens, which bring nearly "
-        "all of it; coarse, the others, which bring some colour and leave the subject to the prompt; or token sizes in "
-        "pixels such as 8, 16",
+        "Which self-attention layers see the exemplar: all; fine, those with the smallest tokens, which have "
+        "nearly all of the effect; coarse, the others, which bring some colour and leave the subject to the prompt; or "
+        "token sizes in pixels such as 8, 16",
         "all",
         "all, fine, coarse, or sizes of a token in pixels such as 8, 16",
     ),
@@ -187,7 +190,7 @@ FIELDS = (
     _choice(
         "alignment",
         "Alignment",
-        "Whether the noise prediction or the latent takes on the exemplar's statistics",
+        "What takes on the exemplar's statistics: the noise prediction, the latent, or nothing (off)",
         "noise",
         "latent",
         "off",
@@ -206,15 +209,15 @@ FIELDS = (
         "features",
         "Features",
         "recorded keeps the exemplar's features in memory from the inversion, if the sampler and the memory budget "
-        "allow it; live evaluates the exemplar beside every step, which takes half as long again but no memory",
+        "allow it; live evaluates the exemplar beside every step, which takes 1.5 times as long but no memory",
         "recorded",
         "live",
     ),
     _switch(
         "exact",
         "Exact guidance",
-        "With an exemplar prompt: invert with the empty prompt too, for the rows with the negative prompt; the "
-        "inversion takes twice the work",
+        "With an exemplar prompt: invert with the empty prompt too, and use that inversion in the evaluations "
+        "with the negative prompt; the inversion takes twice as long",
     ),
     _switch(
         "plain_inversion",

@@ -21,7 +21,7 @@ PIXELS_PER_POSITION = 8
 GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
 """The guidance scale that the authors use in each mode."""
 
-MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or send one."
+MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
 """The error sentence for mode inpaint without a mask."""
 
 LEAST_WEIGHT = 1e-4
@@ -82,7 +82,7 @@ class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allow
             chosen = {int(size) for size in layers.split(",")} & set(available)
         if not chosen:
             sizes = ", ".join(map(str, sorted(available)))
-            raise RivalError(f"layers names none of this checkpoint's token sizes, {sizes} pixels; choose among them.")
+            raise RivalError(f"layers must name at least one of this checkpoint's token sizes: {sizes} pixels.")
         return chosen
 
 
@@ -257,7 +257,7 @@ def _refuse_unreadable_prompt(text: Any) -> None:
     if not isinstance(text, str) or len(text) > LONGEST_PROMPT:
         raise RivalError(_wrong_value("exemplar_prompt", text))
     if not is_encodable(text):
-        raise RivalError(f"exemplar_prompt must be text without broken characters, not {short_repr(text)}.")
+        raise RivalError(f"exemplar_prompt must be text that UTF-8 can encode, not {short_repr(text)}.")
 
 
 def _wrong_value(name: str, value: Any) -> str:

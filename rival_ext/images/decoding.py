@@ -159,7 +159,8 @@ def image_from_bytes(name: str, data: bytes) -> Image.Image | None:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RivalError(
-            f"{name} must be an image of at most {MEGAPIXELS} megapixels, or of fewer where the host allows fewer."
+            f"{name} must be an image of at most {MEGAPIXELS} megapixels, or fewer if Pillow's limit is lower; "
+            "make it smaller."
         ) from None
     except Exception:  # Pillow raises nearly any exception for a damaged file, MemoryError among them
         return None

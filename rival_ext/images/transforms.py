@@ -42,7 +42,7 @@ def read_image(name: str, path: Path) -> Image.Image:
     except FileNotFoundError:
         raise RivalError(f"{name} {path} does not exist.") from None
     except (OSError, ValueError):
-        raise RivalError(f"{name} {path} cannot be read.") from None
+        raise RivalError(f"{name} {path} cannot be opened; give a file that you may read.") from None
     image = image_from_bytes(f"{name} {path}", data)
     converted = image and in_eight_bits(image)
     if converted is None:

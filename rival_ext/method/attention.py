@@ -131,14 +131,17 @@ def inject(
 
     Args:
         layers: The UNet's self-attention layers.
-        features: The exemplar's features, of one row or two. A layer without features runs untouched.
-        join: `replace`, `concatenate`, or another function of that form.
-        cond_or_uncond: `UNCOND` or `COND` for each row that the host evaluates, in its order, in one call or in
-            several. Needed only if the exemplar has two rows and the layers do not say it themselves.
+        features: The exemplar's features, `[1 or 2, tokens, channels]`. One row is used for every row of the
+            generation. Of two, row `UNCOND` is used for the rows with the negative prompt, row `COND` for those with
+            the prompt. A layer without features runs untouched.
+        join: `replace`, `concatenate`, or another `JoinContext`.
+        cond_or_uncond: `UNCOND` or `COND` for each row of the generation, in the order in which the host evaluates
+            the rows. The host may split them over several calls of a layer. Needed only if the features have two rows
+            and `LayerCall.cond_or_uncond` is None.
         strength: From 0 to 1, the share of each layer's output that comes from the joined context.
 
     Yields:
-        The names of the layers that have seen the exemplar so far.
+        The names of the layers that have seen the exemplar. The set grows with each call of a layer.
     """
     seen: set[str] = set()
     rows_done = dict.fromkeys(layers, 0)

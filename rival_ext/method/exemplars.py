@@ -69,13 +69,19 @@ class Exemplar:
         return latent.flatten(2)[:, :, self.positions, None]
 
     def seen_tokens(self, h: Tensor) -> Tensor:
-        """Take the seen tokens of a layer's input.
+        """Take the tokens of a layer's input that lie in the region.
+
+        A token is seen if the region covers half of it or more. If the region covers no token by half, the tokens that
+        it covers most are seen.
 
         Args:
-            h: `[rows, tokens, channels]`.
+            h: The exemplar's features of one layer, `[rows, tokens, channels]`.
 
         Returns:
-            `[rows, n, channels]`, one token at least.
+            `[rows, n, channels]`, one token at least. `h` itself if there is no region.
+
+        Raises:
+            RivalError: There is a region, and token merging has taken some of the tokens away.
         """
         if self.region is None:
             return h

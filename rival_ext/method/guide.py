@@ -155,7 +155,7 @@ class Guide:
             self.counts.note(
                 "the memory budget has no room for all recorded features"
                 if chain.is_node(noise_level)
-                else "the sampler visits noise levels between the inversion's"
+                else "the sampler visits noise levels between those of the inversion"
             )
         self.counts.evaluated_live = True
         with record(self.layers) as features:
@@ -187,7 +187,7 @@ class Guide:
         if not seen:
             raise RivalError(
                 "no self-attention layer saw the exemplar; another extension may have replaced the UNet's forward: "
-                "disable it and try again."
+                "disable the other extensions one by one."
             )
         self.counts.layers = max(self.counts.layers, len(seen))
         self.counts.steps.injected += 1

@@ -40,7 +40,7 @@ class EncodedExemplar:
 
     def __post_init__(self) -> None:
         if self.region is not None and len(positions_in(self.region)) < FEWEST_POSITIONS:
-            raise RivalError("exemplar_mask shows next to nothing of its exemplar; paint a larger region white.")
+            raise RivalError("exemplar_mask shows too little of the exemplar; paint a larger region white.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Host(Protocol):
         """
 
     def is_predictable(self) -> bool:
-        """Tell whether the sampler visits exactly these levels. An adaptive sampler finds its own."""
+        """Tell whether the sampler visits exactly `noise_levels`. An adaptive sampler chooses its levels as it runs."""
 
     def adds_noise(self) -> bool:
         """Tell whether the sampler adds fresh noise on the way."""
@@ -135,7 +135,17 @@ class Store(Protocol):
     keeps_chains: bool
 
     def get(self, key: str) -> Chain | None:
-        """Return the chain that is kept under the key, or None."""
+        """Look up the chain of an earlier run.
+
+        Args:
+            key: The chain's key (`chain_key`). It stands for all that changes an inversion.
+
+        Returns:
+            The chain, or None if the store holds none under this key.
+
+        Raises:
+            RivalError: The store holds the chain but cannot read it.
+        """
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Keep a chain, if `budget` bytes of memory for all chains have room for it."""
@@ -147,4 +157,13 @@ class Store(Protocol):
         """Copy a node's features to where they are kept, in 16 bits."""
 
     def load_features(self, features: Features, device: torch.device) -> Mapping[str, Tensor]:
-        """Bring kept features to a device. A layer's copy may start before the layer asks for it."""
+        """Return features whose copy to a device is made layer by layer.
+
+        Args:
+            features: What `keep_features` returned.
+            device: The model's device.
+
+        Returns:
+            The features by layer, still in 16 bits. Each layer's copy may start before the layer is asked for, so
+            ask in network order.
+        """

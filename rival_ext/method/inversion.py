@@ -52,7 +52,7 @@ def refuse_not_finite(are_finite: bool) -> None:
     """
     if not are_finite:
         raise RivalError(
-            "the inversion gave values that are not numbers; start the WebUI with --no-half or --upcast-sampling."
+            "the inversion gave values that are not numbers (NaN); start the WebUI with --no-half or --upcast-sampling."
         )
 
 

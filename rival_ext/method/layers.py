@@ -20,7 +20,7 @@ def self_attention_modules(unet: nn.Module) -> dict[str, nn.Module]:
         unet: The UNet of a checkpoint.
 
     Returns:
-        The modules by name, in network order: 16 in SD 1.x, 70 in SDXL.
+        The modules by name, in network order: 16 in SD 1.x, 70 in SDXL. Empty if the UNet has none.
     """
     return {name: module for name, module in unet.named_modules() if name.rsplit(".", 1)[-1] == "attn1"}
 

@@ -98,5 +98,5 @@ def _refuse_if_unseen(host: Host, settings: Settings, levels: Tensor) -> None:
     if lowest > settings.early_steps:
         raise RivalError(
             f"early_steps must be at least {math.ceil(lowest)} for this sampler, not {settings.early_steps}; "
-            "no step would see the exemplar."
+            "otherwise no step sees the exemplar."
         )

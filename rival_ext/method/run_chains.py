@@ -70,7 +70,7 @@ class RunChains:
         self.features: FeatureSource = settings.features
         if not host.is_predictable():
             self.features = "live"
-            self.notes.append("the sampler finds its own noise levels")
+            self.notes.append("the sampler chooses its noise levels as it runs")
 
     @property
     def recorded_layers(self) -> Layers:

@@ -118,7 +118,7 @@ def token_grid(latent: Tensor, tokens: int) -> tuple[int, int, int]:
         height, width, side = -(-height // 2), -(-width // 2), 2 * side
     if height * width != tokens:
         raise RivalError(
-            "token merging mixes the tokens of layers and regions; set its ratio to 0, or layers to all and no "
-            "exemplar_mask."
+            "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
+            "to 0."
         )
     return height, width, side

@@ -31,14 +31,15 @@ class FeatureTransfer:
         return kept
 
     def load_features(self, features: Features, device: torch.device) -> Mapping[str, Tensor]:
-        """Bring kept features to a device.
+        """Return features whose copy to a device is made layer by layer.
 
         Args:
-            features: As kept.
+            features: What `keep_features` returned.
             device: The model's device.
 
         Returns:
-            The features by layer. On the CPU nothing is copied.
+            The features by layer, still in 16 bits. A layer's copy starts when the layer before it is asked
+            for, so ask in network order. On the CPU nothing is copied.
         """
         return PrefetchedFeatures(features, device)
 
@@ -49,7 +50,7 @@ class PrefetchedFeatures(Mapping[str, Tensor]):
     Layers must be asked for in network order, in which they were recorded.
 
     Args:
-        features: As kept.
+        features: What `FeatureTransfer.keep_features` returned.
         device: The model's device.
     """
 

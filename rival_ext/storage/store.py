@@ -103,7 +103,10 @@ class ChainStore(FeatureTransfer):
             return self._entries[own_key].chain
 
     def id_of(self, chain: Chain) -> str | None:
-        """Return the id of this very chain, or None if the user's store does not hold it."""
+        """Return the id of the entry that holds this chain object, or None if no entry of the user does.
+
+        Another chain with the same content, such as one made again under the same key, does not count.
+        """
         return next((entry.id for entry in self.entries if entry.chain is chain), None)
 
     def remove(self, id: str) -> bool:  # noqa: A002  what it is called everywhere

@@ -156,7 +156,7 @@ def test_the_prompt_in_an_uploaded_exemplars_style_in_txt2img(page):
     choose(page, "txt2img", "text")
     generate(page, "txt2img")
     sentence = page.locator("#html_log_txt2img .error").first
-    assert "RivalError: RIVAL: exemplar is missing: upload one in the panel" in sentence.inner_text()
+    assert "RivalError: RIVAL: exemplar is missing, and txt2img has no image" in sentence.inner_text()
 
     upload(page, "#txt2img_rival_exemplar", ROOT / "demo" / "house.png")
     generate(page, "txt2img")
@@ -199,10 +199,10 @@ def test_the_preview_says_what_a_sampler_does_differently(page, tab):
     page.locator("#tabs > .tab-nav > button", has_text=tab).first.click()
     enable(page, tab)
     expect_preview(page, "then makes 1 image.", tab)
-    playwright_api.expect(preview(page, tab)).not_to_contain_text("finds its own steps")
+    playwright_api.expect(preview(page, tab)).not_to_contain_text("chooses its steps as it runs")
     page.locator(f"#{tab}_sampling input").click()
     page.locator(f"#{tab}_sampling li", has_text="DPM adaptive").click()
-    expect_preview(page, "finds its own steps", tab)
+    expect_preview(page, "chooses its steps as it runs", tab)
 
 
 def test_the_preview_says_what_the_run_will_do_and_knows_what_is_stored(page):
@@ -210,7 +210,7 @@ def test_the_preview_says_what_the_run_will_do_and_knows_what_is_stored(page):
     fill_in(page, "img2img", "", cfg_scale=12, denoising_strength=0.75, batch_size=2, batch_count=2)
     enable(page)
     expect_preview(page, "Inverts the img2img image in 16 steps, then makes 4 images.")
-    expect_preview(page, "Denoising strength below 1")
+    expect_preview(page, "A denoising strength below 1")
     expect_preview(page, "A high CFG scale")
     page.locator(f"{PANEL}recommend").click()
     playwright_api.expect(page.locator("#img2img_denoising_strength input[type=number]")).to_have_value("1")
@@ -285,7 +285,7 @@ def test_a_prompt_button_fills_in_the_prompt_or_says_why_it_cannot(page, tmp_pat
 
     upload(page, "#img2img_image")
     page.locator(f"{PANEL}prompt_png_info").click()
-    playwright_api.expect(message).to_contain_text("the exemplar carries no prompt of its own")
+    playwright_api.expect(message).to_contain_text("the exemplar's file contains no prompt")
     # the interrogators have no model here and no network to download one
     page.locator(f"{PANEL}prompt_clip").click()
     playwright_api.expect(message).to_contain_text("The exemplar could not be described")

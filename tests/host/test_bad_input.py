@@ -224,7 +224,7 @@ def test_a_body_of_four_gigabytes_is_refused_without_reading(server):
         pytest.skip("stand-in: no bytes are sent to it")
     seconds, _, answer = over_a_socket(server, HEAD + "Content-Length: 4000000000\r\n\r\n")
     assert answer.startswith("HTTP/1.1 413")
-    assert "RIVAL: the body may have 256 MB; send smaller images." in answer
+    assert "RIVAL: the body must have at most 256 MB; send smaller images." in answer
     assert seconds < 5
 
 

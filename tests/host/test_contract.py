@@ -52,7 +52,7 @@ def test_an_adaptive_sampler_sees_the_exemplar_live(server):
     calls = int(re.search(r"10 layers; (\d+) of \1 steps injected", text)[1])
     assert "live features" in text
     assert f"+ {3 * calls} UNet rows" in text
-    assert "the sampler finds its own noise levels" in text
+    assert "the sampler chooses its noise levels as it runs" in text
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def bare(tmp_path_factory):
 
 @pytest.mark.parametrize("drift", DRIFTS, ids=["real-a parameter moved", "real-a name and a module gone"])
 def test_rival_is_off_and_says_why_and_the_rest_is_as_without_it(bare, tmp_path, drift):
-    sentence = f"RIVAL: off, since this WebUI has no {DRIFTS[drift]}; update the WebUI or the extension."
+    sentence = f"RIVAL: switched off, because this WebUI has no {DRIFTS[drift]}; update the WebUI or the extension."
     with running(tmp_path / "webui", drift) as server:
         assert server.said().splitlines().count(sentence) == 1
         assert server.failures() == []

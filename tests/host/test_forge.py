@@ -115,7 +115,7 @@ def test_forge_both_act_and_nothing_is_left(server, name, settings):
     text = together.infotexts[0]
     assert f"{layers} layers; 6 of 6 steps injected" in text
     assert "stored inversion" in text
-    assert ("another extension's attention replaces 1 of the layers" in text) == (layers == 9)
+    assert ("another extension replaces 1 of the layers" in text) == (layers == 9)
     assert largest_difference(of(beside(server, {}, settings)), varied) == 0
     assert largest_difference(of(beside(server, {})), plain) == 0
     assert left(server) == []
@@ -171,6 +171,6 @@ def test_forge_a_mask_is_filled(server, family):
 def test_forge_other_checkpoints_are_refused_before_sampling(server, family):
     answer = on(server, family, {})
     assert answer.status == 422, answer.sentence
-    assert "this checkpoint is no Stable Diffusion 1, 2 or XL" in answer.sentence
+    assert "this checkpoint is not supported; load a Stable Diffusion 1, 2 or XL" in answer.sentence
     assert server.calls() == 0
     assert largest_difference(images_of(server, {}), images_of(server, {})) == 0

@@ -133,7 +133,7 @@ def test_reforges_solvers_see_the_exemplar_live(server, sampler):
     answer = server.img2img(**request({}, sampler_name=sampler))
     assert answer.status == 200, answer.sentence
     assert "live features" in answer.infotexts[0]
-    assert "the sampler finds its own noise levels" in answer.infotexts[0]
+    assert "the sampler chooses its noise levels as it runs" in answer.infotexts[0]
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)

@@ -115,7 +115,7 @@ def test_one_sentence_says_the_first_and_how_many_more(host, monkeypatch):
     with pytest.raises(RivalError) as one:
         require_all()
     said = "this WebUI has no modules.images.flatten(img, bgcolor); update the WebUI or the extension."
-    assert str(one.value) == f"RIVAL: off, since {said}"
+    assert str(one.value) == f"RIVAL: switched off, because {said}"
     monkeypatch.delattr(sys.modules["modules.masking"], "fill")
     with pytest.raises(RivalError, match=r"flatten\(img, bgcolor\) and 1 more that it needs; update"):
         require_all()
@@ -340,7 +340,8 @@ def off(host, monkeypatch, capsys, checkpoint):
 
 
 SENTENCE = (
-    "RIVAL: off, since this WebUI has no modules.images.flatten(img, bgcolor); update the WebUI or the extension."
+    "RIVAL: switched off, because this WebUI has no modules.images.flatten(img, bgcolor); "
+    "update the WebUI or the extension."
 )
 
 

@@ -100,7 +100,11 @@ def test_a_whole_image_of_each_kind_is_taken(begin, tmp_path, file):
 @pytest.mark.parametrize(
     ("path", "ending"),
     [
-        *(("nothing.png", "does not exist."), (DEMO, "cannot be read."), ("x" * 5000, "cannot be read.")),
+        *(
+            ("nothing.png", "does not exist."),
+            (DEMO, "cannot be opened; give a file that you may read."),
+            ("x" * 5000, "cannot be opened; give a file that you may read."),
+        ),
         (DEMO / "README.md", "is not an image that can be read."),
     ],
 )
@@ -120,7 +124,7 @@ def test_what_is_not_a_number_is_refused(begin, flag):
 
 @pytest.mark.parametrize("flag", ["--prompt", "--exemplar-prompt"])
 def test_text_with_half_a_character_is_refused(begin, flag):
-    assert "must be text without broken characters" in begin(PHOTO, flag, "a\udcff")
+    assert "must be text that UTF-8 can encode" in begin(PHOTO, flag, "a\udcff")
 
 
 def test_a_path_that_is_too_long_is_refused_in_a_sentence(begin):
@@ -135,5 +139,5 @@ def test_control_characters_in_a_name_are_not_printed(begin):
 def test_a_mask_without_white_is_refused_before_the_model_is_loaded(begin, tmp_path):
     two_colours("1").point(lambda _: 0).save(tmp_path / "mask.png")
     assert begin(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png").endswith(
-        "has no white; what is white is filled."
+        "has no white part; paint white what is to be filled."
     )

@@ -278,7 +278,8 @@ def test_a_lower_bound_of_the_host_is_a_sentence(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     sentence = refused(base64_text(WHOLE["PNG RGB"]))
     assert sentence == (
-        "RIVAL: exemplar must be an image of at most 100 megapixels, or of fewer where the host allows fewer."
+        "RIVAL: exemplar must be an image of at most 100 megapixels, or fewer if Pillow's limit is lower; "
+        "make it smaller."
     )
 
 

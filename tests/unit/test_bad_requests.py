@@ -105,7 +105,7 @@ def test_a_body_nested_too_deeply_is_a_sentence(server, reached, depth):
 def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
     headers = {**JSON, "content-length": length}
     sentence = refused(server, content=b"{}", headers=headers)
-    assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller images."
+    assert sentence == f"RIVAL: the body must have at most {BODY_MEGABYTES} MB; send smaller images."
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
@@ -122,7 +122,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
         receive = http.bounded(Request({"type": "http", "headers": []}, handed_over))
         for _ in range(4):
             await receive()
-        with pytest.raises(HTTPException, match="RIVAL: the body may have 1 MB"):
+        with pytest.raises(HTTPException, match="RIVAL: the body must have at most 1 MB"):
             await receive()
 
     asyncio.run(read())

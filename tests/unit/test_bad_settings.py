@@ -80,7 +80,7 @@ def test_an_exemplar_prompt_of_more_than_10000_characters_is_refused():
 
 def test_text_with_half_a_character_is_refused():
     with pytest.raises(
-        RivalError, match=re.escape(r"exemplar_prompt must be text without broken characters, not 'a\ud800'")
+        RivalError, match=re.escape(r"exemplar_prompt must be text that UTF-8 can encode, not 'a\ud800'")
     ):
         parse_settings({"exemplar_prompt": "a\ud800"})
 

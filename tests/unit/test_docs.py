@@ -195,7 +195,7 @@ def test_the_sentences_are_found():
     by_file = {name: [text for other, text in found if other == name] for name, _ in found}
     assert "a variation seed is not supported; set Variation strength to 0." in by_file["hosts/webui/validation.py"]
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
-    assert "the sampler finds its own noise levels" in by_file["method/run_chains.py"]
+    assert "the sampler chooses its noise levels as it runs" in by_file["method/run_chains.py"]
     assert len(by_file["hosts/webui/ui/run_preview.py"]) == 5
     for name in TREES:
         raises = "raise RivalError(" in (FOLDER / name).read_text()
@@ -214,11 +214,11 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
     text = words(page("troubleshooting.md"))
     said = {
         "hosts/webui/sampling.py": ["stopped in the inversion at step "],
-        "hosts/webui/backends/patched.py": ["another extension's attention replaces "],
+        "hosts/webui/backends/patched.py": ["another extension replaces "],
         "method/run_chains.py": ["memory ran out while features were recorded"],
         "hosts/webui/script.py": ["No inversion of yours is stored.", "Released "],
-        "hosts/webui/ui/run_preview.py": ["RIVAL is switched off: tick the box in its title."],
-        "hosts/webui/ui/check_button.py": ["The inversion does not fit into the memory budget, so it is not stored."],
+        "hosts/webui/ui/run_preview.py": ["RIVAL is switched off: tick the box in the title of this panel."],
+        "hosts/webui/ui/check_button.py": ["The inversion is not stored: it needs more memory than the setting "],
         "hosts/webui/ui/exemplar_tools.py": [
             "There is no exemplar to read: upload one.",
             "The exemplar could not be described: ",

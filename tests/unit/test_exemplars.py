@@ -151,7 +151,7 @@ def test_only_the_chosen_layers_see_the_exemplar(pipeline, layers, seen):
 
 
 def test_token_sizes_that_no_layer_has_are_refused_before_sampling(pipeline):
-    with pytest.raises(RivalError, match="layers names none"):
+    with pytest.raises(RivalError, match="layers must name at least one"):
         guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=2, layers="64")
 
 

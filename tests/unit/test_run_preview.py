@@ -64,17 +64,17 @@ def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image(lines):
 
 
 def test_switched_off_the_preview_says_only_that(lines):
-    assert lines(enabled=False) == ["RIVAL is switched off: tick the box in its title."]
+    assert lines(enabled=False) == ["RIVAL is switched off: tick the box in the title of this panel."]
 
 
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"denoising_strength": 0.75}, "Denoising strength below 1"),
+        ({"denoising_strength": 0.75}, "A denoising strength below 1"),
         ({"cfg_scale": 12}, "A high CFG scale"),
         ({"cfg_scale": 3}, "A low CFG scale"),
         ({"denoising_strength": None}, "There is no exemplar yet"),
-        ({"sampler": "DPM adaptive"}, "DPM adaptive finds its own steps"),
+        ({"sampler": "DPM adaptive"}, "DPM adaptive chooses its steps as it runs"),
     ],
 )
 def test_a_hint_names_a_value_that_works_against_the_method(hints, changes, hint):

@@ -59,7 +59,7 @@ def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
 
 @pytest.mark.parametrize("features", ["recorded", "live"])
 def test_a_report_in_an_infotext_is_read_as_it_was_written(features):
-    notes = "the sampler finds its own noise levels"
+    notes = "the sampler chooses its noise levels as it runs"
     report = Report("variation", 600, 600, layers=16, features=features, steps=Steps(20, 19, 7), notes=[notes])
     text = f"a pizza\nSteps: 20, RIVAL report: {report.summary()}, Version: 1.10.1"
     assert parse_report(text) == {"features": features, "notes": notes, "layers": 16, "injected": 19, "total": 20}

@@ -328,9 +328,9 @@ def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
     assert [parse_settings({"layers": name}).token_pixels(sizes) for name in ("all", "fine", "coarse")] == [
         *(sizes, {16}, {32, 64})
     ]
-    with pytest.raises(RivalError, match="layers names none of this checkpoint's token sizes, 16, 32, 64"):
+    with pytest.raises(RivalError, match="layers must name at least one of this checkpoint's token sizes: 16, 32, 64"):
         parse_settings({"layers": "8"}).token_pixels(sizes)
-    with pytest.raises(RivalError, match="token sizes, 8 pixels"):
+    with pytest.raises(RivalError, match="token sizes: 8 pixels"):
         parse_settings({"layers": "coarse"}).token_pixels({8})
 
 

@@ -111,7 +111,7 @@ class StoredChain(BaseModel):
 class Store(BaseModel):
     """The stored inversions, the least recently used first."""
 
-    bytes: int
+    bytes: int = pydantic.Field(description="The memory that all of them hold")
     chains: list[StoredChain]
 
 
@@ -194,7 +194,7 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
         store = open_session().store
         size = next((entry.chain.bytes for entry in store.entries if entry.id == chain_id), 0)
         if not store.remove(chain_id):
-            raise HTTPException(404, "RIVAL: no inversion with this id is stored; it may have made room for others.")
+            raise HTTPException(404, "RIVAL: no stored inversion has this id; GET /rival/v1/store lists the ids.")
         return Freed(bytes=size, chains=1)
 
     @routes.get("/version", response_model=Version)
@@ -229,7 +229,7 @@ def _check_request(asked: InvertRequest) -> CheckRequest:
 
     for text in (asked.prompt, *asked.styles):
         if not is_encodable(text):
-            raise RivalError(f"prompt and styles must be text without broken characters, not {short_repr(text)}.")
+            raise RivalError(f"prompt and styles must be text that UTF-8 can encode, not {short_repr(text)}.")
     fields = dict(asked)
     fields["image"] = _as_host_reads(asked.image)
     fields["settings"] = parse_settings(asked.settings)

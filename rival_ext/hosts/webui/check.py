@@ -307,8 +307,8 @@ def _refuse_sizes(request: CheckRequest) -> None:
     (shorter, longer), size = sorted(request.image.size), "{}x{}".format(*request.image.size)
     if request.resize_mode == LATENT_UPSCALE and not SMALLEST_SIDE <= shorter <= longer <= LARGEST_SIDE:
         raise RivalError(
-            f"image must have {SMALLEST_SIDE} to {LARGEST_SIDE} pixels on each side for resize_mode {LATENT_UPSCALE}, "
-            f"which encodes it as it is, not {size}."
+            f"image must have {SMALLEST_SIDE} to {LARGEST_SIDE} pixels on each side with resize_mode {LATENT_UPSCALE}, "
+            f"not {size}; choose another resize_mode."
         )
     if longer > LARGEST_ASPECT * shorter:
         raise RivalError(f"image must be at most {LARGEST_ASPECT} times as long as it is wide, not {size}; crop it.")

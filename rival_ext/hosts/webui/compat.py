@@ -190,6 +190,7 @@ def _controlnet_script(p: Any) -> Any:
 
 
 def _script(p: Any, title: str) -> Any:
+    """Find an always-on script of a processing by its title. None if it is not installed."""
     scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
     return next((script for script in scripts if script.title().lower() == title.lower()), None)
 

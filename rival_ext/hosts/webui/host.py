@@ -143,7 +143,7 @@ class WebuiHost:
     def _refuse_no_step(self) -> None:
         if len(self._levels) < 2:
             raise RivalError(
-                f"denoising strength {self.p.denoising_strength} leaves no step at {self.p.steps} sampling steps; "
+                f"denoising strength {self.p.denoising_strength} with {self.p.steps} sampling steps leaves no step; "
                 "raise one of them (RIVAL is meant for denoising strength 1)."
             )
 

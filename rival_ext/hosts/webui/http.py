@@ -55,7 +55,7 @@ def plain_route(fields: Collection[str]) -> type[APIRoute]:
                 except AnyHTTPException as error:
                     if error.status_code != NOT_JSON:
                         raise
-                    raise HTTPException(422, "RIVAL: the body: it is no JSON that can be read.") from None
+                    raise HTTPException(422, "RIVAL: the body: it is not valid JSON; send a JSON object.") from None
 
             return handle_plainly
 
@@ -122,7 +122,7 @@ def admission(credentials: Mapping[str, str]) -> Callable[..., None]:
         asking = _credential_hash(given.username, given.password)
         # compared with every known pair, by hashes of one length, so the time betrays neither a name nor a length
         if not sum(compare_digest(asking, known) for known in admitted):
-            sentence = "RIVAL: wrong user or password; they are those of the WebUI's own API."
+            sentence = "RIVAL: wrong user or password; send those of the WebUI's option --api-auth."
             raise HTTPException(401, sentence, headers={"WWW-Authenticate": "Basic"})
 
     return admit
@@ -134,7 +134,7 @@ def _credential_hash(user: str, password: str) -> bytes:
 
 
 def _too_long() -> HTTPException:
-    return HTTPException(413, f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller images.")
+    return HTTPException(413, f"RIVAL: the body must have at most {BODY_MEGABYTES} MB; send smaller images.")
 
 
 def _sentence(error: RequestValidationError, fields: Collection[str]) -> str:

@@ -218,7 +218,7 @@ class ExemplarConditioning:
             with options_set(shared.opts, NOT_CROPPED):
                 schedules = prompt_parser.get_learned_conditioning(self.engine, texts, self.steps)
             if len({_text_of(entry.cond).shape for schedule in schedules for entry in schedule}) > 1:
-                raise RivalError("exact guidance works with an exemplar_prompt of up to 75 tokens; shorten it.")
+                raise RivalError("exact guidance needs an exemplar_prompt of at most 75 tokens; shorten it.")
             self._schedules[shape] = schedules
         return self._schedules[shape]
 
@@ -268,4 +268,6 @@ def _latent_region(mask: Image.Image) -> Tensor:
 def _no_exemplar_sentence(settings: Settings) -> str:
     if not settings.exemplar_inputs:
         return "weight leaves no exemplar; raise one of the weights above 0."
-    return "exemplar is missing: upload one in the panel, or send one, since txt2img has no image of its own."
+    return (
+        "exemplar is missing, and txt2img has no image to use instead; upload one, or send one in the field exemplar."
+    )

@@ -231,7 +231,9 @@ def require_all() -> None:
     missing = list(missing_requirements())
     if missing:
         others = f" and {len(missing) - 1} more that it needs" if len(missing) > 1 else ""
-        raise RivalError(f"off, since this WebUI has no {missing[0]}{others}; update the WebUI or the extension.")
+        raise RivalError(
+            f"switched off, because this WebUI has no {missing[0]}{others}; update the WebUI or the extension."
+        )
 
 
 def missing_requirements() -> Iterator[str]:

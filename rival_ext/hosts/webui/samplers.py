@@ -65,7 +65,8 @@ class SamplerConvention(Protocol):
         sigmas_visited: The noise levels at which the denoiser will be called, call by call.
         clean_level: The noise level at which the clean latent lies.
         start_level: The noise level of the latent from which the sampler starts.
-        is_predictable: Whether the sampler visits exactly these levels. An adaptive sampler finds its own.
+        is_predictable: Whether the sampler visits exactly `sigmas_visited`. An adaptive sampler chooses its levels as
+            it runs.
     """
 
     schedule: NoiseSchedule
@@ -99,14 +100,16 @@ class SamplerConvention(Protocol):
         """Convert `eps` to what the guided denoiser has to return. The inverse of `noise_of`."""
 
     def kept_latent(self, chain: Chain, noise_level: float) -> Tensor:
-        """Return what the host has to blend into the kept region so that it follows the chain.
+        """Return the latent that makes the kept region of an inpainted image follow the image's chain.
+
+        The host blends it into the region outside the mask at each call of the denoiser.
 
         Args:
             chain: The chain of the inpainted image.
-            noise_level: The level of the call.
+            noise_level: The noise level of the call, above 0.
 
         Returns:
-            `[1, C, H, W]`, in the form in which the host blends.
+            `[1, C, H, W]`: the clean prediction, or the noisy latent in the family's form, whichever the host blends.
         """
 
 

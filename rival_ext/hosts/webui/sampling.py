@@ -73,14 +73,19 @@ def arm(p: Any, args: Sequence[Any], session: Session) -> None:
 
 
 class FromImage:
-    """img2img: the host starts from an image to which it adds noise."""
+    """img2img: the host starts from an image to which it adds noise.
+
+    Attributes:
+        method: The name of the sampler's method that the host calls.
+        report: The name of the report in the infotext.
+    """
 
     method = "sample_img2img"
     report = REPORT
 
     @staticmethod
     def start(host: WebuiHost, guide: Guide, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the method's latents with which the sampling starts where the guide says."""
+        """Return (clean latent, noise) for the sampler's method. The host adds them up to the guide's start."""
         clean_scale, noise_scale = host.trace.input_scales
         clean = host.clean_latent(x)
         noise = ((host.start(guide, x) - clean_scale * clean) / noise_scale).to(noise)
@@ -95,7 +100,7 @@ class FromNoise:
 
     @staticmethod
     def start(host: WebuiHost, guide: Guide, x: Tensor) -> tuple[Tensor]:
-        """Return the method's latent with which the sampling starts where the guide says."""
+        """Return the noise for the sampler's method. The host scales it to the guide's start."""
         (noise_scale,) = host.trace.input_scales
         return (host.start(guide, x) / noise_scale,)
 

@@ -141,7 +141,7 @@ def add_option() -> None:
     )
     shared.opts.add_option(
         "rival_memory_mb",
-        budget.info("more images of an exemplar then cost what plain img2img costs; 0 keeps nothing"),
+        budget.info("with a stored inversion, an image costs as much as plain img2img; 0 stores nothing"),
     )
 
 

@@ -39,16 +39,15 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
     images = getattr(p, "init_images", None) or []
     has_region = any(exemplar.mask for exemplar in settings.exemplar_inputs)
     refusals = {
-        "this checkpoint is no Stable Diffusion 1, 2 or XL for text, inpainting or instruct-pix2pix; load one.": (
-            not model.is_supported()
-        ),
-        "an instruct-pix2pix checkpoint changes an image and has none in txt2img; use img2img.": (
+        "this checkpoint is not supported; load a Stable Diffusion 1, 2 or XL checkpoint for text, inpainting or "
+        "instruct-pix2pix.": not model.is_supported(),
+        "an instruct-pix2pix checkpoint needs an image to change, and txt2img has none; use img2img.": (
             model.is_instruct_pix2pix() and not images
         ),
-        "the mask is empty, or too thin for latent positions of 8 pixels; paint over all that is to be filled.": (
+        "the mask is empty, or too thin for latent positions of 8x8 pixels; paint over the whole area to fill.": (
             getattr(p, "mask", None) is not None and not p.nmask.any()
         ),
-        "one input image at a time; send each exemplar in a request of its own, or set Batch size to 1 (SD upscale).": (
+        "a batch must have one input image; send each image in its own request, or set Batch size to 1 (SD upscale).": (
             _are_different(images)
         ),
         f"width and height must be multiples of 8, not {p.width}x{p.height}.": p.width % 8 or p.height % 8,
@@ -56,13 +55,13 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
         "resizing the seed is not supported; set Resize seed from width and height to 0.": (
             p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
         ),
-        "token merging mixes the tokens of layers and regions; set its ratio to 0, or layers to all and no "
-        "exemplar_mask.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
+        "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
+        "to 0.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
         **model.refusals(),
         "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
             settings.exact and bool(settings.exemplar_prompt) and controlnet_reorders_rows(p)
         ),
-        "exemplar_prompt must not hold <...> tags; LoRAs of the prompt take part in the inversion already.": (
+        "exemplar_prompt must not contain <...> tags; remove them: the prompt's LoRAs act in the inversion already.": (
             bool(extra_networks.parse_prompt(settings.exemplar_prompt)[1])
         ),
     }

@@ -73,8 +73,8 @@ class LdmModel:
 
     def refusals(self) -> Mapping[str, bool]:
         return {
-            "Tiled Diffusion evaluates tiles, but RIVAL needs the whole image; switch it off, or set its tile width "
-            "and height to the image's or more.": uses_tiled_diffusion(self.p)
+            "Tiled Diffusion evaluates tiles, but RIVAL needs the whole image; switch it off, or make its tiles at "
+            "least as large as the image.": uses_tiled_diffusion(self.p)
         }
 
     def notes(self) -> Sequence[str]:

@@ -34,7 +34,11 @@ TEXT_CHANNELS, INPAINTING_CHANNELS = 4, 9
 
 
 class PatchedTimestepConvention(TimestepConvention):
-    """The DDIM family: the samplers are AUTOMATIC1111's, but the denoiser evaluates and blends clean predictions."""
+    """The DDIM family in Forge and reForge.
+
+    The samplers are AUTOMATIC1111's, but inside the denoiser the model predicts the clean latent. So the denoiser
+    blends the kept region of an inpainted image into that prediction, not into the noisy latent.
+    """
 
     def noise_level(self, sigma: float) -> float:
         # the denoiser looks its level up by whole timesteps
@@ -115,7 +119,8 @@ class PatchedModel(ABC):
 
     def notes(self) -> Sequence[str]:
         replaced = replaced_blocks(self.engine.forge_objects.unet.model_options) & self._modules.keys()
-        return [f"another extension's attention replaces {len(replaced)} of the layers"] if replaced else ()
+        note = f"another extension replaces {len(replaced)} of the layers and only the others see the exemplar"
+        return [note] if replaced else ()
 
     @torch.inference_mode()
     def predict_noise(
@@ -192,6 +197,7 @@ class PatchedModel(ABC):
         return {block_key(name): module for name, module in self_attention_modules(self.unet).items()}
 
     def _patched(self, unet: Any) -> Any:
+        """Clone a patcher, let the guide into the clone's self-attention layers, and track its prompt pass."""
         clone = patched_clone(unet, self.state, self._modules)
         self._track_prompt_pass(clone)
         return clone

@@ -24,11 +24,11 @@ class LoadedModel(Protocol):
 
     @property
     def sigma_convention(self) -> type[SigmaConvention]:
-        """The convention of k-diffusion's samplers with this checkpoint."""
+        """The class that describes k-diffusion's samplers in this WebUI."""
 
     @property
     def timestep_convention(self) -> type[TimestepConvention]:
-        """The convention of the DDIM family with this checkpoint."""
+        """The class that describes the DDIM family's samplers in this WebUI."""
 
     @property
     def unet(self) -> nn.Module:
@@ -143,6 +143,8 @@ class LoadedModel(Protocol):
     def switch_to_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor, noise_level: float) -> bool:
         """Switch to the refiner if the host would do so in this call.
 
+        Each WebUI's own function for this takes only some of these arguments.
+
         Args:
             denoiser: The host's guided denoiser.
             x: The latent that the denoiser is given.
@@ -150,7 +152,7 @@ class LoadedModel(Protocol):
             noise_level: The noise level that `sigma` means.
 
         Returns:
-            Whether it has switched in this call.
+            True only in the call that switches.
         """
 
     def fingerprint(self) -> Iterable[Tensor | object]:

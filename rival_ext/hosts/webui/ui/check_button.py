@@ -24,6 +24,9 @@ HOST_CONTROLS = (
 )
 """The WebUI's controls that a check reads."""
 
+NOT_STORED = "The inversion is not stored: it needs more memory than the setting Memory for inverted exemplars allows."
+"""Shown below the verdict if the memory budget has no room for the inversion."""
+
 RESIZE_BY = 1
 """The WebUI's second tab of sizes, which has a factor. The first tab has width and height."""
 
@@ -194,7 +197,7 @@ def _captioned_images(checked: ShownCheck) -> list[tuple[Any, str]]:
 
 def _verdict_html(checked: ShownCheck) -> str:
     work = "the stored inversion" if checked.is_stored else f"{checked.evaluations} UNet rows"
-    not_kept = "" if checked.chain else " The inversion does not fit into the memory budget, so it is not stored."
+    not_kept = "" if checked.chain else f" {NOT_STORED}"
     return (
         f'<div class="rival-verdict rival-{checked.verdict.grade}">{escape(checked.verdict.sentence)}</div>'
         f'<div class="rival-values">{checked.seconds:.1f} s, {work}.{not_kept}</div>'

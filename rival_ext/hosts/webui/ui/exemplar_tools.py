@@ -89,7 +89,9 @@ def prompt_from_png_info(exemplar: Image.Image) -> str:
     infotext, _ = images.read_info_from_image(exemplar)
     prompt = parse_generation_parameters(infotext or "").get("Prompt", "")
     if not prompt:
-        raise RivalError("the exemplar carries no prompt of its own; describe it, or have CLIP or DeepBooru do it.")
+        raise RivalError(
+            "the exemplar's file contains no prompt; write one, or press Interrogate CLIP or Interrogate DeepBooru."
+        )
     return prompt
 
 

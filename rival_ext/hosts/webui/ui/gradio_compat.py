@@ -37,9 +37,11 @@ class Brush(NamedTuple):
 def on_any(events: Sequence[Any], **how: Any) -> None:
     """Have several events call the same function. The page does not show that the call is under way.
 
+    Under gradio 4, events that come during a call lead to one more call together, not to one each.
+
     Args:
         events: Events of gradio's controls, such as `control.change`.
-        how: What an event takes: `fn`, `inputs`, `outputs`, `JS`.
+        how: Arguments that an event takes: `fn`, `inputs`, `outputs`, and the one that `JS` names.
     """
     if IS_GRADIO_3:
         for event in events:

@@ -44,8 +44,8 @@ strokes, or many images, and the other tab of sizes has a factor.
 """
 
 SAMPLER_NOTES = {
-    "DPM adaptive": "DPM adaptive finds its own steps, so the exemplar is evaluated beside every one of them: this "
-    "takes 1.5 times as long, and no features are stored.",
+    "DPM adaptive": "DPM adaptive chooses its steps as it runs, so no features can be stored and the exemplar is "
+    "evaluated beside every step: this takes 1.5 times as long. Other samplers are faster.",
 }
 """For some samplers what a user should know before the run."""
 
@@ -117,7 +117,7 @@ def preview_html(run: PreviewedRun) -> str:
         One line that says what the run will do, one with three of the values, and one for each hint.
     """
     if not run.enabled:
-        return _line("rival-hint", "RIVAL is switched off: tick the box in its title.")
+        return _line("rival-hint", "RIVAL is switched off: tick the box in the title of this panel.")
     lines = [
         _line("rival-preview", *_inversion(run), *_images(run)),
         _line("rival-values", "t_align", run.t_align, "· t_early", run.t_early, "· start_mix", f"{run.start_mix:g}"),
@@ -134,7 +134,7 @@ def hints(run: PreviewedRun) -> Iterator[str]:
     if run.denoising_strength is None and not run.uploads:
         yield "There is no exemplar yet: upload one below."
     if run.denoising_strength is not None and run.denoising_strength < 1 and run.mode != "inpaint":
-        yield "Denoising strength below 1 keeps more of the image itself: RIVAL is made for 1."
+        yield "A denoising strength below 1 keeps more of the img2img image: set it to 1 for RIVAL."
     if run.sampler not in SAMPLERS_FOR_LOW_GUIDANCE:
         if run.cfg_scale > HIGHEST_GUIDANCE:
             yield "A high CFG scale drives the images away from the exemplar: 5 to 7 works best."
