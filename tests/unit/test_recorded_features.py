@@ -13,6 +13,7 @@ from rival_ext.method.inversion import extrapolated, invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import parse_settings
+from rival_ext.storage.features import FeatureTransfer
 from rival_ext.storage.store import NoStore
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,14 @@ def recorded_against_live(make_host, sample):
     def measure(name, first_guess):
         host = make_host(name)
         layers, settings = self_attention_layers(host.unet), parse_settings({})
-        chain = invert(host.exemplar_latent(), host.noise_levels(), host.predict_noise, layers, first_guess=first_guess)
+        chain = invert(
+            host.exemplar_latent(),
+            host.noise_levels(),
+            host.predict_noise,
+            layers,
+            first_guess=first_guess,
+            keep=lambda features, size: FeatureTransfer().keep_features(features),
+        )
 
         def images(of, evaluated_live):
             guide = Guide([Exemplar(of)], settings, host.schedule, layers, host.predict_noise)
