@@ -24,11 +24,11 @@ CAPTIONS = {entry["file"]: entry for entry in json.loads((DATA / "exemplars" / "
 
 
 def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def exemplar(name: str) -> Image.Image:
-    """A held-out image by its file name without `.png`."""
+    """Return a held-out image by its file name without `.png`."""
     from PIL import Image
 
     return Image.open(DATA / "exemplars" / f"{name}.png").convert("RGB")
@@ -47,7 +47,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """The small trained model; read-only."""
+    """The small trained model. No test may change it."""
     from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 
     return load_pipeline(DEMO_CHECKPOINT)
@@ -55,7 +55,7 @@ def pipeline():
 
 @pytest.fixture
 def make_host(pipeline):
-    """(exemplar's name, fields of the request) -> a host for it."""
+    """(the exemplar's name, fields of the request) -> a host."""
     from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 
     def make(name: str = "panda-emojione-white", **fields: Any) -> DiffusersHost:
@@ -74,7 +74,7 @@ def quick(values: Iterable[Any], *chosen: Any) -> list[Any]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """The authors' outputs for one run; arrays as tensors, `meta` decoded."""
+    """Return the authors' outputs of one run: arrays as tensors, and `meta` decoded."""
     import numpy as np
     import torch
 
@@ -84,19 +84,20 @@ def golden(name: str) -> dict[str, Any]:
         }
 
 
-NEVER_ONLY_FOUND = ("stand-in", "forge")
-"""In the names of cases on hosts that are there without looking, or run only where they are asked for."""
+INDEPENDENT_OF_RIVAL_WEBUI = ("stand-in", "forge")
+"""Names of hosts whose cases do not depend on RIVAL_WEBUI: the stand-in needs no WebUI, and each Forge has a variable
+that asks for it."""
 
 
 def pytest_collection_modifyitems(items):
-    asked_for = pytest.mark.skip("real WebUI: takes minutes; set RIVAL_WEBUI to its folder to run this as well")
+    skip = pytest.mark.skip("real WebUI: takes minutes; set RIVAL_WEBUI to its folder to run this as well")
     for item in items:
-        found = not any(host in item.name for host in NEVER_ONLY_FOUND)
-        if found and item.get_closest_marker("long") and not os.environ.get("RIVAL_WEBUI"):
-            item.add_marker(asked_for)
+        depends = not any(host in item.name for host in INDEPENDENT_OF_RIVAL_WEBUI)
+        if depends and item.get_closest_marker("long") and not os.environ.get("RIVAL_WEBUI"):
+            item.add_marker(skip)
 
 
-# how many inputs the property tests have tried
+# the number of inputs that the property tests have tried
 
 
 @pytest.hookimpl(wrapper=True)

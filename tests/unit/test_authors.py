@@ -1,4 +1,4 @@
-"""The product against the outputs of the authors' own code (tests/data/golden/README.md)."""
+"""RIVAL agrees with the outputs of the authors' code (tests/data/golden/README.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product against a naive implementation of METHOD.md (`reference.py`)."""
+"""RIVAL agrees with a naive implementation of METHOD.md (`reference.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import exemplar, quick
 from tests.unit import reference
 
 AGREEMENT = 3e-4
-"""Largest difference of latents of size 3; measured 1e-5 to 1.3e-4, by the number of threads."""
+"""Largest difference of latents whose values reach 3. Measured: 1e-5 to 1.3e-4, depending on the number of threads."""
 
 SEED = 7
 NAME, PROMPT, EXEMPLAR_PROMPT = "panda-emojione-white", "a fox", "a panda"
