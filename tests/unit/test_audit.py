@@ -1,4 +1,4 @@
-"""The audit of dependencies in .ci/: it finds what is vulnerable, and is no audit where nobody answers."""
+"""The audit of dependencies (.ci/audit.py) finds vulnerable versions, and fails if no service answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TORCH = ("torch-audio", "2.1.0")
 
 @pytest.fixture(scope="module")
 def audit():
-    """The module, whose folder is none of Python's."""
+    """The module `audit`, which is in no folder that Python searches."""
     spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -42,7 +42,7 @@ def test_every_pin_of_the_project_is_read(audit, monkeypatch):
 
 
 def service(answer):
-    """One that knows of these pins, and notes what it was asked."""
+    """Return a service with this answer, and the list of what it is asked."""
     asked = []
 
     def ask(pins):

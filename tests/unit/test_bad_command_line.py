@@ -1,4 +1,4 @@
-"""Arguments of the command as they come: a run begins, or one sentence is printed and nothing is written."""
+"""Any arguments of the command line: a run begins, or one sentence is printed and nothing is written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ sizes = st.sampled_from(["64x64", "64x64x64", "64xjunkx64", "x", "0x0", "-8x8", 
 
 
 class Begun(Exception):
-    """The model would be loaded now."""
+    """Raised in place of loading the model."""
 
 
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory):
-    """(arguments) -> the sentence of a refusal, or "" where a run would begin."""
+    """(arguments) -> the sentence with which they are refused, or "" if a run would begin."""
     folder = tmp_path_factory.mktemp("runs")
 
     def loads(*_):

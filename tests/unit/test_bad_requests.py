@@ -1,4 +1,4 @@
-"""Requests as they come, to the routes and to the script's arguments: what is refused is refused before it runs."""
+"""Requests of every kind, to the routes and as the script's arguments: a wrong one is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ INVERT = "/rival/v1/invert"
 
 @pytest.fixture(scope="module")
 def server():
-    """The stand-in with its routes; what would really run says so instead."""
+    """The stand-in with the extension's routes."""
     with started("stand-in", None) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def reached(server):
-    """Requests that nothing is wrong with say so: none of them is run."""
+    """A valid request is answered with the sentence that its run would begin. No request is run."""
     from rival_ext.hosts.webui import check as webui_check
 
     def run(request, session):
@@ -46,7 +46,7 @@ def reached(server):
 
 
 def refused(server, **how):
-    """The sentence that a request to invert is answered with."""
+    """Return the sentence with which a request to invert is refused."""
     TRIED["cases"] += 1
     answer = server.client.post(INVERT, **how)
     assert answer.status_code in (413, 422), answer.text
@@ -54,7 +54,7 @@ def refused(server, **how):
 
 
 def body_of(fields):
-    """JSON as a careless client writes it: NaN, infinities and surrogates included."""
+    """Write JSON as a careless client does, with NaN, infinities and surrogates."""
     return json.dumps(fields).encode()
 
 
@@ -109,7 +109,7 @@ def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
-    """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
+    """The body is received in pieces, as from a server. The client of these tests would send it in one piece."""
     from rival_ext.hosts.webui import http
 
     monkeypatch.setattr(http, "BODY_MEGABYTES", 1)
@@ -146,7 +146,7 @@ def test_any_unknown_id_is_not_found(server, text):
 
 
 def settings_of(arguments):
-    """The settings of a request. Raises the error that its sampling would raise."""
+    """Return the settings of a request, or raise the error that its sampling would raise."""
     from rival_ext.hosts.webui.request import parsed_request
 
     outcome = parsed_request(SimpleNamespace(), arguments).outcome
@@ -176,7 +176,7 @@ def test_an_object_followed_by_other_values_gives_settings_or_a_sentence(server,
 @given(st.lists(values, min_size=1, max_size=3))
 @cases(200)
 def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):
-    """The host would swallow one; what is wrong is said by the sampling."""
+    """The host swallows errors of a script's callbacks, so the sampling raises them."""
     from rival_ext.hosts.webui.request import parsed_request
     from rival_ext.hosts.webui.sampling import SamplingReplacement, announce, arm
     from rival_ext.hosts.webui.session import Session

@@ -1,4 +1,4 @@
-"""Whatever is sent as settings ends in settings or in a sentence that names the field."""
+"""Whatever is sent as settings gives settings, or a sentence that names the field."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.bad_input import IMAGES, NAMES, cases, names, nested, objects, said, 
 
 
 def checked(asked):
-    """Settings or a sentence; of settings each value lies in its field's domain."""
+    """Check that an object gives settings whose values are in their fields' domains, or a sentence."""
     settings, sentence = said(parse_settings, asked)
     if settings is None:
-        # of one that was painted on it may be the region that is wrong
+        # the sentence about a painted exemplar may name its region
         regions = [name.replace("exemplar", "exemplar_mask") for name in asked if name in IMAGES]
         assert names(sentence, [*asked, *regions]), sentence
         return
@@ -31,7 +31,7 @@ def checked(asked):
             assert field.minimum <= value <= field.maximum
         if field.choices:
             assert value in field.choices
-    # whatever was taken can be written beside an image
+    # every accepted value can be written into an infotext
     json.dumps(settings_to_infotext(settings), allow_nan=False).encode()
 
 
@@ -95,7 +95,7 @@ def test_too_many_or_too_long_token_sizes_are_refused(layers):
 @given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
 @cases(300)
 def test_what_the_model_accepts_parse_settings_accepts_too(asked):
-    """`Settings` is the last bar: what it takes, `parse_settings` takes as well, except images and texts."""
+    """`Settings` accepts nothing that `parse_settings` refuses, except images and texts."""
     said(lambda: None)
     try:
         settings = dict(Settings(**asked))

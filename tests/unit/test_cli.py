@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it refuses and leaves unwritten."""
+"""The command line: what it writes, and what it refuses without writing anything."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_every_setting_of_an_infotext_is_an_option(run, capsys, monkeypatch):
 
 
 def test_the_configuration_of_sd15_gives_the_published_numbers_of_parameters():
-    """By the parameter counts of the published checkpoint: UNet, VAE, text encoder."""
+    """The numbers of parameters of the UNet, the VAE and the text encoder are those of the published checkpoint."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,4 +1,4 @@
-"""The benchmarks' classifier of concepts: its committed weights know the held-out vendor's drawings."""
+"""The benchmarks' classifier recognises the concepts in images of a vendor that was not in its training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def probabilities():
-    """Of the exemplars that show known concepts, `[N, classes]`."""
+    """The probabilities for the exemplars that show known concepts, `[N, classes]`."""
     return load_classifier().probabilities([exemplar(name) for name in KNOWN])
 
 

@@ -1,4 +1,4 @@
-"""Chains in a folder: what is read back is what was kept, in whole or not at all."""
+"""Chains in a folder: a chain is read back as it was written, whole or not at all."""
 
 from __future__ import annotations
 

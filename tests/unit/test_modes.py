@@ -21,7 +21,7 @@ BUS, TAXI = "bus-emojione-pink", "taxi-twemoji-green"
 
 @pytest.fixture(scope="module")
 def studio(pipeline):
-    """One seed, few steps; what a test has inverted the next ones find in the store."""
+    """A studio with one seed and few steps. Its store keeps the inversions of one test for the next."""
     return Studio(pipeline, seeds=(1,), steps=12)
 
 
@@ -30,13 +30,13 @@ def request_images(name):
 
 
 def colour_distance(one, other):
-    """Earth mover's distance between the values of each channel, wherever they lie, in grey levels of 255."""
+    """Return the earth mover's distance between the values of each channel, in grey levels of 255. Places do not count."""
     flat, other_flat = (np.sort(np.asarray(image, dtype=float).reshape(-1, 3), axis=0) for image in (one, other))
     return np.abs(flat - other_flat).mean()
 
 
 def layouts(studio, images, name):
-    """Of each image: how alike its layout is to the exemplar's as the VAE gives it back."""
+    """Return for each image the correlation of its layout with that of the exemplar after the VAE."""
     seen = studio.seen(exemplar(name))
     return [layout_correlation(image, seen) for image in images]
 
@@ -65,7 +65,7 @@ def test_text_draws_the_prompt_in_the_exemplars_colours(studio, name, prompt):
 
 @pytest.fixture(scope="module")
 def edits(studio):
-    """By start_mix: the pizza, which lies on yellow, on blue."""
+    """By start_mix, an image of the pizza on blue. The exemplar shows it on yellow."""
     fields = {"mode": "edit", "exemplar_prompt": "a pizza, yellow background"}
     return {
         mix: studio.rival(request_images(PIZZA), "a pizza, blue background", start_mix=mix, **fields)[0]
@@ -98,7 +98,7 @@ def test_more_start_mix_keeps_less_of_the_layout(studio, edits):
 
 @pytest.fixture(scope="module")
 def mask():
-    """The right half."""
+    """A mask that is white in the right half."""
     half = Image.new("L", SIZE)
     ImageDraw.Draw(half).rectangle((64, 0, 127, 127), fill=255)
     return half
@@ -200,7 +200,7 @@ def test_similarity_leads_towards_the_exemplar(studio):
 
 @pytest.fixture(scope="module")
 def star_distance(studio):
-    """(fields of the settings) -> a star's distance from the red heart's colours."""
+    """(fields of the settings) -> the distance of a star's colours from those of the red heart."""
     name = "red-heart-emojione-purple"
     return lambda **fields: colour_distance(studio.rival(request_images(name), "a star", **fields)[0], exemplar(name))
 

@@ -46,7 +46,7 @@ GOOD = {
 
 
 def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
-    """A record of two images; the distances' differences have a spread."""
+    """Return the record of two images whose distances differ by different amounts."""
     image = base64_of(Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)))
 
     def arm(distance):

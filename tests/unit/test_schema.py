@@ -1,4 +1,4 @@
-"""The settings as a JSON Schema: nothing in it that `parse_settings` sees otherwise."""
+"""The JSON Schema of the settings says what `parse_settings` accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings: every value in or out of each field's domain, and their ways through requests and infotext."""
+"""The settings: which values each field accepts, its defaults, its presets, and exemplars in a request."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def some_valid_values():
 
 
 def png(size=(3, 2)):
-    """A small image and the bytes of its file."""
+    """Return a small image and the bytes of its file."""
     image = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -143,7 +143,7 @@ def png(size=(3, 2)):
 
 
 def refusal(**values):
-    """The sentence with which the values are refused."""
+    """Return the sentence with which the values are refused."""
     with pytest.raises(RivalError) as error:
         parse_settings(values)
     assert error.value.status_code == 422
@@ -224,7 +224,7 @@ def test_the_choices_of_a_field_are_those_that_the_settings_accept(field):
     assert field.default == field.choices[0]
     for choice in field.choices:
         assert dict(parse_settings({field.name: choice}))[field.name] == choice
-    # what the type itself allows, from the validator's own words
+    # the choices that the type allows, as the validator's message lists them
     with pytest.raises(ValidationError) as error:
         Settings(**{field.name: "no such choice"})
     allowed = re.findall(r"'([a-z]+)'", error.value.errors()[0]["msg"])

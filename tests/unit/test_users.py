@@ -1,4 +1,4 @@
-"""Chains of several users in one memory: nobody finds, lists or gives back another's."""
+"""The chains of several users share one memory. Nobody finds, lists or releases another user's chain."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SIZE = 8
 
 
 def chain():
-    """One of `SIZE` bytes."""
+    """Return a chain of `SIZE` bytes."""
     return Chain(levels_tensor([0.0, 1.0]), torch.zeros(2, 1, 1, 1))
 
 
 @pytest.fixture
 def stores():
-    """Of those who have not logged in, of Ann and of Bob, with a chain in each under the same key."""
+    """The stores of those who have not logged in, of Ann and of Bob. Each holds a chain under the same key."""
     store = ChainStore()
     stores = [store, store.of("ann"), store.of("bob")]
     for one in stores:
@@ -85,7 +85,7 @@ def test_an_id_is_random_and_reveals_nothing_of_its_chain():
         store.put("key", same, SIZE)
         ids.append(base64.urlsafe_b64decode(store.id_of(same) + "="))
     assert {len(one) for one in ids} == {32}
-    # no bit stands still or keeps time, as in a digest of the image, a clock or a counter
+    # no bit is constant or periodic, as bits of a digest, a clock or a counter would be
     bits = [int.from_bytes(one, "big") for one in ids]
     for bit in range(8 * 32):
         assert 0.3 < sum(one >> bit & 1 for one in bits) / len(bits) < 0.7
