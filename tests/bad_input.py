@@ -40,7 +40,7 @@ def cases(number):
 
 
 def long_cases(number):
-    """As `cases`, for slow properties: an input that fails is shown as it was found, without a search for a smaller one."""
+    """As `cases`, for slow properties: a failing input is shown as found, without a search for a smaller one."""
     return hypothesis.settings(cases(number), phases=[hypothesis.Phase.generate])
 
 

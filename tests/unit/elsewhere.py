@@ -1,7 +1,7 @@
 """A pretended device, for errors that occur only with two devices. Its tensors hold their values in the CPU's memory.
 
-As on a real one, an operation does not mix it with the CPU, single numbers apart; as on Apple's, it has no
-float64, and pools adaptively into even parts only.
+As on a real device, an operation refuses tensors of the device together with tensors of the CPU, except single
+numbers. As on Apple's GPUs, there is no float64, and adaptive pooling takes even parts only.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def request_images(name):
 
 
 def colour_distance(one, other):
-    """Return the earth mover's distance between the values of each channel, in grey levels of 255. Places do not count."""
+    """Return the earth mover's distance between the values of each channel, in grey levels of 255."""
     flat, other_flat = (np.sort(np.asarray(image, dtype=float).reshape(-1, 3), axis=0) for image in (one, other))
     return np.abs(flat - other_flat).mean()
 
