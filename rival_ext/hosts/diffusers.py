@@ -141,7 +141,7 @@ class DiffusersHost:
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
-    def is_predictable(self) -> bool:
+    def levels_are_known(self) -> bool:
         return True
 
     def adds_noise(self) -> bool:

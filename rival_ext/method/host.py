@@ -73,7 +73,7 @@ class Host(Protocol):
             `[N + 1]`, float64, ascending. The first is where the clean latent lies; the sampler visits the others.
         """
 
-    def is_predictable(self) -> bool:
+    def levels_are_known(self) -> bool:
         """Tell whether the sampler visits exactly `noise_levels`. An adaptive sampler chooses its levels as it runs."""
 
     def adds_noise(self) -> bool:

@@ -68,7 +68,7 @@ class RunChains:
         self.rows = 0
         self.notes: list[str] = []
         self.features: FeatureSource = settings.features
-        if not host.is_predictable():
+        if not host.levels_are_known():
             self.features = "live"
             self.notes.append("the sampler chooses its noise levels as it runs")
 

@@ -66,8 +66,8 @@ class WebuiHost:
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
-    def is_predictable(self) -> bool:
-        return self.convention.is_predictable
+    def levels_are_known(self) -> bool:
+        return self.convention.levels_are_known
 
     def adds_noise(self) -> bool:
         return self.trace.adds_noise

@@ -65,7 +65,7 @@ class SamplerConvention(Protocol):
         sigmas_visited: The noise levels at which the denoiser will be called, call by call.
         clean_level: The noise level at which the clean latent lies.
         start_level: The noise level of the latent from which the sampler starts.
-        is_predictable: Whether the sampler visits exactly `sigmas_visited`. An adaptive sampler chooses its levels as
+        levels_are_known: Whether the sampler visits exactly `sigmas_visited`. An adaptive sampler chooses its levels as
             it runs.
     """
 
@@ -73,7 +73,7 @@ class SamplerConvention(Protocol):
     sigmas_visited: list[float]
     clean_level: float
     start_level: float
-    is_predictable: bool
+    levels_are_known: bool
 
     def noise_level(self, sigma: float) -> float:
         """Convert what the denoiser is told as `sigma` to a noise level."""
@@ -159,13 +159,13 @@ class SigmaConvention:
         self.sampler = sampler
         self.schedule = NoiseSchedule.of_alphas(self.alphas(sampler))
         self.sigmas_visited = trace.sigmas
-        self.is_predictable = not self.is_adaptive(sampler)
+        self.levels_are_known = not self.is_adaptive(sampler)
         arguments = trace.arguments
         if "sigmas" in arguments:
             self.start_level, self.clean_level = (float(arguments["sigmas"][end]) for end in (0, -1))
         else:
             self.start_level, self.clean_level = (float(arguments[name]) for name in ("sigma_max", "sigma_min"))
-        if not self.is_predictable:
+        if not self.levels_are_known:
             schedule = sampler.get_sigmas(p, p.steps).tolist()
             between = [level for level in schedule if self.clean_level < level < self.start_level]
             self.sigmas_visited = [self.start_level, *between]
@@ -210,7 +210,7 @@ class TimestepConvention:
         trace: What the dry run of the sampler has seen.
     """
 
-    is_predictable = True
+    levels_are_known = True
 
     def __init__(self, sampler: Any, trace: SamplerTrace):
         self.sampler = sampler
