@@ -1,4 +1,4 @@
-"""Run by the WebUI at its start: installs nothing, says in one line what is missing."""
+"""The WebUI runs this file at its start. It installs nothing and says in one line what is missing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 PACKAGES = {"torch": "2.1", "numpy": "1.26", "Pillow": "9.5", "pydantic": "1.10", "psutil": "5.9", "fastapi": "0.94"}
-"""What the extension imports and the WebUI ships, from the oldest version that it was tried with."""
+"""The packages that the extension imports and the WebUI ships, each with the oldest version that was tried."""
 
 HOST_MODULES = ("modules.infotext_utils", "modules.sd_samplers_timesteps", "modules.ui_components")
-"""Modules that came with WebUI 1.10 at the latest."""
+"""Modules of the WebUI that exist in 1.10 and later."""
 
 
 def missing() -> list[str]:
-    """What the extension relies on and does not find, in words."""
+    """List what the extension needs and does not find: packages with their oldest version, then the WebUI itself."""
     found = []
     for package, least in PACKAGES.items():
         try:

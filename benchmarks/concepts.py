@@ -33,13 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.hosts.diffusers import (  # noqa: E402
-    DEMO_CHECKPOINT,
-    DiffusersHost,
-    Request,
-    load_pipeline,
-    quieten_libraries,
-)
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries  # noqa: E402
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages  # noqa: E402
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 CARD = Path(__file__).with_suffix(".md")
@@ -155,16 +150,23 @@ class Artwork:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--measure-only", is_flag=True, help="Keep the weights, renew the card.")
-def main(folder: Path, measure_only: bool) -> None:
+@click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS.parent, help="Folder to write; default: here.")
+@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Training steps.")
+@click.option("--prompts", type=click.IntRange(1), default=len(PROMPTS), show_default=True, help="Prompts to measure.")
+@click.option("--sampler-steps", type=click.IntRange(2), default=SAMPLER_STEPS, show_default=True)
+def main(folder: Path, measure_only: bool, out: Path, steps: int, prompts: int, sampler_steps: int) -> None:
     """Trains the classifier on FOLDER/<vendor>/<concept>.png and writes its weights and its card."""
     quieten_libraries()
     torch.manual_seed(0)
     pipeline = load_pipeline(DEMO_CHECKPOINT)
     artwork = read_artwork(folder, VENDORS)
+    weights = out / WEIGHTS.name
     if not measure_only:
-        classifier = train(artwork, pipeline.vae)
-        save_file({name: tensor.half() for name, tensor in classifier.state_dict().items()}, WEIGHTS)
-    CARD.write_text(card(load_classifier(), pipeline, artwork, read_artwork(folder, [HELD_OUT_VENDOR])))
+        classifier = train(artwork, pipeline.vae, steps)
+        save_file({name: tensor.half() for name, tensor in classifier.state_dict().items()}, weights)
+    held_out = read_artwork(folder, [HELD_OUT_VENDOR])
+    measured = measure(load_classifier(weights), pipeline, held_out, PROMPTS[:prompts], sampler_steps)
+    (out / CARD.name).write_text(card(measured, steps, artwork, held_out, sampler_steps))
 
 
 def read_artwork(folder: Path, vendors: Sequence[str]) -> Artwork:
@@ -179,16 +181,16 @@ def read_artwork(folder: Path, vendors: Sequence[str]) -> Artwork:
     return Artwork(drawings, torch.tensor([index for _, index in found]))
 
 
-def train(artwork: Artwork, vae: AutoencoderKL) -> Classifier:
+def train(artwork: Artwork, vae: AutoencoderKL, steps: int) -> Classifier:
     """A classifier that has seen the artwork on backgrounds, half of it as the demo model's VAE gives it back."""
     repeated = torch.arange(len(artwork.concepts)).repeat(VAE_VIEWS)
     blurred, blurred_concepts = _halved(through_vae(vae, artwork.on_backgrounds(repeated))), artwork.concepts[repeated]
     artwork = Artwork(_halved(artwork.drawings), artwork.concepts)
     classifier = Classifier().train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     sharp_batches, blurred_batches = (_shuffled(len(kind), BATCH // 2) for kind in (artwork.concepts, repeated))
-    progress = trange(STEPS, unit="step")
+    progress = trange(steps, unit="step")
     for step in progress:
         sharp, again = next(sharp_batches), next(blurred_batches)
         pictures = torch.cat([artwork.on_backgrounds(sharp), _moved(blurred[again], scale=(0.9, 1.05), shift=0.05)])
@@ -215,38 +217,55 @@ def through_vae(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
 
 
-def generate(pipeline: StableDiffusionPipeline, prompt: str) -> list[Image.Image]:
+def generate(pipeline: StableDiffusionPipeline, prompt: str, steps: int) -> list[Image.Image]:
     """Plain generations, one a seed."""
-    request = Request(prompt, "", GUIDANCE, "ddim", SAMPLER_STEPS)
-    host = DiffusersHost(pipeline, request, Image.new("RGB", (SIDE, SIDE)), lambda done, total: None)
+    request = Request(prompt, "", GUIDANCE, "ddim", steps)
+    images = RequestImages.of(Image.new("RGB", (SIDE, SIDE)))
+    host = DiffusersHost(pipeline, request, images, lambda done, total: None)
     start = torch.cat([host.noise(seed) for seed in SEEDS])
     return host.decode(host.sample(start, SEEDS, None, lambda done, total: None))
 
 
-def card(classifier: Classifier, pipeline: StableDiffusionPipeline, artwork: Artwork, held_out: Artwork) -> str:
-    """concepts.md."""
+Measured = dict[str, tuple[Tensor, Tensor]]
+"""By what was judged: the classifier's scores `[N, classes]` and the index of each image's concept `[N]`."""
+
+
+def measure(
+    classifier: Classifier,
+    pipeline: StableDiffusionPipeline,
+    held_out: Artwork,
+    prompts: Sequence[str],
+    sampler_steps: int,
+) -> Measured:
+    """Judge the held-out vendor's drawings and plain generations of the prompts."""
     torch.manual_seed(0)
     views = torch.arange(len(held_out.concepts)).repeat(MEASURED_VIEWS)
-    pictures, drawn = held_out.on_backgrounds(views), held_out.concepts[views]
-    generated = [image for prompt in tqdm(PROMPTS, unit="prompt") for image in generate(pipeline, prompt)]
-    prompted = torch.arange(len(PROMPTS)).repeat_interleave(len(SEEDS))
-    measured = {
-        "held-out vendor, on backgrounds": (classifier.scores(pictures), drawn),
-        "the same through the VAE": (classifier.scores(through_vae(pipeline.vae, pictures)), drawn),
+    drawings, drawn = held_out.on_backgrounds(views), held_out.concepts[views]
+    generated = [
+        image for prompt in tqdm(prompts, unit="prompt") for image in generate(pipeline, prompt, sampler_steps)
+    ]
+    prompted = torch.arange(len(prompts)).repeat_interleave(len(SEEDS))
+    return {
+        "held-out vendor, on backgrounds": (classifier.scores(drawings), drawn),
+        "the same through the VAE": (classifier.scores(through_vae(pipeline.vae, drawings)), drawn),
         "plain generations": (classifier.probabilities(generated), prompted),
     }
+
+
+def card(measured: Measured, steps: int, artwork: Artwork, held_out: Artwork, sampler_steps: int) -> str:
+    """concepts.md."""
     return PAGE.substitute(
         classes=len(CONCEPTS),
-        parameters=f"{sum(parameter.numel() for parameter in classifier.parameters()):,}",
+        parameters=f"{sum(parameter.numel() for parameter in Classifier().parameters()):,}",
         drawings=len(artwork.concepts),
-        steps=STEPS,
+        steps=steps,
         batch=BATCH,
         held_out=len(held_out.concepts),
         accuracies="\n".join(_accuracy(title, *figures) for title, figures in measured.items()),
         mistakes=_mistakes(*measured["held-out vendor, on backgrounds"]),
         generation_mistakes=_mistakes(*measured["plain generations"]),
         guidance=f"{GUIDANCE:g}",
-        sampler_steps=SAMPLER_STEPS,
+        sampler_steps=sampler_steps,
         seeds=" and ".join(map(str, SEEDS)),
     )
 
@@ -325,7 +344,8 @@ def _recoloured(pictures: Tensor) -> Tensor:
 
 
 def _shuffled(count: int, batch: int) -> Iterator[Tensor]:
-    """Batches of indices without end, each index once a round."""
+    """Batches of indices without end, each index once a round. `count` below `batch` makes one short batch a round."""
+    batch = min(batch, count)
     while True:
         # the last batch of a round is short and left out
         yield from torch.randperm(count).split(batch)[: count // batch]
@@ -334,36 +354,37 @@ def _shuffled(count: int, batch: int) -> Iterator[Tensor]:
 PAGE = Template("""\
 # The classifier of concepts
 
-`concepts.safetensors` judges which of $classes concepts a 128x128 picture shows: the concepts that the small demo model
-knows ([its card](../demo/MODEL_CARD.md)). It is a plain convolutional net with $parameters parameters in 16 bits and
-serves the benchmarks only: does what the prompt asked for appear?
+`concepts.safetensors` tells which of $classes concepts a 128x128 image shows. These are the concepts that the small
+demo model knows ([its card](../demo/MODEL_CARD.md)). The classifier is a plain convolutional net with $parameters
+parameters in 16 bits. Only the benchmarks use it, to find out whether the subject of the prompt appears in an image.
 
 ## How good it is
 
-| | pictures | top-1 | top-5 |
+| | images | top-1 | top-5 |
 | --- | --- | --- | --- |
 $accuracies
 
-Plain generations are the demo model's with the prompt alone, all $classes of them, seeds $seeds, guidance $guidance,
-$sampler_steps DDIM steps. No generated picture was used for training. The model draws what it was trained on almost by
-heart, and the classifier knows the same drawings, so this figure is about smears and colours, not about new drawings.
-The held-out vendor is the hard test: it draws several things in a way of its own.
+Plain generations are images that the demo model makes from the prompt alone, for all $classes prompts, with seeds
+$seeds, guidance $guidance and $sampler_steps DDIM steps. No generated image was used for training. The model repeats
+its training drawings almost exactly, and the classifier knows the same drawings. So this figure tests smears and
+colours, not new drawings. The held-out vendor is the hard test: it draws several things in a different way.
 
-What was taken for something else (in brackets), among the plain generations:
+These plain generations were taken for something else (in brackets):
 
 $generation_mistakes
 
-and among the held-out vendor's drawings on backgrounds:
+These drawings of the held-out vendor on backgrounds were taken for something else:
 
 $mistakes
 
 ## Data
 
-$drawings drawings by five vendors for training, $held_out by a sixth for validation. The artwork was rendered with
-`@resvg/resvg-js` at 256x256, with transparency, from the SVG sources in these npm packages; which icon shows a concept
-follows from the emoji's CLDR short name in `unicode-emoji-json` (a globe is the one that shows Europe and Africa, a sun
-hat the woman's hat), in fxemoji, which has names of its own, from that name. The file of "a t-shirt" by noto is
-`noto/t-shirt.png`; what is not a letter or a digit becomes a hyphen. A vendor may lack a concept.
+There are $drawings drawings by five vendors for training, and $held_out by a sixth vendor for validation. The artwork
+was rendered with `@resvg/resvg-js` at 256x256, with transparency, from the SVG sources in these npm packages. The icon
+of a concept was found by the emoji's CLDR short name in `unicode-emoji-json` (a globe is the one that shows Europe and
+Africa, a sun hat is the woman's hat). fxemoji has different names, so its icons were found by these. The file of "a
+t-shirt" by noto is `noto/t-shirt.png`; every character that is no letter and no digit becomes a hyphen. A vendor may
+lack a concept.
 
 | package | licence | attribution | use |
 | --- | --- | --- | --- |
@@ -376,11 +397,12 @@ hat the woman's hat), in fxemoji, which has names of its own, from that name. Th
 
 ## Training
 
-$steps steps with $batch pictures each, from scratch. Half of them are drawings on plain backgrounds, at scales of 0.75
-to 0.95, shifted, mirrored, turned by a few degrees; the other half are such pictures after the demo model's VAE, with
-some noise on their latents, since generated pictures look like that. All vary in saturation, tint and contrast.
+The classifier was trained from scratch, in $steps steps with $batch images each. Half of the images are drawings on
+plain backgrounds, at scales of 0.75 to 0.95, shifted, mirrored, and turned by a few degrees. The other half are such
+images, encoded and decoded by the demo model's VAE with some noise on their latents, because generated images look
+like this. All images vary in saturation, tint and contrast.
 
-Weights and figures by `python benchmarks/concepts.py FOLDER`.
+`python benchmarks/concepts.py FOLDER` wrote the weights and the figures.
 """)
 
 if __name__ == "__main__":

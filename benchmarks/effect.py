@@ -27,17 +27,17 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from tqdm import tqdm
 
-from rival_ext.alignment import channel_statistics
-from rival_ext.attention import self_attention_layers
-from rival_ext.chain import Chain
-from rival_ext.exemplar import Exemplar as Seen
-from rival_ext.guide import Guide
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, load_pipeline, quieten_libraries
-from rival_ext.noise import scale_to_vp
-from rival_ext.prepare import prepare
-from rival_ext.report import Report
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost
+from rival_ext.method.alignment import channel_statistics
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar as Seen
+from rival_ext.method.guide import Guide
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.prepare import prepare
 from rival_ext.settings import Settings
-from rival_ext.store import ChainStore
+from rival_ext.storage.store import ChainStore
 
 SEEDS = (1, 2)
 COLOURS = 6
@@ -124,9 +124,9 @@ class Probe(Guide):
     averaged over the channels.
     """
 
-    def __init__(self, chain: Chain, variant: Variant, host: DiffusersHost, report: Report):
+    def __init__(self, chain: Chain, variant: Variant, host: DiffusersHost):
         layers = self_attention_layers(host.unet) if variant.injected else {}
-        super().__init__([Seen(chain)], variant.settings, host.schedule, layers, host.predict_noise, report)
+        super().__init__([Seen(chain)], variant.settings, host.schedule, layers, host.predict_noise)
         self.gaps: list[Tensor] = []
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
@@ -140,23 +140,36 @@ class Probe(Guide):
         return latent
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: sampling steps, the most exemplars of each table, and the seeds of each image."""
+
+    steps: int
+    exemplars: int
+    seeds: Sequence[int]
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs", help="Folder to write; default: docs.")
-def main(out: Path) -> None:
+@click.option("--steps", type=click.IntRange(2), default=STEPS, show_default=True, help="Sampling steps.")
+@click.option("--exemplars", "most", type=click.IntRange(1), default=99, help="The most exemplars of each table.")
+@click.option("--seeds", type=click.IntRange(1), default=len(SEEDS), show_default=True, help="Seeds of each image.")
+def main(out: Path, steps: int, most: int, seeds: int) -> None:
     """Measures the inversion and each part of the method and writes the pages about them."""
     quieten_libraries()
     pipeline = load_pipeline(DEMO_CHECKPOINT)
     exemplars = read_exemplars()
-    known = [exemplar for exemplar in exemplars.values() if exemplar.known]
+    known = [exemplar for exemplar in exemplars.values() if exemplar.known][:most]
+    size = Size(steps, most, range(1, seeds + 1))
     out.mkdir(parents=True, exist_ok=True)
 
-    (out / "inversion.md").write_text(inversion_page(pipeline, exemplars, known))
-    results = measure_effect(pipeline, known)
-    (out / "effect.md").write_text(effect_page(results, len(known)))
-    effect_picture(results, known).save(out / "effect.png", optimize=True)
+    (out / "inversion.md").write_text(inversion_page(pipeline, exemplars, known, steps, most))
+    results = measure_effect(pipeline, known, size)
+    (out / "effect.md").write_text(effect_page(results, len(known), size))
+    effect_picture(results, known, seeds).save(out / "effect.png", optimize=True)
 
 
-def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> Results:
+def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], size: Size) -> Results:
     """Every variant with every prompt on every exemplar."""
     # a variant that several tables show, such as the full method, is measured once
     variants = dict.fromkeys([PLAIN, *(variant for table in COMPARISONS for variant in table.values())])
@@ -166,21 +179,22 @@ def measure_effect(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exempl
         target = palette(vae_reconstruction(make_host(pipeline, exemplar)))
         for (prompt, variant), found in results.items():
             exemplar_prompt = exemplar.caption if variant.captioned else ""
-            host = make_host(pipeline, exemplar, PROMPTS[prompt](exemplar), exemplar_prompt)
-            for image, gap in generate(host, variant, store):
+            host = make_host(pipeline, exemplar, PROMPTS[prompt](exemplar), exemplar_prompt, size.steps)
+            for image, gap in generate(host, variant, store, size.seeds):
                 found.append(Result(image, palette_distance(palette(image), target), gap))
     return results
 
 
-def generate(host: DiffusersHost, variant: Variant, store: ChainStore) -> list[tuple[Image.Image, float]]:
+def generate(
+    host: DiffusersHost, variant: Variant, store: ChainStore, seeds: Sequence[int]
+) -> list[tuple[Image.Image, float]]:
     """An image for each seed, with the mean over the steps of its latent's distance from the exemplar's statistics."""
-    report = Report("variation", variant.t_align, variant.t_early)
-    chain = prepare(host, variant.settings, store, report).exemplars[0].chain
-    probe = Probe(chain, variant, host, report)
+    chain = prepare(host, variant.settings, store).guide.exemplars[0].chain
+    probe = Probe(chain, variant, host)
     start = (
-        probe.start(SEEDS, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in SEEDS])
+        probe.start(seeds, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in seeds])
     )
-    images = host.decode(host.sample(start, SEEDS, probe, lambda done, total: None))
+    images = host.decode(host.sample(start, seeds, probe, lambda done, total: None))
     return list(zip(images, torch.stack(probe.gaps).mean(dim=0).tolist(), strict=True))
 
 
@@ -200,16 +214,16 @@ def palette_distance(one: Palette, other: Palette) -> float:
     return float(wasserstein_distance_nd(one[0], other[0], one[1], other[1]))
 
 
-def effect_page(results: Results, exemplars: int) -> str:
+def effect_page(results: Results, exemplars: int, size: Size) -> str:
     """docs/effect.md."""
     parts, exemplar_prompts, timesteps, tokens = (ratio_rows(results, variants) for variants in COMPARISONS)
     header = ["", *(f"{measure}, {prompt}" for measure in MEASURES for prompt in PROMPTS)]
     return EFFECT_PAGE.substitute(
-        steps=STEPS,
+        steps=size.steps,
         guidance=f"{GUIDANCE:g}",
         exemplars=exemplars,
-        seeds=len(SEEDS),
-        images=exemplars * len(SEEDS),
+        seeds=len(size.seeds),
+        images=exemplars * len(size.seeds),
         parts=markdown_table(header, [plain_row(results), *parts]),
         exemplar_prompts=markdown_table(["exemplar prompt", *header[1:]], exemplar_prompts),
         timesteps=markdown_table(header, timesteps),
@@ -246,13 +260,15 @@ def ratio_cell(values: Sequence[float], plain: Sequence[float]) -> str:
     return f"{mean(values) / mean(plain):.2f} ({closer})"
 
 
-def effect_picture(results: Results, exemplars: Sequence[Exemplar]) -> Image.Image:
+def effect_picture(results: Results, exemplars: Sequence[Exemplar], seeds: int) -> Image.Image:
     """docs/effect.png: a row for each pictured exemplar, the photo first, all of the first seed."""
     columns = {"plain": PLAIN, **{part: PARTS[part] for part in PICTURED_PARTS}}
     rows = {}
+    # with few exemplars none of those that the page shows may be among them
+    pictured = set(PICTURED) & {exemplar.name for exemplar in exemplars} or {exemplars[0].name}
     for index, exemplar in enumerate(exemplars):
-        if exemplar.name in PICTURED:
-            made = [results[PICTURED_PROMPT, variant][index * len(SEEDS)].image for variant in columns.values()]
+        if exemplar.name in pictured:
+            made = [results[PICTURED_PROMPT, variant][index * seeds].image for variant in columns.values()]
             rows[exemplar.concept] = [exemplar.image, *made]
     return labelled_grid(["photo", *columns], rows)
 
@@ -282,61 +298,65 @@ EFFECT_PAGE = Template("""\
 
 ![Photo, plain generation, RIVAL, and RIVAL without one of its parts, for five exemplars](effect.png)
 
-The concept is the prompt here ("a pizza"), and a row has one seed throughout. Plain generation draws the thing that
-was named, in whatever colours. RIVAL brings its colours and background close to the exemplar's. The cat shows the
-limit: the model's own idea of a cat face is stronger than the exemplar's grey.
+In these images the prompt is the concept ("a pizza"), and each row uses one seed. Plain generation draws the named
+subject in any colours. RIVAL brings the colours and the background close to the exemplar's. The cat shows the limit:
+the model's own idea of a cat face is stronger than the exemplar's grey.
 
 Two distances from the exemplar are measured:
 
-- **palette**: each picture's pixels are clustered into six colours in CIE Lab; the distance is the earth mover's
-  distance between the two palettes, in Lab units. The exemplar is taken as the VAE gives it back.
-- **statistics**: how far mean and standard deviation of the latent are from the exemplar's at the same noise level,
-  averaged over channels and steps. The start counts as the first step.
+- **palette**: the pixels of each image are clustered into six colours in CIE Lab. The distance is the earth mover's
+  distance between the two palettes, in Lab units. The exemplar is encoded and decoded by the VAE before it is
+  measured.
+- **statistics**: the difference of mean and standard deviation between the latent and the exemplar's latent at the
+  same noise level, averaged over channels and steps. The start counts as the first step.
 
-Each figure is the mean distance as a ratio to plain generation with the same prompt and the same seeds: 1 is no gain,
-smaller is closer. In brackets: how many of the $images images are closer than the plain one. Small demo model,
-$exemplars held-out exemplars of things that it knows, $seeds seeds each, $steps DDIM steps, guidance $guidance. Small
-differences between two rows mean little with so few images.
+Each figure is the mean distance, as a ratio to plain generation with the same prompt and the same seeds: 1 is no gain,
+a smaller ratio is closer. The number in brackets says how many of the $images images are closer than the plain one.
+The model is the small demo model, with $exemplars held-out exemplars of things that it knows, $seeds seeds each,
+$steps DDIM steps and guidance $guidance. With so few images, small differences between two rows mean little.
 
 ## The parts
 
-The full method, the method without one of its parts, and injection as the only part:
+The table shows the full method, the method without one of its parts, and injection as the only part:
 
 $parts
 
-- RIVAL is closer than plain generation with every prompt. The less the prompt says, the more comes from the exemplar.
-- Injection and alignment both add to it. Only with an empty prompt is the palette as close without alignment.
-- The full method from a noise start is farther away than plain generation on average, and an image can break down
-  altogether, as the heart does. The permuted start and the alignment belong together.
+- RIVAL is closer to the exemplar than plain generation with every prompt. The less the prompt says, the more comes
+  from the exemplar.
+- Injection and alignment both bring images closer. Only with an empty prompt the palette is as close without
+  alignment.
+- If the full method starts from plain noise, its images are on average farther away than plain generation, and an
+  image can break down completely, as the heart does. So the permuted start and the alignment belong together.
 
 ## Exemplar prompt
 
-The exemplar inverted without a prompt, which is the default, or with its full caption; the columns name the
-generation's own prompt:
+The exemplar is inverted without a prompt, which is the default, or with its full caption. The columns name the prompt
+of the generation:
 
 $exemplar_prompts
 
-The statistics are compared with those of the row's own inversion. The two rows differ little, and not in one
-direction. The default stays empty: it needs no description of the photo.
+The statistics are compared with those of the inversion of the same row. The two rows differ little, and neither is
+better everywhere. The default stays empty, because it needs no description of the photo.
 
 ## t_align and t_early
 
 $timesteps
 
-Smaller values of either are closer to the exemplar or as close. The default is 600 for both, the authors' choice.
+With smaller values of either, images are closer to the exemplar or as close. The default is 600 for both, which is the
+authors' choice.
 
 ## Fewer exemplar tokens
 
-`exemplar_tokens` is the fraction of the exemplar's tokens that an image sees below `t_align`. Its price in closeness,
-against [the time that it saves](cost.md):
+`exemplar_tokens` is the fraction of the exemplar's tokens that an image sees below `t_align`. A smaller fraction
+[saves time](cost.md). The table shows how much less close the images are:
 
 $tokens
 
-Each quarter less takes a little closeness. With a quarter of the tokens the images are still clearly closer than
-without injection. The default is all of them.
+With each quarter less, the images are a little less close. With a quarter of the tokens they are still clearly closer
+than without injection. The default is all tokens.
 
-Figures and picture by `python benchmarks/effect.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
-placed on plain backgrounds.
+`python benchmarks/effect.py` wrote these figures and the image. The exemplars in it are EmojiOne 2.x by Emoji One, CC
+BY 4.0, placed on plain backgrounds.
 """)
 
 if __name__ == "__main__":

@@ -9,21 +9,22 @@ from statistics import mean
 from string import Template
 
 import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline
 from exemplars import GUIDANCE, STEPS, Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
 from tqdm import tqdm
 
-from rival_ext.attention import self_attention_layers
-from rival_ext.chain import Chain
-from rival_ext.exemplar import Exemplar as Seen
-from rival_ext.guide import Guide
 from rival_ext.hosts.diffusers import DiffusersHost
-from rival_ext.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
-from rival_ext.pictures import psnr
-from rival_ext.report import Report
+from rival_ext.images.transforms import rgb_array
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar as Seen
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.quality import FAIR, GOOD, judge, psnr
 from rival_ext.settings import Settings
-from rival_ext.verdict import FAIR, GOOD, judge
+from rival_ext.storage.features import FeatureTransfer
 
 FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
 ITERATIONS = (1, 2, 3)
@@ -40,10 +41,16 @@ INVERTED = (
 )
 
 
-def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemplar], known: Sequence[Exemplar]) -> str:
-    """docs/inversion.md."""
-    inverted = [exemplars[name] for name in INVERTED]
-    hosts = [make_host(pipeline, exemplar) for exemplar in inverted]
+def inversion_page(
+    pipeline: StableDiffusionPipeline,
+    exemplars: dict[str, Exemplar],
+    known: Sequence[Exemplar],
+    steps: int = STEPS,
+    most: int = len(INVERTED),
+) -> str:
+    """docs/inversion.md, at so many sampling steps and with so many exemplars at most."""
+    inverted = [exemplars[name] for name in INVERTED[:most]]
+    hosts = [make_host(pipeline, exemplar, steps=steps) for exemplar in inverted]
     exactness, agreement = [], []
     for (title, first_guess), iterations in tqdm(list(product(FIRST_GUESSES.items(), ITERATIONS)), unit="inversion"):
         chains = [invert_recording(host, first_guess, iterations) for host in hosts]
@@ -56,14 +63,14 @@ def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemp
     seeds_apart = [
         rms for host, chain in zip(hosts, chains, strict=True) for rms in seeds_against_each_other(host, chain)
     ]
-    by_steps, by_grade = good_enough_tables(pipeline, inverted)
+    by_steps, by_grade = good_enough_tables(pipeline, inverted, [few for few in COARSE if few <= steps] or [steps])
     return PAGE.substitute(
         by_steps=by_steps,
         by_grade=by_grade,
         fewer=len(FEWER_SEEDS),
         good=f"{GOOD:g}",
         fair=f"{FAIR:g}",
-        steps=STEPS,
+        steps=steps,
         guidance=f"{GUIDANCE:g}",
         seeds=len(SEEDS),
         least=f"{min(seeds_apart):.0f}",
@@ -72,15 +79,17 @@ def inversion_page(pipeline: StableDiffusionPipeline, exemplars: dict[str, Exemp
         agreement=markdown_table(
             ["first guess", "K", "PSNR, dB", "recorded against live, mean", "largest", "up to 1"], agreement
         ),
-        prompts=exemplar_prompt_table(pipeline, known),
+        prompts=exemplar_prompt_table(pipeline, known, steps),
         known=len(known),
     )
 
 
-def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
+def good_enough_tables(
+    pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], coarse: Sequence[int]
+) -> tuple[str, str]:
     """The dB of few steps, by iterations; and by the grade that they get, how far off the images are."""
     by_steps, by_grade = [], {grade: [] for grade in ("good", "fair", "poor")}
-    for steps in tqdm(COARSE, unit="steps"):
+    for steps in tqdm(coarse, unit="steps"):
         row = [str(steps)]
         for iterations in ITERATIONS:
             decibels = []
@@ -96,6 +105,7 @@ def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Ex
     grades = [
         [grade, str(len(apart)), f"{mean(apart):.2f}", f"{max(apart):.2f}", f"{sum(rms <= 2 for rms in apart)}"]
         for grade, apart in by_grade.items()
+        if apart
     ]
     return (
         markdown_table(["steps", *(f"K = {iterations}" for iterations in ITERATIONS)], by_steps),
@@ -103,14 +113,15 @@ def good_enough_tables(pipeline: StableDiffusionPipeline, exemplars: Sequence[Ex
     )
 
 
-def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar]) -> str:
+def exemplar_prompt_table(pipeline: StableDiffusionPipeline, exemplars: Sequence[Exemplar], steps: int) -> str:
     """Mean reconstruction with and without a prompt for the exemplar, from the default inversion."""
     rows = []
     for title, prompts in {
         "empty": [""] * len(exemplars),
         "the full caption": [exemplar.caption for exemplar in exemplars],
     }.items():
-        hosts = [make_host(pipeline, one, exemplar_prompt=text) for one, text in zip(exemplars, prompts, strict=True)]
+        captioned = zip(exemplars, prompts, strict=True)
+        hosts = [make_host(pipeline, one, exemplar_prompt=text, steps=steps) for one, text in captioned]
         decibels = [reconstruction_psnr(host, invert_recording(host)) for host in hosts]
         rows.append([title, f"{mean(decibels):.1f}", f"{min(decibels):.1f}"])
     return markdown_table(["exemplar prompt", "mean", "lowest"], rows)
@@ -125,13 +136,14 @@ def invert_recording(host: DiffusersHost, first_guess: FirstGuess = extrapolated
         self_attention_layers(host.unet),
         iterations=iterations,
         first_guess=first_guess,
+        keep=lambda features, size: FeatureTransfer().keep_features(features),
     )
 
 
 def reconstruction_psnr(host: DiffusersHost, chain: Chain) -> float:
     """dB of the exemplar led back from its inversion, against the VAE's own reconstruction of it."""
     back = host.decode(reconstruct(chain, host.predict_noise))[0]
-    return psnr(vae_reconstruction(host), back)
+    return psnr(*(torch.from_numpy(rgb_array(image)) for image in (vae_reconstruction(host), back)))
 
 
 def recorded_against_live(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) -> list[float]:
@@ -147,9 +159,8 @@ def seeds_against_each_other(host: DiffusersHost, chain: Chain) -> list[float]:
 
 def variations(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
     """An image for each seed, by the default settings."""
-    report = Report("variation", 600, 600)
     layers = self_attention_layers(host.unet)
-    guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise, report)
+    guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise)
     start = guide.start(seeds, host.latent_size)
     return host.decode(host.sample(start, seeds, guide, lambda done, total: None))
 
@@ -163,59 +174,59 @@ def rms(one: Image.Image, other: Image.Image) -> float:
 PAGE = Template("""\
 # How exact the inversion is
 
-Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet from a first guess. Two first
-guesses are offered:
+Each step of the inversion is solved by fixed-point iteration: K evaluations of the UNet, from a first guess. There are
+two first guesses:
 
-- **lower latent**, the authors': the latent of the lower noise level stands for the higher one's.
-- **extrapolated**, the default: a step along the noise prediction, extrapolated from the last two noise levels. It
-  needs no evaluation of its own.
+- **lower latent**, which the authors use: the latent of the lower noise level is the guess for the higher one.
+- **extrapolated**, the default: a step along the noise prediction, which is extrapolated from the last two noise
+  levels. It needs no additional evaluation.
 
-The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps, against the
-VAE's own reconstruction of it; small demo model, empty prompt. Both images have 8 bits a channel, so that rounding
-alone leaves no more than about 56 dB.
+The table gives the PSNR in dB of a held-out image that was inverted and led back in $steps DDIM steps. It is compared
+with the image that was encoded and decoded by the VAE alone. The model is the small demo model, with an empty prompt.
+Both images have 8 bits a channel, so rounding alone limits the PSNR to about 56 dB.
 
 $exactness
 
-With one evaluation a step the extrapolated guess is more exact than the authors' with two, so the default is one. A
-second one makes most images more exact, not all of them, and doubles the time of the inversion.
+With one evaluation a step, the extrapolated guess is more exact than the authors' guess with two, so the default is
+one evaluation. A second one makes most images more exact, but not all, and doubles the time of the inversion.
 
 ## Recorded features
 
-What the self-attention layers saw in each step's last evaluation is recorded and serves every image that is made
-later. The alternative is to evaluate the exemplar again beside each image. The two agree as far as the inversion is
-exact. The table gives the RMS difference, of 255, between an image made one way and the other, for the five exemplars
-above with $seeds seeds each, guidance $guidance, and how many of the images differ by 1 or less. Two seeds of one
-exemplar differ by $least to $most.
+The inputs of the self-attention layers in the last evaluation of each step are recorded, and every image that is made
+later uses them. The alternative is to evaluate the exemplar again beside each image. The more exact the inversion is,
+the better the two agree. The table gives the RMS difference, of 255, between an image made in one way and in the
+other, for the five exemplars above with $seeds seeds each and guidance $guidance. It also says how many of the images
+differ by 1 or less. Two seeds of one exemplar differ by $least to $most.
 
 $agreement
 
-From the extrapolated guess one evaluation a step is enough for recording: live ones change next to nothing. From the
-authors' guess a single evaluation is not; recorded there, the features make visibly other images.
+From the extrapolated guess, one evaluation a step is enough for recording: live features change almost nothing. From
+the authors' guess, one evaluation is too few: features that are recorded there make visibly different images.
 
 ## Good enough
 
-*Check inversion*, the command line's `--check` and the API's `invert` grade an inversion by that PSNR: from $good dB on
-it is good, from $fair dB on fair, below that poor. Mean over the five exemplars, and the lowest, by sampling steps and
-K (*Inversion iterations*):
+*Check inversion*, the command line's `--check` and the API's `invert` grade an inversion by this PSNR: from $good dB
+on it is good, from $fair dB on it is fair, and below that it is poor. The table gives the mean over the five
+exemplars, and in brackets the lowest, by sampling steps and K (*Inversion iterations*):
 
 $by_steps
 
-How far off images are that are made of what it recorded, $fewer seeds for each of these inversions; two seeds differ by
-$least to $most:
+The next table gives the difference between images from recorded and from live features, with $fewer seeds for each of
+these inversions. Two seeds differ by $least to $most:
 
 $by_grade
 
-With few steps a second and a third iteration help nearly as much as twice and three times the steps, and cost the
-images themselves nothing.
+With few steps, a second and a third iteration help nearly as much as twice and three times the steps, and do not make
+the images slower.
 
 ## A prompt for the exemplar
 
-The same PSNR with the default inversion, over $known held-out images of things that the model knows:
+The table gives the same PSNR with the default inversion, over $known held-out images of things that the model knows:
 
 $prompts
 
-With its caption the exemplar comes back a little more exactly on average.
-[The effect](effect.md#exemplar-prompt) on the images made from it is small.
+With its caption the exemplar comes back a little more exactly on average. [The effect](effect.md#exemplar-prompt) on
+the images that are made from it is small.
 
-Figures by `python benchmarks/effect.py`.
+`python benchmarks/effect.py` wrote these figures.
 """)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.hosts.diffusers import DiffusersHost, Request, Scene  # noqa: E402
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages  # noqa: E402
 
 FOLDER = ROOT / "tests" / "data" / "exemplars"
 STEPS = 20
@@ -61,7 +61,7 @@ def make_host(
 ) -> DiffusersHost:
     """The embedded host for one exemplar."""
     request = Request(prompt, exemplar_prompt, GUIDANCE, "ddim", steps)
-    return DiffusersHost(pipeline, request, Scene.of(exemplar.image), lambda done, total: None)
+    return DiffusersHost(pipeline, request, RequestImages.of(exemplar.image), lambda done, total: None)
 
 
 def vae_reconstruction(host: DiffusersHost) -> Image.Image:

@@ -8,10 +8,11 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import TypeVar
 
 import click
 import numpy as np
@@ -23,9 +24,13 @@ from PIL import Image, ImageDraw
 from studio import Studio, layout_correlation, texture_distance
 from tqdm import tqdm
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.settings import ExemplarInput
 
 Images = Sequence[Image.Image]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 BACKGROUND_NAMES = ("white", "gray", "pink", "yellow", "green", "blue", "purple", "orange", "black")
 COLOURS = dict(zip(BACKGROUND_NAMES, BACKGROUNDS, strict=True))
@@ -100,10 +105,15 @@ class Bench:
     studio: Studio
     exemplars: dict[str, Exemplar]
     classifier: Classifier
+    most_cases: int
 
-    def scene(self, name: str) -> Scene:
+    def cases(self, cases: Mapping[Key, Value]) -> Mapping[Key, Value]:
+        """The first of a section's cases."""
+        return dict(list(cases.items())[: self.most_cases])
+
+    def request(self, name: str) -> RequestImages:
         """One exemplar, seen whole."""
-        return Scene.of(self.exemplars[name].image)
+        return RequestImages.of(self.exemplars[name].image)
 
     def seen(self, name: str) -> Image.Image:
         """An exemplar as the VAE gives it back."""
@@ -135,18 +145,22 @@ class Bench:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs", help="Folder to write; default: docs.")
-def main(out: Path) -> None:
+@click.option("--steps", type=click.IntRange(2), default=STEPS, show_default=True, help="Sampling steps.")
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds of each case.")
+@click.option("--cases", type=click.IntRange(1), default=99, help="The most cases of each section.")
+def main(out: Path, steps: int, seeds: int, cases: int) -> None:
     """Measures every mode and writes the page about them."""
     quieten_libraries()
-    bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT)), read_exemplars(), load_classifier())
+    studio = Studio(load_pipeline(DEMO_CHECKPOINT), range(1, seeds + 1), steps)
+    bench = Bench(studio, read_exemplars(), load_classifier(), cases)
     out.mkdir(parents=True, exist_ok=True)
-    write({name: measure(bench) for name, measure in tqdm(MODES.items(), unit="mode")}, out)
+    write({name: measure(bench) for name, measure in tqdm(MODES.items(), unit="mode")}, out, steps)
 
 
-def write(sections: dict[str, Section], out: Path) -> None:
+def write(sections: dict[str, Section], out: Path, steps: int) -> None:
     """docs/modes.md and its sheets."""
     tables = {title: table.markdown() for section in sections.values() for title, table in section.tables.items()}
-    (out / "modes.md").write_text(PAGE.substitute(tables, steps=STEPS))
+    (out / "modes.md").write_text(PAGE.substitute(tables, steps=steps))
     for name, section in sections.items():
         section.sheet.save(out / f"modes-{name}.png", optimize=True)
 
@@ -155,14 +169,14 @@ def text_mode(bench: Bench) -> Section:
     """A new concept in the exemplar's style."""
     table = Table(["", "palette distance", "probability", "first place"], [".1f", ".2f", ".0%"])
     rows = {}
-    for name in (PIZZA, HOUSE, BUS, TAXI):
-        scene, seen, concept = bench.scene(name), bench.seen(name), bench.exemplars[name].concept
+    for name in (PIZZA, HOUSE, BUS, TAXI)[: bench.most_cases]:
+        request, seen, concept = bench.request(name), bench.seen(name), bench.exemplars[name].concept
         rows[concept] = [bench.exemplars[name].image]
         for prompt in NEW_CONCEPTS:
             made = {
-                "plain": bench.studio.plain(scene, prompt, "text"),
-                "text": bench.studio.rival(scene, prompt, mode="text"),
-                "variation, the new prompt": bench.studio.rival(scene, prompt),
+                "plain": bench.studio.plain(request, prompt, "text"),
+                "text": bench.studio.rival(request, prompt, mode="text"),
+                "variation, the new prompt": bench.studio.rival(request, prompt),
             }
             for title, images in made.items():
                 likely = bench.probability(images, prompt), bench.first_place(images, prompt)
@@ -174,19 +188,19 @@ def text_mode(bench: Bench) -> Section:
 
 def edit_mode(bench: Bench) -> Section:
     """Another background behind the same thing in the same place."""
-    header = ["", "layout correlation", "background from the asked one", "background from the exemplar's"]
+    header = ["", "layout correlation", "background from that of the prompt", "background from that of the exemplar"]
     table = Table(header, [".2f", ".0f", ".0f"])
     mixes = Table(["start_mix", *header[1:]], table.formats)
     rows = {}
-    for name, asked in EDITS.items():
+    for name, asked in bench.cases(EDITS).items():
         exemplar = bench.exemplars[name]
-        scene, seen = bench.scene(name), bench.seen(name)
+        request, seen = bench.request(name), bench.seen(name)
         had = exemplar.caption.split()[-2]
         prompt = exemplar.caption.replace(f"{had} background", f"{asked} background")
         captioned = {"exemplar_prompt": exemplar.caption}
-        plain = bench.studio.plain(scene, prompt, "edit")
-        variation = bench.studio.rival(scene, prompt, **captioned)
-        edits = {mix: bench.studio.rival(scene, prompt, mode="edit", start_mix=mix, **captioned) for mix in MIXES}
+        plain = bench.studio.plain(request, prompt, "edit")
+        variation = bench.studio.rival(request, prompt, **captioned)
+        edits = {mix: bench.studio.rival(request, prompt, mode="edit", start_mix=mix, **captioned) for mix in MIXES}
 
         def measures(images: Images) -> tuple[float, ...]:
             backgrounds = (mean(background_distance(image, colour) for image in images) for colour in (asked, had))  # noqa: B023
@@ -208,17 +222,17 @@ def edit_mode(bench: Bench) -> Section:
 
 def inpaint_mode(bench: Bench) -> Section:
     """The right half anew, from the picture itself and from another one."""
-    header = ["", "from the picture's own half", "from the other exemplar"]
+    header = ["", "from the image's own half", "from the other exemplar"]
     table = Table(header, [".1f", ".1f"])
     rows = {}
-    for name, other in FILLED_FROM.items():
+    for name, other in bench.cases(FILLED_FROM).items():
         canvas, source = bench.exemplars[name], bench.exemplars[other]
         size = canvas.image.size
-        hole = Image.new("L", size)
+        mask = Image.new("L", size)
         half = (size[0] // 2, 0, *size)
-        ImageDraw.Draw(hole).rectangle(half, fill=255)
-        own = Scene([Shown(canvas.image)], size, canvas.image, hole)
-        another = Scene([Shown(source.image)], size, canvas.image, hole)
+        ImageDraw.Draw(mask).rectangle(half, fill=255)
+        own = RequestImages([ExemplarInput(canvas.image)], size, canvas.image, mask)
+        another = RequestImages([ExemplarInput(source.image)], size, canvas.image, mask)
         made = {
             "plain": bench.studio.plain(own, mode="inpaint"),
             "plain, the concept as prompt": bench.studio.plain(own, canvas.concept, mode="inpaint"),
@@ -230,10 +244,10 @@ def inpaint_mode(bench: Bench) -> Section:
             filled = [image.crop(half) for image in images]
             targets = bench.seen(name).crop(half), bench.seen(other)
             table.add(title, *(bench.palette(filled, target) for target in targets))
-        emptied = Image.composite(Image.new("RGB", size, "lightgray"), canvas.image, hole)
+        emptied = Image.composite(Image.new("RGB", size, "lightgray"), canvas.image, mask)
         pictures = [canvas.image, emptied, *(images[0] for images in made.values())]
         rows[canvas.concept] = [*pictures[:-1], source.image, pictures[-1]]
-    titles = ["photo", "hole", "plain", "plain, prompt", "RIVAL", "RIVAL, prompt", "exemplar", "RIVAL from it"]
+    titles = ["photo", "mask", "plain", "plain, prompt", "RIVAL", "RIVAL, prompt", "exemplar", "RIVAL from it"]
     return Section({"inpaint": table}, labelled_grid(titles, rows))
 
 
@@ -242,7 +256,7 @@ def region_mode(bench: Bench) -> Section:
     header = ["", "from the region", "from the outside", "moved by the outside's colour"]
     table = Table(header, [".1f", ".1f", ".1f"])
     rows = {}
-    for name, colour in OUTSIDES.items():
+    for name, colour in bench.cases(OUTSIDES).items():
         exemplar = bench.exemplars[name]
         size = exemplar.image.size
         region = Image.new("L", size)
@@ -251,12 +265,12 @@ def region_mode(bench: Bench) -> Section:
         painted = Image.composite(exemplar.image, outside, region)
         inside = Image.fromarray(np.asarray(bench.studio.seen(painted))[np.asarray(region) > 0][None])
         paint = bench.studio.seen(outside)
-        plain = bench.studio.plain(Scene.of(painted), exemplar.concept)
+        plain = bench.studio.plain(RequestImages.of(painted), exemplar.concept)
         table.add("plain", bench.palette(plain, inside), bench.palette(plain, paint), 0.0)
         pictures = []
         for title, mask in {"seen whole": None, "region only": region}.items():
             original, recoloured = (
-                bench.studio.rival(Scene([Shown(image, mask)], size), exemplar.concept)
+                bench.studio.rival(RequestImages([ExemplarInput(image, mask)], size), exemplar.concept)
                 for image in (exemplar.image, painted)
             )
             moved = mean(bench.palette([one], other) for one, other in zip(original, recoloured, strict=True))
@@ -272,12 +286,14 @@ def several_exemplars(bench: Bench) -> Section:
     """Two exemplars from all of the first to all of the second."""
     table = Table(["weights", "from the first", "from the second"], [".1f", ".1f"])
     rows = {}
-    for pair, prompt in PAIRS.items():
+    for pair, prompt in bench.cases(PAIRS).items():
         first, second = (bench.exemplars[name].image for name in pair)
         pictures = []
         for weight in WEIGHTS:
-            shown = [Shown(image, weight=share) for image, share in ((first, weight), (second, 1 - weight)) if share]
-            images = bench.studio.rival(Scene(shown, first.size), prompt)
+            shown = [
+                ExemplarInput(image, weight=share) for image, share in ((first, weight), (second, 1 - weight)) if share
+            ]
+            images = bench.studio.rival(RequestImages(shown, first.size), prompt)
             distances = (bench.palette(images, bench.seen(name)) for name in pair)
             table.add(f"{weight:g} : {1 - weight:g}", *distances)
             pictures.append(images[0])
@@ -291,11 +307,11 @@ def similarity(bench: Bench) -> Section:
     header = ["similarity", "palette distance", "layout correlation", "texture distance"]
     table = Table(header, [".1f", ".2f", ".1f"])
     rows = {}
-    for name in (PIZZA, HOUSE, BUS, HEART, PANDA):
-        scene, seen, exemplar = bench.scene(name), bench.seen(name), bench.exemplars[name]
-        plain = bench.studio.plain(scene, exemplar.concept)
+    for name in (PIZZA, HOUSE, BUS, HEART, PANDA)[: bench.most_cases]:
+        request, seen, exemplar = bench.request(name), bench.seen(name), bench.exemplars[name]
+        plain = bench.studio.plain(request, exemplar.concept)
         made = {"plain": plain} | {
-            f"{value:g}": bench.studio.rival(scene, exemplar.concept, similarity=value) for value in SIMILARITIES
+            f"{value:g}": bench.studio.rival(request, exemplar.concept, similarity=value) for value in SIMILARITIES
         }
         for title, images in made.items():
             table.add(title, *(measure(images, seen) for measure in (bench.palette, bench.layout, bench.texture)))
@@ -311,10 +327,10 @@ def layer_choices(bench: Bench) -> Section:
     )
     content = Table([*style.header[:4], "layout correlation"], [".1f", ".1f", ".2f", ".2f"])
     rows: dict[str, list[Image.Image]] = {}
-    for name, other in LAYER_PROMPTS.items():
-        scene, seen, exemplar = bench.scene(name), bench.seen(name), bench.exemplars[name]
+    for name, other in bench.cases(LAYER_PROMPTS).items():
+        request, seen, exemplar = bench.request(name), bench.seen(name), bench.exemplars[name]
         for prompt, table in (("", content), (other, style)):
-            made = {title: bench.studio.rival(scene, prompt, **fields) for title, fields in LAYER_CHOICES.items()}
+            made = {title: bench.studio.rival(request, prompt, **fields) for title, fields in LAYER_CHOICES.items()}
             for title, images in made.items():
                 last = bench.probability(images, prompt) if prompt else bench.layout(images, seen)
                 near = bench.palette(images, seen), bench.texture(images, seen)

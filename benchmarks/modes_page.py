@@ -5,109 +5,112 @@ from __future__ import annotations
 from string import Template
 
 PAGE = Template("""\
-# What each mode is for, and whether it does it
+# The purpose of each mode, and how well it works
 
-Measured on the small demo model with real exemplars that it was not trained on, two seeds each, $steps DDIM steps, at
-the mode's own guidance scale (variation 5, the others 7). "Plain" is the same model with the same prompt and seeds
-without RIVAL. In the pictures a row has one seed throughout.
+Everything here was measured on the small demo model, with real exemplars that it was not trained on, two seeds each,
+$steps DDIM steps, and the guidance scale of the mode (variation 5, the others 7). "Plain" means the same model with
+the same prompt and seeds, but without RIVAL. In the images each row uses one seed.
 
-- **palette distance**: how far the average pixel must move in Lab units to turn one picture's six colours into the
-  other's ([effect.md](effect.md)). Smaller is closer.
-- **layout correlation**: whether edges lie in the same places, on a grid of 16 by 16, whatever the colours: 1 is the
-  same, 0 unrelated.
-- **texture distance**: how different the strengths of all edges are, wherever they lie, in grey levels a pixel.
-- **probability, first place**: what the [classifier](../benchmarks/concepts.md) thinks of a concept.
+- **palette distance**: the distance in Lab units that the average pixel must move to turn the six colours of one image
+  into those of the other ([effect.md](effect.md)). Smaller is closer.
+- **layout correlation**: whether edges are in the same places, on a grid of 16 by 16, whatever the colours. 1 means
+  the same places, 0 means unrelated ones.
+- **texture distance**: the difference in the strengths of all edges, whatever their places, in grey levels a pixel.
+- **probability, first place**: the probability that the [classifier](../benchmarks/concepts.md) gives to a concept,
+  and how often it puts the concept first.
 
-The exemplar is taken as the VAE gives it back. A figure is a mean over all cases; with so few images small differences
-mean little.
+The exemplar is encoded and decoded by the VAE before it is measured. Each figure is a mean over all cases. With so few
+images, small differences mean little.
 
-## text: a new thing in the exemplar's colours
+## text: a new subject in the exemplar's colours
 
-Say in the prompt what to draw; the photo says how it looks.
+The prompt says what to draw, and the photo gives the look.
 
 ![Four exemplars, four prompts, plain and with RIVAL](modes-text.png)
 
 $text
 
-The colours and the ground are the photo's, about half as far from it as plain generation, and what the prompt names
-appears nearly every time; where it does not, it is mostly the fish that has lost its shape. Mode `text` leaves the
-first steps alone (`early_steps` 960): against mode `variation` with the same prompt that is a little more of the prompt
-for a little less of the palette.
+The colours and the background are the photo's: they are about half as far from it as those of plain generation. The
+subject of the prompt appears nearly every time; most of the failures are the fish, which loses its shape. In mode
+`text` the first steps do not see the exemplar (`early_steps` 960). Compared with mode `variation` and the same prompt,
+this gives a little more of the prompt and a little less of the palette.
 
 ## edit: another prompt, the same layout
 
-Describe the photo in the exemplar prompt, and the photo as you want it in the prompt.
+Describe the photo in the exemplar prompt, and the image that you want in the prompt.
 
 ![Four exemplars with another background, from edit to variation](modes-edit.png)
 
 $edit
 
-Backgrounds in grey levels of 255: the asked one appears, as without RIVAL, and the thing lies as it does in the photo.
-`start_mix` leads from there to a variation in even steps:
+The distances of backgrounds are in grey levels of 255. The background that the prompt asks for appears, as it does
+without RIVAL, and the subject lies as it does in the photo. With `start_mix` the result changes evenly from an edit to
+a variation:
 
 $mixes
 
-At 0 a sampler without randomness gives every seed the same picture: only the start is drawn by seed.
+At 0 a sampler that adds no noise gives every seed the same image, because only the start depends on the seed.
 
-## inpaint: filling a hole
+## inpaint: filling a mask
 
-Paint white what is to be made anew: the rest stays as it is. Without another exemplar the hole is filled from the
-picture itself.
+Paint the part white that is to be made new; the rest does not change. Without another exemplar the mask is filled from
+the image itself.
 
 ![Four photos, their right halves filled by plain inpainting and by RIVAL](modes-inpaint.png)
 
-The right half is filled. Its palette's distance:
+The right half is filled. The table gives the distance of its palette:
 
 $inpaint
 
-Plain inpainting starts from noise in the hole and keeps the photo, with new noise at every step, around it. With
-RIVAL the kept latents are the photo's to the end, and its pixels are put back as they were. From the picture itself the
-ground and the thing's colours go on across the edge, with a prompt and without, and once the whole heart came back.
-Another exemplar's colours come too, but less: around the hole the model sees the kept picture, which asks for its own.
+Plain inpainting starts from noise inside the mask, and keeps the photo around it with new noise at every step. With
+RIVAL the latents outside the mask are the photo's until the end, and its pixels are put back unchanged. Filled from
+the image itself, the background and the colours of the subject continue across the edge, with a prompt and without
+one; in one case the whole heart came back. The colours of another exemplar come too, but less, because around the mask
+the model sees the photo with other colours.
 
 ## A region of the exemplar
 
-Paint white what shall be seen of the exemplar.
+Paint the part of the exemplar white that shall be seen.
 
-![Exemplars painted over outside of a circle, seen whole and through the circle](modes-region.png)
+![Exemplars painted over outside a circle, seen whole and through the circle](modes-region.png)
 
-The exemplar is painted over around the middle, in a strong colour. Distances of the pictures' palettes from the
-region's and from that colour, and how far a picture moves if the photo is painted over:
+The exemplar is painted over around the middle, in a strong colour. The table gives the distance of the images'
+palettes from the region and from this colour, and the change of an image when the photo is painted over:
 
 $region
 
-Seen whole, the paint floods the picture. With the region the pictures are as far from the paint as plain ones are. A
-trace is left: the region's own features were computed beside the paint. A region is seen by attention alone, so it
-brings much less than a whole exemplar does and may leave a background to chance: the start is noise and no statistics
-are aligned. An exemplar as flat as the heart can turn it into confetti.
+If the exemplar is seen whole, the paint floods the image. With the region the images are as far from the paint as
+plain images are. A trace is left, because the features of the region were computed beside the paint. A region is used
+for attention only: the start is noise and no statistics are aligned. So it brings much less than a whole exemplar, and
+chance may decide the background. With an exemplar as flat as the heart, the background can turn into confetti.
 
 ## Several exemplars
 
-A weight is an exemplar's share: in the start, in the statistics and in what attention sees.
+A weight is an exemplar's share in the start, in the statistics and in attention.
 
 ![From all of one exemplar to all of another](modes-several.png)
 
 $several
 
-The palette leads evenly from one to the other.
+The palette changes evenly from one exemplar to the other.
 
 ## similarity
 
-One slider from inspired by the exemplar to almost the same, in place of `t_align`, `t_early` and `start_mix`.
+One slider goes from "inspired by the exemplar" to "almost the same". It sets `t_align`, `t_early` and `start_mix`.
 
 ![Five exemplars at five similarities](modes-similarity.png)
 
 $similarity
 
-Up to 0.5 it is the colours that come closer, and the layout is left to the seed; above it `start_mix` falls and brings
-the layout.
+Up to 0.5 the colours come closer, and the seed decides the layout. Above 0.5 `start_mix` falls, and the layout comes
+closer too.
 
 ## layers and strength
 
 ![Four exemplars with each choice of layers and strength](modes-layers.png)
 
-Named by the size of a token in pixels; `fine` is the smallest. The first row has no injection: what start and alignment
-do alone. With a prompt for another thing:
+Layers are named by the size of a token in pixels; `fine` is the smallest. The first row has no injection, so it shows
+the effect of start and alignment alone. With a prompt for another subject:
 
 $layers_prompt
 
@@ -115,17 +118,17 @@ Without a prompt:
 
 $layers_empty
 
-- `fine` (8) carries nearly all of what `all` does: palette, texture, and the little of layout and content that comes
-  through attention. It also costs the prompt as much.
-- `coarse` (16, 32) carries a share of the palette and no texture, and leaves the prompt's thing alone: about as much as
-  strength 0.25. All of it comes from 16. 32 alone does nothing here: the picture has only
+- `fine` (8) brings nearly everything that `all` brings: palette, texture, and the small part of layout and content
+  that attention brings at all. It also takes as much from the prompt.
+- `coarse` (16, 32) brings a part of the palette and no texture, and leaves the subject to the prompt. Its effect is
+  about that of strength 0.25, and all of it comes from 16. 32 alone does nothing here, because the image has only
   sixteen tokens of that size.
-- No choice carries content without style, or the reverse: the names say how large a token is and no more. Attention
-  brings little content on this model. Without a prompt the exemplar's concept is seldom recognised, whichever layers
-  see it: the concept has to be in the prompt.
-- `strength` leads evenly from none to all with a prompt, and costs the prompt's thing little up to 0.5. Without a
-  prompt the first quarter already goes half of the way.
+- No choice of layers brings content without style, or style without content: the names say how large a token is and
+  nothing else. Attention brings little content on this model. Without a prompt the exemplar's concept is seldom
+  recognised, whichever layers see the exemplar. So the concept has to be in the prompt.
+- With a prompt, `strength` goes evenly from none to all, and up to 0.5 the subject of the prompt suffers little.
+  Without a prompt, a strength of 0.25 already has half of the effect.
 
-Figures and pictures by `python benchmarks/modes.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY 4.0,
-and for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, placed on plain backgrounds.
+`python benchmarks/modes.py` wrote these figures and images. The exemplars in them are EmojiOne 2.x by Emoji One, CC BY
+4.0, and for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, placed on plain backgrounds.
 """)

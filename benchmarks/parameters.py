@@ -8,10 +8,10 @@ The pages themselves are written by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from effect import labelled_grid
@@ -20,7 +20,9 @@ from PIL import Image, ImageDraw
 from studio import Studio
 from tqdm import tqdm
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, Shown, load_pipeline, quieten_libraries
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.settings import ExemplarInput
 
 PIZZA, HOUSE, BUS, TAXI, HEART = (
     "pizza-emojione-yellow",
@@ -36,6 +38,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 TIMESTEPS = (0, 200, 400, 600, 800, 1000)
 
 Rows = dict[str, list[Image.Image]]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,19 @@ class Bench:
 
     studio: Studio
     exemplars: dict[str, Exemplar]
+    most_rows: int
+
+    def rows(self, rows: Iterable[Row]) -> list[Row]:
+        """The first of a strip's rows."""
+        return list(rows)[: self.most_rows]
 
     def image(self, name: str) -> Image.Image:
         """An exemplar's picture."""
         return self.exemplars[name].image
 
-    def made(self, scene: Scene, prompt: str, **fields: Any) -> Image.Image:
+    def made(self, request: RequestImages, prompt: str, **fields: Any) -> Image.Image:
         """One picture with RIVAL."""
-        return self.studio.rival(scene, prompt, **fields)[0]
+        return self.studio.rival(request, prompt, **fields)[0]
 
 
 VARIED = (Case("a pizza", PIZZA, "a pizza"), Case("a house", HOUSE, "a house"))
@@ -117,13 +125,13 @@ STRIPS = {
 
 def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
     """The exemplar, and a picture for each value of a setting."""
-    studio = replace(bench.studio, steps=strip.steps)
+    studio = replace(bench.studio, steps=min(strip.steps, bench.studio.steps))
     rows: Rows = {}
-    for case in strip.cases:
+    for case in bench.rows(strip.cases):
         exemplar = bench.exemplars[case.exemplar]
-        scene = Scene.of(exemplar.image)
+        request = RequestImages.of(exemplar.image)
         made = [
-            studio.rival(scene, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
+            studio.rival(request, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
             for value in strip.values
         ]
         rows[case.name] = [exemplar.image, *made]
@@ -134,56 +142,58 @@ def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
 def modes(bench: Bench) -> Image.Image:
     """What each mode makes of one exemplar."""
     rows: Rows = {}
-    for name, had, asked in ((PIZZA, "yellow", "blue"), (HOUSE, "blue", "green")):
+    for name, had, asked in bench.rows(((PIZZA, "yellow", "blue"), (HOUSE, "blue", "green"))):
         exemplar = bench.exemplars[name]
-        scene, (hole, emptied) = Scene.of(exemplar.image), right_half(exemplar.image)
+        request, (mask, emptied) = RequestImages.of(exemplar.image), right_half(exemplar.image)
         changed = f"{exemplar.concept}, {asked} background"
         rows[exemplar.concept] = [
             exemplar.image,
-            bench.made(scene, exemplar.concept),
-            bench.made(scene, "a star", mode="text"),
-            bench.made(scene, changed, mode="edit", exemplar_prompt=f"{exemplar.concept}, {had} background"),
+            bench.made(request, exemplar.concept),
+            bench.made(request, "a star", mode="text"),
+            bench.made(request, changed, mode="edit", exemplar_prompt=f"{exemplar.concept}, {had} background"),
             emptied,
-            bench.made(Scene(scene.exemplars, scene.size, exemplar.image, hole), exemplar.concept, mode="inpaint"),
+            bench.made(
+                RequestImages(request.exemplars, request.size, exemplar.image, mask), exemplar.concept, mode="inpaint"
+            ),
         ]
-    return labelled_grid(["exemplar", "variation", "text: a star", "edit: its ground", "hole", "inpaint"], rows)
+    return labelled_grid(["exemplar", "variation", "text: a star", "edit: its ground", "mask", "inpaint"], rows)
 
 
 def right_half(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     """A mask of it, and the picture without it."""
-    hole = Image.new("L", image.size)
-    ImageDraw.Draw(hole).rectangle((image.width // 2, 0, *image.size), fill=255)
-    return hole, Image.composite(Image.new("RGB", image.size, "lightgray"), image, hole)
+    mask = Image.new("L", image.size)
+    ImageDraw.Draw(mask).rectangle((image.width // 2, 0, *image.size), fill=255)
+    return mask, Image.composite(Image.new("RGB", image.size, "lightgray"), image, mask)
 
 
 def filling(bench: Bench) -> Image.Image:
-    """A hole in one picture filled from another one, with and without a prompt; and without RIVAL."""
+    """A mask in one picture filled from another one, with and without a prompt; and without RIVAL."""
     rows: Rows = {}
-    for name, other, prompt in ((HOUSE, BUS, "a bus"), (PIZZA, HEART, "a red heart")):
+    for name, other, prompt in bench.rows(((HOUSE, BUS, "a bus"), (PIZZA, HEART, "a red heart"))):
         canvas, source = bench.image(name), bench.image(other)
-        hole = circle(canvas.size, 14)
-        emptied = Image.composite(Image.new("RGB", canvas.size, "lightgray"), canvas, hole)
-        scene = Scene([Shown(source)], canvas.size, canvas, hole)
+        mask = circle(canvas.size, 14)
+        emptied = Image.composite(Image.new("RGB", canvas.size, "lightgray"), canvas, mask)
+        request = RequestImages([ExemplarInput(source)], canvas.size, canvas, mask)
         rows[prompt] = [
             canvas,
             emptied,
             source,
-            bench.studio.plain(scene, prompt, "inpaint")[0],
-            bench.made(scene, prompt, mode="inpaint"),
-            bench.made(scene, "", mode="inpaint"),
+            bench.studio.plain(request, prompt, "inpaint")[0],
+            bench.made(request, prompt, mode="inpaint"),
+            bench.made(request, "", mode="inpaint"),
         ]
-    return labelled_grid(["photo", "hole", "exemplar", "without RIVAL", "from exemplar", "no prompt"], rows)
+    return labelled_grid(["photo", "mask", "exemplar", "without RIVAL", "from exemplar", "no prompt"], rows)
 
 
 def weights(bench: Bench) -> Image.Image:
     """From all of one exemplar to all of another."""
     rows: Rows = {}
-    for pair, prompt in {(PIZZA, HOUSE): "a dog face", (TAXI, HEART): "a star"}.items():
+    for pair, prompt in bench.rows({(PIZZA, HOUSE): "a dog face", (TAXI, HEART): "a star"}.items()):
         first, second = (bench.image(name) for name in pair)
         pictures = []
         for share in reversed(SHARES):
-            shown = [Shown(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
-            pictures.append(bench.made(Scene(shown, first.size), prompt))
+            shown = [ExemplarInput(image, weight=part) for image, part in ((first, share), (second, 1 - share)) if part]
+            pictures.append(bench.made(RequestImages(shown, first.size), prompt))
         rows[prompt] = [first, *pictures, second]
     titles = [f"{share:g} : {1 - share:g}" for share in reversed(SHARES)]
     return labelled_grid(["first", *titles, "second"], rows)
@@ -192,13 +202,13 @@ def weights(bench: Bench) -> Image.Image:
 def regions(bench: Bench) -> Image.Image:
     """The exemplar seen whole, and through masks that show less and less of it."""
     rows: Rows = {}
-    for name in (PIZZA, HOUSE):
+    for name in bench.rows((PIZZA, HOUSE)):
         exemplar = bench.exemplars[name]
         image = exemplar.image
-        rows[exemplar.concept] = [image, bench.made(Scene.of(image), exemplar.concept)]
+        rows[exemplar.concept] = [image, bench.made(RequestImages.of(image), exemplar.concept)]
         for mask in (circle(image.size, 0), circle(image.size, 0, "outside"), circle(image.size, 40)):
             blank = Image.new("RGB", image.size, "white")
-            seen = Scene([Shown(image, mask)], image.size)
+            seen = RequestImages([ExemplarInput(image, mask)], image.size)
             rows[exemplar.concept] += [Image.composite(image, blank, mask), bench.made(seen, exemplar.concept)]
     titles = ["exemplar", "whole", "shown", "from it", "shown", "from it", "shown", "from it"]
     return labelled_grid(titles, rows)
@@ -223,10 +233,12 @@ SPECIAL: dict[str, Callable[[Bench], Image.Image]] = {
 @click.command()
 @click.argument("strips", nargs=-1, type=click.Choice([*STRIPS, *SPECIAL]))
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "parameters", help="Folder to write.")
-def main(strips: Sequence[str], out: Path) -> None:
+@click.option("--steps", type=click.IntRange(2), default=STEPS, show_default=True, help="Sampling steps at most.")
+@click.option("--rows", type=click.IntRange(1), default=99, help="The most rows of each strip.")
+def main(strips: Sequence[str], out: Path, steps: int, rows: int) -> None:
     """Makes the named STRIPS, or all."""
     quieten_libraries()
-    bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT), seeds=(1,), steps=STEPS), read_exemplars())
+    bench = Bench(Studio(load_pipeline(DEMO_CHECKPOINT), seeds=(1,), steps=steps), read_exemplars(), rows)
     out.mkdir(parents=True, exist_ok=True)
     for name in tqdm(strips or [*STRIPS, *SPECIAL], unit="strip"):
         strip = SPECIAL[name](bench) if name in SPECIAL else varied(bench, name, STRIPS[name])

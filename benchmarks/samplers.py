@@ -42,7 +42,7 @@ from samplers_cells import (
 from samplers_page import ADAPTIVE, faults, write
 from tqdm import tqdm
 
-from rival_ext.hosts.diffusers import quieten_libraries
+from rival_ext.hosts.checkpoint import quieten_libraries
 from tests.host.families import FAMILIES, SD1, FamiliesServer, Family, given_folder
 from tests.host.servers import python_of, real_folder
 

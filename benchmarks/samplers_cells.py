@@ -15,11 +15,12 @@ from exemplars import Exemplar, read_exemplars
 from PIL import Image
 from studio import Studio
 
-from rival_ext.alignment import channel_statistics
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, Scene, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.diffusers import RequestImages
+from rival_ext.method.alignment import channel_statistics
+from tests.host.answers import Answer, base64_of
 from tests.host.asking import largest_difference, request
 from tests.host.families import FamiliesServer, Family
-from tests.host.servers import Answer, base64_of
 
 Record = dict[str, Any]
 
@@ -70,7 +71,7 @@ class Bench:
 
     def statistics(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel of a picture's latent."""
-        latent = self.studio.host(Scene.of(image)).exemplar_latent()
+        latent = self.studio.host(RequestImages.of(image)).exemplar_latent()
         mean_of, deviation = (value.flatten().double().numpy() for value in channel_statistics(latent))
         return mean_of, deviation
 
@@ -129,7 +130,7 @@ class Cell(Task):
         }
 
         def made(settings: Mapping[str, Any] | None, **others: Any) -> list[np.ndarray]:
-            return self.ask(server, settings, **{**fields, **others}).pictures
+            return self.ask(server, settings, **{**fields, **others}).images
 
         def alone(settings: Mapping[str, Any] | None) -> list[np.ndarray]:
             return [made(settings, seed=seed, batch_size=1)[0] for seed in SEEDS]
@@ -137,7 +138,7 @@ class Cell(Task):
         plain = made(None)
         calls = server.calls()
         answer = self.ask(server, {}, **fields)
-        varied = answer.pictures
+        varied = answer.images
         record = parse_report(answer.infotexts[0])
         left = server.leftovers()
         twice = largest_difference(made({}), varied)
@@ -176,7 +177,7 @@ class Reconstruction(Task):
         fields = {"cfg_scale": 1, "prompt": "", "steps": STEPS, "eta": 0}
         image = bench.exemplars[self.exemplar].image
         answer = self.ask(server, settings, image=image, scheduler=self.schedule, **fields)
-        error = answer.pictures[0].astype(float) - np.asarray(bench.seen(self.exemplar), dtype=float)
+        error = answer.images[0].astype(float) - np.asarray(bench.seen(self.exemplar), dtype=float)
         return {"psnr": round(20 * np.log10(255 / np.sqrt(np.mean(error**2))), 2)}
 
 
@@ -201,7 +202,7 @@ class Variation(Task):
         }
         record: Record = {}
         for arm, settings in ARMS.items():
-            images = [Image.fromarray(picture) for picture in self.ask(server, settings, **fields).pictures]
+            images = [Image.fromarray(image) for image in self.ask(server, settings, **fields).images]
             gaps = [bench.statistics(image) for image in images]
             record[arm] = {
                 "palette": [palette_distance(palette(image), aim) for image in images],

@@ -39,11 +39,11 @@ FAULTS = {
     "error": "the request ended with an error",
     "layers": "not every self-attention layer is injected",
     "steps": "not every step is injected",
-    "same": "the picture is the plain one",
-    "twice": "the same request gives another picture",
-    "order": "a picture of a batch is not the one of its own seed",
-    "hooks": "hooks stay behind",
-    "after": "a plain picture afterwards is another one",
+    "same": "the image is the plain image",
+    "twice": "the same request gives another image",
+    "order": "an image of a batch is not the image of its seed",
+    "hooks": "hooks are left behind",
+    "after": "a plain image afterwards differs",
 }
 """By its code in the tables: what does not hold."""
 
@@ -282,7 +282,7 @@ def page(host: Record, records: Sequence[Record], variations: Variations) -> str
         steps=STEPS,
         reference_steps=REFERENCE[1],
         reconstructed="one exemplar" if len(RECONSTRUCTED) == 1 else f"mean over {len(RECONSTRUCTED)} exemplars",
-        pictures=len(values(next(iter(variations.values()), []), PLAIN, "palette")),
+        images=len(values(next(iter(variations.values()), []), PLAIN, "palette")),
         variations=markdown_table(header, variation_rows(variations)),
         alignment=fill(alignment_sentence(variations), 120) if variations else "",
     )
@@ -291,56 +291,60 @@ def page(host: Record, records: Sequence[Record], variations: Variations) -> str
 PAGE = Template("""\
 # Every sampler with every schedule
 
-Measured on a real WebUI $webui (Python $python, torch $torch, on the processor, in fp32) through its API: every
-sampler that it lists, with every schedule that it lists, on a small checkpoint of each family of models. The four
-samplers that have timesteps of their own take no schedule and stand in the first column.
+Everything here was measured on a real WebUI $webui (Python $python, torch $torch, on the processor, in fp32)
+through its API: every sampler that the WebUI lists, with every schedule that it lists, on a small checkpoint of each
+family of models. The four samplers that have timesteps of their own use no schedule and are in the first column.
 
-## What was asked of each
+## What was checked for each
 
-A variation of one exemplar in two pictures of 64 by 64 pixels, $cell_steps steps, guidance 5, denoising strength 1.
-$holding of $cells combinations hold: ✓ stands for all of
+Each check makes a variation of one exemplar: two images of 64 by 64 pixels, $cell_steps steps, guidance 5, denoising
+strength 1. $holding of $cells combinations hold. The mark ✓ means that all of this is true:
 
-- it runs;
-- the exemplar is injected in every self-attention layer and in every step that the plain sampling has (an adaptive
-  sampler: in every step that it takes);
-- the picture is another one than the plain one;
-- the same request twice gives the same bits, once with a new inversion and once with the stored one;
-- each picture of the batch is the one that its seed gives alone, within 2 of 255 and twice the difference that plain
-  pictures have, or this one has if the host draws the encoding of its image anew;
-- nothing is left behind: no hook, and a plain picture afterwards has the same bits as before.
+- The request succeeds.
+- The exemplar is injected in every self-attention layer and in every step that the plain sampling has. With an
+  adaptive sampler, it is injected in every step that the sampler takes.
+- The image differs from the plain image.
+- The same request twice gives the same bits, once with a new inversion and once with the stored one.
+- Each image of the batch is the image that its seed gives alone. It may differ by 2 of 255, and by twice the
+  difference that plain images have, or that this image has if the WebUI encodes its input again with another random
+  draw.
+- Nothing is left behind: there is no hook, and a plain image afterwards has the same bits as before.
 
 Other marks:
 
-- **live**: all of it holds; the exemplar's features are evaluated live, and the report says why:
+- **live**: all of this is true, the exemplar's features are evaluated live, and the report says why:
 $live.
-- **~**: all of it holds, but for what the plain host does not give either: the same picture twice, or, with an adaptive
-  sampler, which chooses its steps by the error of the whole batch, the same picture alone.
-- **·**: not asked. A schedule is a list of noise levels for any sampler and any checkpoint: families other than the
-  first have every sampler with its automatic one, and every schedule with Euler and DPM++ 2M. The adaptive sampler
-  takes its two ends from it and a hundred steps of its own between them.
+- **~**: all of this is true, except what the WebUI without RIVAL does not give either: the same image twice, or, with
+  an adaptive sampler, the same image alone as in a batch. An adaptive sampler chooses its steps by the error of the
+  whole batch.
+- **·**: not checked. A schedule is a list of noise levels, the same for any sampler and any checkpoint. So the
+  families after the first were checked with every sampler and its automatic schedule, and with every schedule for
+  Euler and DPM++ 2M. The adaptive sampler takes only the two ends of a schedule, and makes about a hundred steps of
+  its own between them.
 $legend
 $families
 $failures
-## The exemplar given back
+## How exactly the exemplar comes back
 
-Through the samplers that draw no noise (eta 0 where there is one), from the inverted start, without injection and
-alignment, guidance 1, no prompt, $steps steps, one iteration a step of the inversion: PSNR of the picture against the
-VAE's own reconstruction in dB, $reconstructed. It is high where the sampler steps as the inversion does, from each
-level to the next along one slope.
+Here the samplers that add no noise (eta 0, if they have an eta) sample from the inverted start, without injection and
+alignment, with guidance 1, no prompt, $steps steps, and one iteration for each step of the inversion. The table gives
+the PSNR in dB ($reconstructed) of the result against the exemplar that was encoded and decoded by the VAE alone. It is
+high if the sampler makes the same steps as the inversion: from each level to the next along one slope.
 
 $reconstruction
 
 ## Variations
 
-The trained small model, the exemplar's concept as the prompt, guidance 5, the host's automatic schedule, $steps steps,
-beside DDIM at $reference_steps: $pictures pictures for each figure, from exemplars that the model was not trained on.
+These variations were made by the trained small model, with the exemplar's concept as the prompt, guidance 5, the
+WebUI's automatic schedule and $steps steps, and by DDIM with $reference_steps steps for comparison. Each figure is the
+mean of $images images, from exemplars that the model was not trained on.
 
 ![Distances from the exemplar by sampler](samplers.png)
 
-- **palette**: as in [effect.md](effect.md), in Lab units.
-- **mean, std**: how far the means and the standard deviations of the channels of the picture's latent are from those of
-  the exemplar's.
-- **alignment adds**: by how much it changes the palette's distance, picture by picture, with the standard error.
+- **palette**: the distance of the palettes in Lab units, as in [effect.md](effect.md).
+- **mean, std**: the difference between the image's latent and the exemplar's latent in the means and in the standard
+  deviations of the channels.
+- **alignment adds**: the change of the palette's distance by alignment, image by image, with the standard error.
 
 $variations
 
@@ -348,6 +352,6 @@ $alignment
 
 ![Exemplars by sampler: plain, without alignment, with RIVAL](samplers-sheet.png)
 
-Figures and pictures by `python benchmarks/samplers.py`. The pictured exemplars are EmojiOne 2.x by Emoji One, CC BY
-4.0, placed on plain backgrounds.
+`python benchmarks/samplers.py` wrote these figures and images. The exemplars in them are EmojiOne 2.x by Emoji One, CC
+BY 4.0, placed on plain backgrounds.
 """)

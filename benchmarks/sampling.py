@@ -35,26 +35,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # the project is run from its checkout and not installed, so Python finds only this file's own folder
 sys.path.insert(0, str(ROOT))
 
-from rival_ext.alignment import align_statistics, channel_statistics  # noqa: E402
-from rival_ext.attention import count_rows, self_attention_layers  # noqa: E402
-from rival_ext.chain import Chain  # noqa: E402
-from rival_ext.exemplar import Exemplar  # noqa: E402
-from rival_ext.guide import Guide  # noqa: E402
-from rival_ext.hosts.diffusers import (  # noqa: E402
-    DEMO,
-    DEMO_CHECKPOINT,
-    SD15_CONFIG,
-    DiffusersHost,
-    Request,
-    Scene,
-    load_pipeline,
-    quieten_libraries,
-)
-from rival_ext.noise import scale_to_vp  # noqa: E402
-from rival_ext.prepare import prepare  # noqa: E402
-from rival_ext.report import Report  # noqa: E402
+from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG, load_pipeline, quieten_libraries  # noqa: E402
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages  # noqa: E402
+from rival_ext.method.alignment import align_statistics, channel_statistics  # noqa: E402
+from rival_ext.method.chain import Chain  # noqa: E402
+from rival_ext.method.exemplars import Exemplar  # noqa: E402
+from rival_ext.method.guide import Guide  # noqa: E402
+from rival_ext.method.layers import count_rows, self_attention_layers, self_attention_modules  # noqa: E402
+from rival_ext.method.noise import scale_to_vp  # noqa: E402
+from rival_ext.method.prepare import prepare  # noqa: E402
+from rival_ext.method.start import start_latents  # noqa: E402
 from rival_ext.settings import Settings, parse_settings  # noqa: E402
-from rival_ext.start import start_latents  # noqa: E402
+from rival_ext.storage.store import NoStore  # noqa: E402
 
 GUIDANCE = 5.0
 SEED = 1
@@ -123,9 +115,10 @@ class Bench:
     def __init__(self, model: str, steps: int, dtype: torch.dtype):
         pipeline = load_pipeline(DEMO_CHECKPOINT) if model == "tiny" else random_pipeline(model)
         pipeline.unet.to(dtype)
+        pipeline.to(device())
         photo = Image.open(DEMO / "house.png").convert("RGB").resize((SIDES[model], SIDES[model]))
         request = Request("a house", "", GUIDANCE, "ddim", steps)
-        self.host = DiffusersHost(pipeline, request, Scene.of(photo), lambda done, total: None)
+        self.host = DiffusersHost(pipeline, request, RequestImages.of(photo), lambda done, total: None)
         self.settings = parse_settings({})
         self.layers = self_attention_layers(self.host.unet)
         self.stored: Chain | None = None
@@ -138,7 +131,7 @@ class Bench:
 
     def first(self) -> None:
         """Inversion, recording, generation."""
-        guide = prepare(self.host, self.settings, None, self._report())
+        guide = prepare(self.host, self.settings, NoStore()).guide
         self.stored = guide.exemplars[0].chain
         self._sample(guide.start([SEED], self.host.latent_size), guide)
 
@@ -164,14 +157,15 @@ class Bench:
         """Exemplar and generation in one batch of four; without the inversion."""
         host, chain = self.host, self._chain()
         levels = host.noise_levels().tolist()[:0:-1]
-        prompts = torch.cat([host._negative, host._negative, host._exemplar_prompt, host._prompt])
+        negative, prompt, exemplar_prompt = host.embeddings
+        prompts = torch.cat([negative, negative, exemplar_prompt, prompt])
         x = start_latents([Exemplar(chain)], [SEED], 1.0, host.latent_size) * scale_to_vp(levels[0])
         for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
-            with beside_each_other(self.layers, replaced=timestep > self.settings.t_align):
-                rows = host._evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
-            _, unguided, exemplar_noise, guided = rows.chunk(4)
-            noise = unguided + GUIDANCE * (guided - unguided)
+            with beside_each_other(self_attention_modules(host.unet), replaced=timestep > self.settings.t_align):
+                rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
+            _, uncond, exemplar_noise, cond = rows.chunk(4)
+            noise = uncond + GUIDANCE * (cond - uncond)
             if timestep > self.settings.t_early:
                 noise = align_statistics(noise, channel_statistics(exemplar_noise))
             x = host.scheduler.step(noise, timestep, x).prev_sample
@@ -182,6 +176,8 @@ class Bench:
         with count_rows(self.host.unet) as rows, peak_memory() as peak:
             begun = time.perf_counter()
             arm.run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             arm.seconds.append(time.perf_counter() - begun)
         arm.rows = sum(rows)
         arm.peak_mb = max(arm.peak_mb, peak[0] / 2**20)
@@ -194,14 +190,12 @@ class Bench:
 
     def _with_chain(self, chain: Chain, settings: Settings) -> None:
         host = self.host
-        guide = Guide([Exemplar(chain)], settings, host.schedule, self.layers, host.predict_noise, self._report())
+        load = NoStore().load_features
+        guide = Guide([Exemplar(chain)], settings, host.schedule, self.layers, host.predict_noise, load=load)
         self._sample(guide.start([SEED], host.latent_size), guide)
 
     def _sample(self, start: Tensor, guide: Guide | None) -> None:
         self.host.sample(start, [SEED], guide, lambda done, total: None)
-
-    def _report(self) -> Report:
-        return Report("variation", self.settings.t_align, self.settings.t_early)
 
 
 def random_pipeline(model: str) -> StableDiffusionPipeline:
@@ -216,7 +210,7 @@ def random_pipeline(model: str) -> StableDiffusionPipeline:
 
 
 @contextmanager
-def beside_each_other(layers: dict[str, nn.Module], replaced: bool) -> Iterator[None]:
+def beside_each_other(modules: dict[str, nn.Module], replaced: bool) -> Iterator[None]:
     """In rows of exemplar, generation, exemplar, generation each pair attends to its exemplar's tokens."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -224,7 +218,7 @@ def beside_each_other(layers: dict[str, nn.Module], replaced: bool) -> Iterator[
         context = exemplar if replaced else torch.cat([args[0], exemplar], dim=1)
         return args, {**kwargs, "encoder_hidden_states": context}
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers.values()]
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules.values()]
     try:
         yield
     finally:
@@ -234,7 +228,13 @@ def beside_each_other(layers: dict[str, nn.Module], replaced: bool) -> Iterator[
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """The process's largest resident size while it runs, in bytes, looked at fifty times a second."""
+    """Watch the memory, fifty times a second: the process's largest resident size in bytes, or the GPU's peak."""
+    if torch.cuda.is_available():
+        peak = [0]
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated()
+        return
     process, peak, done = psutil.Process(), [0], threading.Event()
 
     def watch() -> None:
@@ -251,8 +251,13 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def measure(bench: Bench, repeats: int) -> None:
-    """All arms in turn, `repeats` times, after one unmeasured evaluation."""
-    bench.host.predict_noise(bench.host.exemplar_latent(), bench.host.noise_levels().tolist()[-1])
+    """All arms in turn, `repeats` times, after one unmeasured evaluation of each batch size."""
+    host = bench.host
+    level = host.noise_levels().tolist()[-1]
+    for rows in (1, 2, 4):
+        latent, prompts = (one.expand(rows, *one.shape[1:]) for one in (host.exemplar_latent(), host.embeddings.prompt))
+        with torch.no_grad():
+            host.evaluate(latent, level, prompts)
     for _ in tqdm(range(repeats), unit="round"):
         for name in tqdm(bench.arms, leave=False):
             bench.turn(name)
@@ -266,6 +271,7 @@ def summary(bench: Bench, model: str, steps: int, dtype: torch.dtype) -> dict[st
         "model": model,
         "steps": steps,
         "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -302,7 +308,7 @@ def profiled(bench: Bench) -> str:
 
 
 def own_seconds(run: Callable[[], None]) -> dict[str, float]:
-    """Seconds by operation, without those that it calls."""
+    """Measure the CPU's seconds by operation, without those of the operations that it calls."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         run()
     return {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
@@ -317,8 +323,9 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
     ratios = result["ratios"]
     lines = [
         f"`python benchmarks/sampling.py --model {result['model']} --steps {result['steps']} "
-        f"--repeats {len(result['seconds']['plain'])}`, {result['dtype']}, {result['threads']} threads, "
-        f"torch {result['torch']}; recorded features {result['features_mb']} MB.",
+        f"--repeats {len(result['seconds']['plain'])}` wrote these figures. It ran in {result['dtype']}",
+        f"on {result['device']}, with {result['threads']} threads and torch {result['torch']}. "
+        f"The recorded features take {result['features_mb']} MB.",
         "",
         "| ratio of whole samplings | median | least | most |",
         "|---|---|---|---|",
@@ -352,7 +359,7 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
 def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, profile: Path | None) -> None:
     """Times the arms in turns and writes the ratios."""
     quieten_libraries()
-    dtype = torch.bfloat16 if model != "tiny" and has_bf16() else torch.float32
+    dtype = best_dtype(model)
     bench = Bench(model, steps, dtype)
     measure(bench, repeats)
     result = summary(bench, model, steps, dtype)
@@ -364,10 +371,18 @@ def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, 
     click.echo(json.dumps({"ratios": result["ratios"], "peak_mb": result["peak_mb"]}, indent=2))
 
 
-def has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself."""
+def device() -> str:
+    """The GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def best_dtype(model: str) -> torch.dtype:
+    """The type in which the UNet runs: half precision on a GPU, else bf16 if the processor multiplies it itself."""
+    if torch.cuda.is_available():
+        return torch.float16
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or torch.cuda.is_available())
+    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if model != "tiny" and has_bf16 else torch.float32
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from rival_ext.guide import Guide
-from rival_ext.hosts.diffusers import DiffusersHost, Request, Scene
-from rival_ext.prepare import prepare
-from rival_ext.report import Report
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
+from rival_ext.method.guide import Guide
+from rival_ext.method.prepare import prepare
 from rival_ext.settings import GUIDANCE, parse_settings
-from rival_ext.store import ChainStore
+from rival_ext.storage.store import ChainStore
 
 CELLS = 16
 """A layout is compared on a grid of so many cells in each direction."""
@@ -34,39 +33,44 @@ class Studio:
     store: ChainStore = field(default_factory=ChainStore)
 
     def host(
-        self, scene: Scene, prompt: str = "", guidance: float = 5.0, exemplar_prompt: str = "", exact: bool = False
+        self,
+        images: RequestImages,
+        prompt: str = "",
+        guidance: float = 5.0,
+        exemplar_prompt: str = "",
+        exact: bool = False,
     ) -> DiffusersHost:
         """The embedded host for a scene."""
         request = Request(prompt, exemplar_prompt, guidance, "ddim", self.steps, exact)
-        return DiffusersHost(self.pipeline, request, scene, lambda done, total: None)
+        return DiffusersHost(self.pipeline, request, images, lambda done, total: None)
 
-    def rival(self, scene: Scene, prompt: str = "", **fields: Any) -> list[Image.Image]:
+    def rival(self, images: RequestImages, prompt: str = "", **fields: Any) -> list[Image.Image]:
         """Pictures with RIVAL, at the guidance scale of the mode; fields: of the settings."""
-        host, guide = self.guided(scene, prompt, **fields)
+        host, guide = self.guided(images, prompt, **fields)
         return self._sample(host, guide.start(self.seeds, host.latent_size), guide)
 
-    def guided(self, scene: Scene, prompt: str = "", **fields: Any) -> tuple[DiffusersHost, Guide]:
+    def guided(self, images: RequestImages, prompt: str = "", **fields: Any) -> tuple[DiffusersHost, Guide]:
         """A host and the guide for its next sampling."""
         settings = parse_settings(fields)
-        host = self.host(scene, prompt, GUIDANCE[settings.mode], settings.exemplar_prompt, settings.exact)
-        return host, prepare(host, settings, self.store, Report(settings.mode, settings.t_align, settings.t_early))
+        host = self.host(images, prompt, GUIDANCE[settings.mode], settings.exemplar_prompt, settings.exact)
+        return host, prepare(host, settings, self.store).guide
 
-    def plain(self, scene: Scene, prompt: str = "", mode: str = "variation") -> list[Image.Image]:
+    def plain(self, images: RequestImages, prompt: str = "", mode: str = "variation") -> list[Image.Image]:
         """Pictures without RIVAL, at the guidance scale of the mode; a canvas is inpainted in the usual way."""
-        host = self.host(scene, prompt, GUIDANCE[mode])
+        host = self.host(images, prompt, GUIDANCE[mode])
         start = torch.cat([host.noise(seed) for seed in self.seeds])
-        painting = host.painting()
-        return self._sample(host, start, painting and PlainInpainting(painting.latent, painting.hole))
+        inpaint = host.inpaint_input()
+        return self._sample(host, start, inpaint and PlainInpainting(inpaint.latent, inpaint.mask))
 
     def seen(self, image: Image.Image) -> Image.Image:
         """A picture as the VAE gives it back: what the model could draw at best."""
-        host = self.host(Scene.of(image))
+        host = self.host(RequestImages.of(image))
         return host.decode(host.exemplar_latent())[0]
 
     def _sample(self, host: DiffusersHost, start: Tensor, guide: Any) -> list[Image.Image]:
         images = host.decode(host.sample(start, self.seeds, guide, lambda done, total: None))
-        canvas, hole = host.scene.canvas, host.scene.hole
-        return [Image.composite(image, canvas, hole) for image in images] if canvas and hole else images
+        canvas, mask = host.images.canvas, host.images.mask
+        return [Image.composite(image, canvas, mask) for image in images] if canvas and mask else images
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,14 @@ class PlainInpainting:
     """In a guide's place: the kept region is the clean latent with new noise at every step; nothing else is done."""
 
     clean: Tensor
-    hole: Tensor
+    mask: Tensor
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's latent with the kept region as it should be at this noise level."""
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(round(1000 * noise_level)))
-        return torch.where(self.hole > 0, latent, self.clean + noise_level * noise)
+        return torch.where(self.mask > 0, latent, self.clean + noise_level * noise)
 
-    def guided_noise(self, noise_level: float, denoise: Any, halves: Sequence[int] = ()) -> Tensor:
+    def guided_noise(self, noise_level: float, denoise: Any, cond_or_uncond: Sequence[int] = ()) -> Tensor:
         """The prediction as it is."""
         prediction: Tensor = denoise()
         return prediction

@@ -1,41 +1,41 @@
-// What the panel needs of the browser: presets in its own storage, the tab that is open, the progress of a check.
+// What the panel needs from the browser: presets in its storage, the open tabs, the progress of a check.
 
-// `var`: where the extension is installed twice, the page has this file twice, and the first one stays
+// `var`: if the extension is installed twice, the page loads this file twice, and the first one stays in use
 var rival = globalThis.rival ?? (() => {
-    const STORED = "rival-presets";
+    const STORAGE_KEY = "rival-presets";
 
-    const read = () => JSON.parse(localStorage.getItem(STORED) ?? "{}");
-    const write = (presets) => localStorage.setItem(STORED, JSON.stringify(presets));
-    // gradio 4 has a name and a value for each
+    const readPresets = () => JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}");
+    const writePresets = (presets) => localStorage.setItem(STORAGE_KEY, JSON.stringify(presets));
+    // gradio 4 wants a name and a value for each choice
     const choice = (name) => (gradio_config.version.startsWith("3.") ? name : [name, name]);
-    const choices = (value) => ({
+    const listOfPresets = (value) => ({
         __type__: "update",
         value,
-        choices: Object.keys(read()).sort().map(choice),
+        choices: Object.keys(readPresets()).sort().map(choice),
     });
 
-    // gradio hands over the inputs' values, then the outputs' present ones
-    const listPresets = (name) => [choices(name)];
+    // gradio passes the values of the inputs, then the present values of the outputs
+    const listPresets = (name) => [listOfPresets(name)];
 
     const savePreset = (name, ...values) => {
         const title = (name ?? "").trim();
-        if (title) write({...read(), [title]: values.slice(0, -1)});
-        return [choices(title)];
+        if (title) writePresets({...readPresets(), [title]: values.slice(0, -1)});
+        return [listOfPresets(title)];
     };
 
     const deletePreset = (name) => {
-        const {[name]: _, ...others} = read();
-        write(others);
-        return [choices("")];
+        const {[name]: _, ...others} = readPresets();
+        writePresets(others);
+        return [listOfPresets("")];
     };
 
     const applyPreset = (name, ...values) => {
-        const [presets, present] = [read(), values.slice(0, values.length / 2)];
-        // a name like "constructor" is no preset, though every object has it
+        const [presets, present] = [readPresets(), values.slice(0, values.length / 2)];
+        // hasOwn: every object has names like "constructor", which are no presets
         return Object.hasOwn(presets, name) ? presets[name] : present;
     };
 
-    // what was last clicked or written into
+    // the element that the user clicked or typed into last
     let touched = null;
     for (const kind of ["click", "input"]) {
         document.addEventListener(kind, ({target}) => { touched = target; }, true);
@@ -45,21 +45,22 @@ var rival = globalThis.rival ?? (() => {
     const openTab = (id) => (gradioApp().getElementById(id) ? get_tab_index(id) : 0);
     const isImg2img = () => gradioApp().getElementById("tab_img2img")?.style.display !== "none";
 
-    // the first two arguments are places for what only the page knows
+    // replaces the first two arguments by the open image tab and the open tab of sizes, which only the page knows
     const withTabs = (imageTab, sizeTab, ...others) =>
         isImg2img() ? [openTab("mode_img2img"), openTab("img2img_tabs_resize"), ...others] : [0, 0, ...others];
 
-    // Forge's canvas hands over pixels alone, but shows the file itself, which says what it was made with
-    const files = (part) => [...gradioApp().querySelectorAll(`${part} .forge-image`)]
-        .filter((picture) => picture.getAttribute("src"));
-    const isSeen = ({offsetParent}) => offsetParent !== null;
+    // Forge's canvas gives the server pixels only, but shows the file itself, which holds the generation parameters
+    const filesIn = (part) => [...gradioApp().querySelectorAll(`${part} .forge-image`)]
+        .filter((image) => image.getAttribute("src"));
+    const isVisible = ({offsetParent}) => offsetParent !== null;
+    // replaces the first argument by the exemplar's file, empty without such a canvas; then as withTabs
     const withFile = (_, ...others) => {
-        const exemplar = files(`#${isImg2img() ? "img2img" : "txt2img"}_rival_exemplar`);
-        const [shown] = [...exemplar, ...files("#mode_img2img").filter(isSeen)];
-        return [shown?.src ?? "", ...withTabs(...others)];
+        const exemplar = filesIn(`#${isImg2img() ? "img2img" : "txt2img"}_rival_exemplar`);
+        const [first] = [...exemplar, ...filesIn("#mode_img2img").filter(isVisible)];
+        return [first?.src ?? "", ...withTabs(...others)];
     };
 
-    // a task of the host like any other: its progress bar, preview, Interrupt and Skip
+    // starts a task as the WebUI starts its own: with its progress bar, preview, Interrupt and Skip
     const startCheck = (task, ...others) => {
         const tab = isImg2img() ? "img2img" : "txt2img";
         const [id, gallery] = [randomId(), gradioApp().getElementById(`${tab}_gallery`)];
@@ -69,8 +70,8 @@ var rival = globalThis.rival ?? (() => {
         return [id, ...withTabs(...others)];
     };
 
-    // just uploaded, a picture that can be painted on has no strokes yet, which the server cannot read
-    const readable = (picture) => [picture?.image ? {...picture, mask: picture.mask ?? picture.image} : null];
+    // gradio 3: a new image in a sketch has no mask yet, and the server cannot read such a value
+    const withMask = (sketch) => [sketch?.image ? {...sketch, mask: sketch.mask ?? sketch.image} : null];
 
     const show = (tab) => () => {
         const button = [...gradioApp().querySelectorAll("#tabs > .tab-nav > button")]
@@ -83,7 +84,7 @@ var rival = globalThis.rival ?? (() => {
         return [];
     };
 
-    // the host's title has the percentage alone, its bar what is being done as well
+    // the WebUI's progress bar says what RIVAL is doing, its page title says only the percentage: add it there
     const nameInTitle = () => {
         const bar = gradioApp().querySelector(".progressDiv > .progress")?.textContent ?? "";
         const [doing] = bar.match(/^(Inverting|Reconstructing) \d+\/\d+/) ?? [];
@@ -92,7 +93,7 @@ var rival = globalThis.rival ?? (() => {
     onUiLoaded(() => new MutationObserver(nameInTitle).observe(document.querySelector("title"), {childList: true}));
 
     return {
-        ...{listPresets, savePreset, deletePreset, applyPreset, isByHand, withTabs, withFile, startCheck, readable},
+        ...{listPresets, savePreset, deletePreset, applyPreset, isByHand, withTabs, withFile, startCheck, withMask},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

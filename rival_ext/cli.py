@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 import numpy as np
@@ -22,18 +22,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from rival_ext import __version__
-from rival_ext.errors import RivalError
-from rival_ext.pictures import contact_sheet, fit, grey_mask, on_white, read_picture, size_of_area
-from rival_ext.report import Report
-from rival_ext.settings import FIELDS, GUIDANCE, Field, Settings, is_writable, parse_settings, shown
-from rival_ext.verdict import exactness, judge
+from rival_ext.errors import RivalError, short_repr
+from rival_ext.fields import FIELDS, Field
+from rival_ext.images.transforms import contact_sheet, fit, grey_mask, on_white, read_image, rgb_array, size_of_area
+from rival_ext.report import GuidePart, Report, Rows, Seconds, Steps, join_report
+from rival_ext.settings import GUIDANCE, ExemplarInput, Settings, is_encodable, parse_settings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import Tensor
 
-    from rival_ext.archive import Archive
-    from rival_ext.guide import Guide
-    from rival_ext.hosts.diffusers import DiffusersHost, Scene
+    from rival_ext.hosts.diffusers import DiffusersHost, RequestImages
+    from rival_ext.method.guide import Guide
+    from rival_ext.method.host import Store
 
 SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
 LARGEST_SIDE = 2048
@@ -52,13 +53,13 @@ class Size(click.ParamType["tuple[int, int]"]):
         sides = tuple(map(int, written.groups())) if written else ()
         if not sides or any(side % 8 or not 64 <= side <= LARGEST_SIDE for side in sides):
             self.fail(
-                f"{shown(value)} must be WIDTHxHEIGHT, each a multiple of 8 from 64 to {LARGEST_SIDE}.", param, ctx
+                f"{short_repr(value)} must be WIDTHxHEIGHT, each a multiple of 8 from 64 to {LARGEST_SIDE}.", param, ctx
             )
         return sides[0], sides[1]
 
 
 class Guidance(click.FloatRange):
-    """A float range in which a value that is no number has no place."""
+    """A float range that refuses NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -95,7 +96,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option_kind(field: Field) -> dict[str, Any]:
-    if field.is_picture:
+    if field.is_image:
         return {"type": click.Path(path_type=Path)}
     if field.default is False:
         return {"is_flag": True}
@@ -107,20 +108,28 @@ def _option_kind(field: Field) -> dict[str, Any]:
 @click.command("python -m rival_ext", context_settings={"max_content_width": 110})
 @click.argument("photo", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images, sheet and report.")
-@click.option("--prompt", default="", help="What to draw; empty takes content and style from the photo alone.")
+@click.option("--prompt", default="", help="What to draw. If empty, content and style come from the photo alone.")
 @click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
 @click.option("--mask", type=click.Path(path_type=Path), help="For inpainting: white where PHOTO is filled.")
-@click.option("--size", type=Size(), help="Of the images; without it the photo's aspect at the native area.")
-@click.option("--cfg", type=Guidance(1, 30), show_default="5, 7 but for variation", help="Guidance scale; 1 is off.")
+@click.option(
+    "--size",
+    type=Size(),
+    help="Size of the images. Default: the photo's aspect ratio, with as many pixels as the checkpoint was made for.",
+)
+@click.option(
+    "--cfg", type=Guidance(1, 30), show_default="5 in mode variation, else 7", help="Guidance scale; 1 is off."
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors; else the demo model.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors file. Default: the demo model."
+)
 @click.option(
     "--keep-inversions",
     type=click.Path(path_type=Path),
-    help="Folder to keep inversions in: a next run with the same photo, checkpoint, sampler and steps inverts nothing. "
-    "Some 450 MB each for 20 steps at 512x512.",
+    help="Folder to store inversions in. The next run with the same photo, checkpoint, sampler and steps finds the "
+    "inversion there. Each takes about 450 MB for 20 steps at 512x512.",
 )
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
 @click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")
@@ -130,29 +139,38 @@ def command(**options: Any) -> None:
     given = {field.name: options.pop(field.name) for field in OFFERED}
     given = {name: value for name, value in given.items() if value is not None}
     for field in OFFERED:
-        if field.is_picture and field.name in given:
-            given[field.name] = read_picture(field.flag, given[field.name])
+        if field.is_image and field.name in given:
+            given[field.name] = read_image(field.flag, given[field.name])
     vary(Job(**options), parse_settings(given | {"enabled": True}))
 
 
 def vary(job: Job, settings: Settings) -> None:
-    """Makes the images, the contact sheet and the report; writes all of them or nothing."""
-    if not is_writable(job.prompt):
-        raise RivalError(f"--prompt must be text without broken characters, not {shown(job.prompt)}.")
-    photo = on_white(read_picture("the photo", job.photo))
-    hole = _read_hole(job, settings)
+    """Make the images, the contact sheet and the report. All of them are written, or none.
+
+    Args:
+        job: What the command was asked for.
+        settings: The validated settings.
+
+    Raises:
+        RivalError: Something cannot be honoured.
+    """
+    if not is_encodable(job.prompt):
+        raise RivalError(f"--prompt must be text that UTF-8 can encode, not {short_repr(job.prompt)}.")
+    photo = on_white(read_image("the photo", job.photo))
+    mask = _read_mask(job, settings)
     _refuse_folder(job.out)
-    host = _load_host(job, settings, photo, hole)
-    report = Report("plain" if job.plain else settings.mode, settings.t_align, settings.t_early)
-    images = _generate(job, settings, host, report)
+    host = _load_host(job, settings, photo, mask)
+    images, report = _plain_images(job, host, settings) if job.plain else _rival_images(job, host, settings)
     captions = ["photo", *(f"seed {seed}" for seed in _seeds(job))]
     with _all_or_nothing(job.out) as folder:
         for index, image in enumerate(images):
             image.save(folder / f"{index:03d}.png")
-        contact_sheet([fit(photo, host.scene.size), *images], captions).save(folder / "sheet.png")
+        contact_sheet([fit(photo, host.images.size), *images], captions).save(folder / "sheet.png")
         (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
     click.echo(f"{len(images)} images and {job.out / 'sheet.png'}: {report.summary()}")
     if report.inversion.psnr is not None:
+        from rival_ext.method.quality import judge
+
         click.echo(judge(report.inversion.psnr, settings, job.steps).sentence)
 
 
@@ -168,100 +186,133 @@ def main() -> None:
         sys.exit(130)
 
 
-def _generate(job: Job, settings: Settings, host: DiffusersHost, report: Report) -> list[Image.Image]:
-    from rival_ext.attention import count_rows
-    from rival_ext.inversion import part_of
+class Sampled(NamedTuple):
+    """Images, and the UNet rows and seconds that they took."""
 
-    guide = None if job.plain else _prepare(job, settings, host, report)
+    images: list[Image.Image]
+    rows: int
+    seconds: float
+
+
+def _plain_images(job: Job, host: DiffusersHost, settings: Settings) -> tuple[list[Image.Image], Report]:
+    """Images without RIVAL, from the same seeds, for comparison."""
+    sampled = _sample(job, host, host.noise, None)
+    report = Report(
+        "plain",
+        settings.t_align,
+        settings.t_early,
+        steps=Steps(total=len(host.scheduler.timesteps)),
+        rows=Rows(generation=sampled.rows),
+        seconds=Seconds(generation=sampled.seconds),
+    )
+    return sampled.images, report
+
+
+def _rival_images(job: Job, host: DiffusersHost, settings: Settings) -> tuple[list[Image.Image], Report]:
+    from rival_ext.method.prepare import prepare
+
+    with _progress("Inverting") as host.progress:
+        guide, inversion = prepare(host, settings, _store(job, host))
+    psnr = _check(host, guide) if job.check else None
+
+    def start(seed: int) -> Tensor:
+        # the report counts the steps of one image
+        guide.counts = GuidePart()
+        return guide.start([seed], host.latent_size)
+
+    images, rows, seconds = _sample(job, host, start, guide)
+    return images, join_report(settings, inversion, guide.counts, rows=rows, seconds=seconds, psnr=psnr)
+
+
+def _sample(job: Job, host: DiffusersHost, start: Callable[[int], Tensor], guide: Guide | None) -> Sampled:
+    from rival_ext.method.inversion import part_of
+    from rival_ext.method.layers import count_rows
+
     begun = time.perf_counter()
     images = []
     with count_rows(host.unet) as rows, _progress("Sampling") as advance:
         for index, seed in enumerate(_seeds(job)):
-            report.steps.total = report.steps.injected = report.steps.aligned = 0
-            start = guide.start([seed], host.latent_size) if guide else host.noise(seed)
-            latents = host.sample(start, [seed], guide, part_of(advance, index, job.number))
-            images += [_over_canvas(host.scene, image) for image in host.decode(latents)]
-    if guide is None:
-        report.steps.total = len(rows) // job.number
-    report.rows.generation = sum(rows)
-    report.seconds.generation = time.perf_counter() - begun
-    return images
+            latents = host.sample(start(seed), [seed], guide, part_of(advance, index, job.number))
+            images += [_over_canvas(host.images, image) for image in host.decode(latents)]
+    return Sampled(images, sum(rows), time.perf_counter() - begun)
 
 
-def _prepare(job: Job, settings: Settings, host: DiffusersHost, report: Report) -> Guide:
-    from rival_ext.inversion import reconstruct
-    from rival_ext.prepare import prepare
+def _check(host: DiffusersHost, guide: Guide) -> float:
+    """Lead the exemplar back from its inversion, and measure how exactly it comes back, in dB."""
+    import torch
 
-    with _progress("Inverting") as host.progress:
-        guide = prepare(host, settings, _archive(job, host), report)
-    if job.check:
-        with _progress("Checking") as advance:
-            reconstruction = reconstruct(guide.exemplars[0].chain, host.predict_noise, advance)
-        ceiling, back = host.decode(host.exemplar_latent()), host.decode(reconstruction)
-        report.inversion.psnr = exactness(ceiling[0], back[0])
-    return guide
+    from rival_ext.method.inversion import reconstruct
+    from rival_ext.method.quality import exactness
+
+    with _progress("Checking") as advance:
+        reconstruction = reconstruct(guide.exemplars[0].chain, host.predict_noise, advance)
+    decoded = (host.decode(latent)[0] for latent in (host.exemplar_latent(), reconstruction))
+    return exactness(*(torch.from_numpy(rgb_array(image)) for image in decoded))
 
 
-def _archive(job: Job, host: DiffusersHost) -> Archive | None:
-    from rival_ext.archive import Archive
-    from rival_ext.hosts.diffusers import DEMO_CHECKPOINT
+def _store(job: Job, host: DiffusersHost) -> Store:
+    from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT
+    from rival_ext.storage.disk import DiskStore
+    from rival_ext.storage.store import NoStore
 
     if job.keep_inversions is None:
-        return None
+        return NoStore()
     checkpoint = (job.checkpoint or DEMO_CHECKPOINT).resolve()
     made_by = [__version__, str(checkpoint), checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns]
-    return Archive(job.keep_inversions, made_by, host.unet.device, host.memory_budget())
+    return DiskStore(job.keep_inversions, made_by, host.unet.device, host.memory_budget()).open()
 
 
-def _read_hole(job: Job, settings: Settings) -> Image.Image | None:
+def _read_mask(job: Job, settings: Settings) -> Image.Image | None:
     if job.mask is None:
         if settings.mode == "inpaint":
-            raise RivalError("mode inpaint needs --mask, a picture that is white where PHOTO is filled.")
+            raise RivalError("mode inpaint needs --mask, an image that is white where PHOTO is filled.")
         return None
-    hole = grey_mask(read_picture("--mask", job.mask))
-    if np.asarray(hole).max() < 255:
-        raise RivalError(f"--mask {job.mask} has no white; what is white is filled.")
-    return hole
+    mask = grey_mask(read_image("--mask", job.mask))
+    if np.asarray(mask).max() < 255:
+        raise RivalError(f"--mask {job.mask} has no white part; paint white what is to be filled.")
+    return mask
 
 
-def _load_host(job: Job, settings: Settings, photo: Image.Image, hole: Image.Image | None) -> DiffusersHost:
+def _load_host(job: Job, settings: Settings, photo: Image.Image, mask: Image.Image | None) -> DiffusersHost:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # imported late: `--help` and bad input answer at once
-    from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, DiffusersHost, Request, load_pipeline, quieten_libraries
+    from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
+    from rival_ext.hosts.diffusers import DiffusersHost, Request
 
     quieten_libraries()
     pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
     guidance = job.cfg or GUIDANCE[settings.mode]
     request = Request(job.prompt, settings.exemplar_prompt, guidance, job.sampler, job.steps, settings.exact)
-    scene = _scene(job, settings, pipeline, photo, hole)
-    return DiffusersHost(pipeline, request, scene, lambda done, total: None)
+    images = _request_images(job, settings, pipeline, photo, mask)
+    return DiffusersHost(pipeline, request, images, lambda done, total: None)
 
 
-def _scene(
-    job: Job, settings: Settings, pipeline: StableDiffusionPipeline, photo: Image.Image, hole: Image.Image | None
-) -> Scene:
-    from rival_ext.hosts.diffusers import Scene, Shown, native_size, size_unit
+def _request_images(
+    job: Job, settings: Settings, pipeline: StableDiffusionPipeline, photo: Image.Image, mask: Image.Image | None
+) -> RequestImages:
+    from rival_ext.hosts.checkpoint import native_size, size_unit
+    from rival_ext.hosts.diffusers import RequestImages
 
     size = job.size or native_size(pipeline, photo)
     canvas = fit(photo, size)
     exemplars = []
-    for slot in settings.slots:
+    for one in settings.exemplar_inputs:
         image = canvas
-        if slot.image is not None or settings.mode == "text":
-            # its own aspect: nothing of it has to lie where something of the images does
-            image = on_white(slot.image or photo)
+        if one.image is not None or settings.mode == "text":
+            # an aspect of its own: no part of the exemplar has to lie where a part of the images lies
+            image = on_white(one.image or photo)
             image = fit(image, size_of_area(image, math.sqrt(size[0] * size[1]), size_unit(pipeline)))
-        exemplars.append(Shown(image, slot.mask and fit(grey_mask(slot.mask), image.size), slot.weight))
+        exemplars.append(ExemplarInput(image, one.mask and fit(grey_mask(one.mask), image.size), one.weight))
     if not exemplars:
         raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
-    return Scene(exemplars, size, canvas if hole else None, hole and fit(hole, size))
+    return RequestImages(exemplars, size, canvas if mask else None, mask and fit(mask, size))
 
 
-def _over_canvas(scene: Scene, image: Image.Image) -> Image.Image:
-    """An image with the canvas's own pixels where they are kept."""
-    if scene.canvas is None or scene.hole is None:
+def _over_canvas(images: RequestImages, image: Image.Image) -> Image.Image:
+    """Put the canvas's own pixels where they are kept."""
+    if images.canvas is None or images.mask is None:
         return image
-    return Image.composite(image, scene.canvas, scene.hole)
+    return Image.composite(image, images.canvas, images.mask)
 
 
 def _seeds(job: Job) -> range:

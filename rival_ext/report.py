@@ -1,53 +1,108 @@
-"""What was really done, counted where it happens."""
+"""What was really done in a run: the inversion and the guide each count their part, and `Report` joins the parts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from rival_ext.settings import Settings
+
+FeatureSource = Literal["recorded", "live"]
+"""Where the exemplar's features came from: recorded in the inversion, or evaluated beside each step."""
+
+StoreResult = Literal["hit", "miss", "off"]
+"""Whether the inversions were found in the store. "off" means that there was no store."""
 
 
 @dataclass
 class Steps:
-    """Denoiser calls of one image: all, those that saw the exemplar, those whose statistics were aligned."""
+    """Denoiser calls of one image: all of them, those with injection, and those with aligned statistics."""
 
     total: int = 0
     injected: int = 0
     aligned: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inversion:
-    """UNet evaluations made for the chain, fixed-point iterations a step, largest relative last update, dB or None."""
+    """How the exemplars were inverted.
+
+    Attributes:
+        evaluations: UNet evaluations.
+        iterations: Fixed-point iterations a step, as asked for.
+        residual: The largest last update of a step, relative to the latent.
+        psnr: How exactly the exemplar comes back, in dB. None if that was not checked.
+    """
 
     evaluations: int = 0
     iterations: int = 0
     residual: float = 0.0
     psnr: float | None = None
 
-    def add(self, evaluations: int, iterations: int, residual: float) -> None:
-        """Counts one chain's."""
-        self.evaluations += evaluations
-        self.iterations = iterations
-        self.residual = max(self.residual, residual)
 
-
-@dataclass
+@dataclass(frozen=True)
 class Rows:
-    """UNet rows evaluated: one row is one latent with one prompt."""
+    """UNet rows that were evaluated. One row is one latent with one prompt."""
 
     inversion: int = 0
     generation: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Seconds:
-    """Wall-clock time of each part."""
+    """Wall-clock seconds of each part."""
 
     inversion: float = 0.0
     generation: float = 0.0
 
 
+@dataclass(frozen=True)
+class InversionPart:
+    """What the inversion says of itself.
+
+    Attributes:
+        exemplars: How many exemplars there are.
+        features: Whether features were recorded.
+        store: Whether the inversions were found in the store.
+        inversion: How the exemplars were inverted. All zero if they were found.
+        rows: UNet rows.
+        seconds: Wall-clock seconds, the look into the store included.
+        notes: Sentences on what was done otherwise than usual.
+    """
+
+    exemplars: int
+    features: FeatureSource
+    store: StoreResult
+    inversion: Inversion
+    rows: int
+    seconds: float
+    notes: Sequence[str] = ()
+
+
 @dataclass
+class GuidePart:
+    """What the guide counts while it stands beside the denoiser.
+
+    Attributes:
+        layers: The most self-attention layers that saw the exemplar in one step.
+        steps: The denoiser calls.
+        evaluated_live: Whether an exemplar was evaluated beside a step.
+        notes: Sentences on what was done otherwise than usual, each once.
+    """
+
+    layers: int = 0
+    steps: Steps = field(default_factory=Steps)
+    evaluated_live: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence, unless it is there already."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+
+@dataclass(frozen=True)
 class Report:
     """One run: `report.json` of the command line, and the short `RIVAL report` of the WebUI's infotext."""
 
@@ -56,22 +111,17 @@ class Report:
     t_early: int
     exemplars: int = 1
     layers: int = 0
-    features: Literal["recorded", "live"] | None = None
-    store: Literal["hit", "miss", "off"] = "off"
+    features: FeatureSource | None = None
+    store: StoreResult = "off"
     steps: Steps = field(default_factory=Steps)
     inversion: Inversion = field(default_factory=Inversion)
     rows: Rows = field(default_factory=Rows)
     seconds: Seconds = field(default_factory=Seconds)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, sentence: str) -> None:
-        """Adds why something was done otherwise than usual, once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
+    notes: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The object of `report.json`."""
-        return asdict(self)
+        return asdict(self) | {"notes": list(self.notes)}
 
     def lines(self) -> list[str]:
         """Sentences for people, in the order in which things were done."""
@@ -93,7 +143,7 @@ class Report:
         ]
 
     def summary(self) -> str:
-        """One line for the infotext; no comma or colon, which the WebUI would have to quote."""
+        """One line for the infotext. It has no comma and no colon, because the WebUI would have to quote them."""
         inverted = (
             f"inverted in {self.inversion.evaluations} evaluations (residual {self.inversion.residual:.2g})"
             if self.store != "hit"
@@ -105,3 +155,44 @@ class Report:
             f"{self.steps.aligned} aligned; {self.features} features; {inverted}; "
             f"{self.rows.inversion} + {self.rows.generation} UNet rows" + "".join(f"; {note}" for note in self.notes)
         )
+
+
+def join_report(
+    settings: Settings,
+    inversion: InversionPart,
+    guide: GuidePart,
+    *,
+    rows: int,
+    seconds: float,
+    notes: Sequence[str] = (),
+    psnr: float | None = None,
+) -> Report:
+    """Join the parts of one run.
+
+    Args:
+        settings: The validated settings.
+        inversion: What the inversion says of itself.
+        guide: What the guide counted.
+        rows: UNet rows of the generation.
+        seconds: Wall-clock seconds of the generation.
+        notes: The host's own sentences, between those of the inversion and those of the guide.
+        psnr: How exactly the exemplar comes back, in dB, if that was checked.
+
+    Returns:
+        The report of the run.
+    """
+    done = inversion.inversion
+    return Report(
+        settings.mode,
+        settings.t_align,
+        settings.t_early,
+        exemplars=inversion.exemplars,
+        layers=guide.layers,
+        features="live" if guide.evaluated_live else inversion.features,
+        store=inversion.store,
+        steps=guide.steps,
+        inversion=Inversion(done.evaluations, done.iterations, done.residual, psnr),
+        rows=Rows(inversion.rows, rows),
+        seconds=Seconds(inversion.seconds, seconds),
+        notes=(*inversion.notes, *notes, *guide.notes),
+    )

@@ -1,4 +1,4 @@
-"""What somebody may send who means harm, or who errs: shared by the property tests of unit and host."""
+"""Bad input, by mistake or on purpose, for the property tests in unit and host."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
 
 NAMES = [field.name for field in FIELDS]
-PICTURES = [field.name for field in FIELDS if field.is_picture]
+IMAGES = [field.name for field in FIELDS if field.is_image]
 SENTENCE = re.compile(r"RIVAL: (?P<field>[^\n]{1,400})\.")
 
 # counting
 
 
 TRIED: Counter[str] = Counter()
-"""Cases since they were last reported, of this process; tests/conftest.py sums them up."""
+"""The number of cases since the last report, in this process. tests/conftest.py adds them up."""
 
 
 def cases(number):
-    """So many of a property: the same ones each time, or, with RIVAL_CASES=20, twenty times as many by chance."""
+    """Try a property with so many inputs, the same each time. With RIVAL_CASES=20, twenty times as many at random."""
     times = int(os.environ.get("RIVAL_CASES", "1"))
     return hypothesis.settings(
         max_examples=number * times,
@@ -40,12 +40,12 @@ def cases(number):
 
 
 def long_cases(number):
-    """As `cases`, of a property whose cases take so long that a failing one is shown as it was found."""
+    """As `cases`, for slow properties: a failing input is shown as found, without a search for a smaller one."""
     return hypothesis.settings(cases(number), phases=[hypothesis.Phase.generate])
 
 
 def said(action, *arguments):
-    """What an action that may refuse its input gives: (its result, "") or (None, the sentence). Counts as a case."""
+    """Call an action that may refuse its input. Return (its result, "") or (None, the sentence). Counts as one case."""
     TRIED["cases"] += 1
     try:
         return action(*arguments), ""
@@ -56,14 +56,14 @@ def said(action, *arguments):
 
 
 def plain(sentence):
-    """It, if it is one sentence that a person can read."""
+    """Return the sentence, if it is one sentence that a person can read."""
     assert SENTENCE.fullmatch(sentence), sentence
     assert sentence.isprintable(), ascii(sentence)
     return sentence
 
 
 def names(sentence, fields):
-    """Whether a sentence begins with one of the fields, or says of a field that it does not exist."""
+    """Tell whether a sentence begins with one of the fields, or says that a field does not exist."""
     return sentence.startswith(("RIVAL: unknown field ", *(f"RIVAL: {field} must be " for field in fields)))
 
 
@@ -71,7 +71,7 @@ def names(sentence, fields):
 
 
 def nested(depth, inner=0):
-    """An array in an array, so many times."""
+    """Nest arrays so many times."""
     for _ in range(depth):
         inner = [inner]
     return inner
@@ -105,41 +105,41 @@ field_names = st.sampled_from(NAMES) | unknown_names
 objects = st.dictionaries(field_names, values, max_size=5)
 
 
-# pictures
+# images
 
 
 def file_of(image, kind, **options):
-    """The bytes of a picture file."""
+    """Return the bytes of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def base64_text(data):
-    """As a request carries it."""
+    """Encode bytes as a request carries them."""
     return base64.b64encode(data).decode()
 
 
 def two_colours(mode="RGB", size=(9, 6)):
-    """A picture whose halves differ, so that damage and turns can be seen."""
-    picture = Image.new("RGB", size, "orange")
-    picture.paste("navy", (0, 0, size[0] // 2, size[1] // 3 + 1))
-    return picture.convert(mode)
+    """Return an image whose halves differ, so that damage and rotations can be seen."""
+    image = Image.new("RGB", size, "orange")
+    image.paste("navy", (0, 0, size[0] // 2, size[1] // 3 + 1))
+    return image.convert(mode)
 
 
 KINDS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if "avif" in features.modules else [])]
 
 
 def whole_files():
-    """Small pictures of every kind, in their modes; by name."""
+    """Return by name small images of every format and mode."""
     modes = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"], "WEBP": ["RGB", "RGBA"]}
     modes |= {"BMP": ["1", "L", "P", "RGB"], "GIF": ["L", "P", "RGB"], "TIFF": ["1", "L", "RGB", "CMYK", "I;16", "F"]}
     modes |= {"AVIF": ["RGB", "RGBA"]}
     files = {}
     for kind in KINDS:
         for mode in modes[kind]:
-            picture = two_colours("L").convert("I").convert(mode) if mode == "I;16" else two_colours(mode)
-            files[f"{kind} {mode}"] = file_of(picture, kind)
+            image = two_colours("L").convert("I").convert(mode) if mode == "I;16" else two_colours(mode)
+            files[f"{kind} {mode}"] = file_of(image, kind)
     frames = [two_colours(), two_colours().rotate(180)]
     for kind in ("GIF", "PNG", "WEBP"):
         files[f"{kind} animated"] = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -154,7 +154,7 @@ WHOLE = whole_files()
 
 @st.composite
 def damaged_files(draw):
-    """A whole file with some of it changed, cut off, repeated or put elsewhere; now and then untouched."""
+    """A file with parts changed, cut off, repeated or inserted. Sometimes it is left whole."""
     data = bytearray(draw(st.sampled_from(list(WHOLE.values()))))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(data)))

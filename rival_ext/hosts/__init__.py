@@ -1,1 +1,1 @@
-"""One file a host: the only places that import it."""
+"""The hosts: what the method asks of each (`rival_ext.method.host.Host`). Only these files import a host."""

@@ -1,17 +1,14 @@
-"""The command line's embedded host: an SD 1.x checkpoint through the `diffusers` library."""
+"""The command line's host: an SD 1.x checkpoint through the `diffusers` library (`rival_ext.method.host.Host`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import diffusers
 import psutil
 import torch
-import transformers
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -21,55 +18,58 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTokenizer
 
-from rival_ext.attention import Layers, self_attention_layers
 from rival_ext.errors import RivalError
-from rival_ext.guide import GUIDED, UNGUIDED, Guide
-from rival_ext.noise import NoiseSchedule, levels_tensor, scale_to_vp
-from rival_ext.pictures import mask_array, size_of_area
-from rival_ext.prepare import Painting, Picture
-
-DEMO = Path(__file__).resolve().parents[2] / "demo"
-DEMO_CHECKPOINT = DEMO / "tiny-emoji.safetensors"
-SD15_CONFIG = DEMO / "sd15-config"
-TOKENIZER = DEMO / "tiny-emoji-config" / "tokenizer"
-"""CLIP's own vocabulary, the same for every SD 1.x checkpoint."""
-
-FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
-FIRST_CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+from rival_ext.images.transforms import mask_array
+from rival_ext.method.attention import COND, UNCOND, Layers
+from rival_ext.method.guide import Guide
+from rival_ext.method.host import EncodedExemplar, InpaintInput
+from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.settings import ExemplarInput
 
 Advance = Callable[[int, int], None]
-"""Told (steps done, steps in all)."""
+"""(steps done, steps in all) -> None."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler of the command line: a scheduler of diffusers and the form in which it holds the latents."""
+    """A sampler of the command line.
+
+    Attributes:
+        scheduler: The scheduler class of diffusers.
+        options: What the scheduler is made with.
+        is_exploding: Whether it holds variance-exploding latents.
+    """
 
     scheduler: Any
     options: dict[str, Any]
-    exploding: bool
+    is_exploding: bool
 
 
 SAMPLERS = {
-    "ddim": Sampler(DDIMScheduler, {}, exploding=False),
-    "euler": Sampler(EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, exploding=True),
-    "euler-a": Sampler(EulerAncestralDiscreteScheduler, {"timestep_spacing": "linspace"}, exploding=True),
-    "dpm++2m": Sampler(DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}, exploding=False),
+    "ddim": Sampler(DDIMScheduler, {}, is_exploding=False),
+    "euler": Sampler(EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, is_exploding=True),
+    "euler-a": Sampler(EulerAncestralDiscreteScheduler, {"timestep_spacing": "linspace"}, is_exploding=True),
+    "dpm++2m": Sampler(DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}, is_exploding=False),
     "dpm++2m-karras": Sampler(
-        DPMSolverMultistepScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}, exploding=False
+        DPMSolverMultistepScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}, is_exploding=False
     ),
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample: prompts, guidance scale (1 evaluates the prompt alone), sampler, steps.
+    """What to sample.
 
-    exact: the exemplar is evaluated with the empty prompt too, for the unguided half.
+    Attributes:
+        prompt: The prompt of the images.
+        exemplar_prompt: The prompt of the exemplar's inversion.
+        guidance: The guidance scale. At 1 the prompt alone is evaluated.
+        sampler: A key of `SAMPLERS`.
+        steps: Sampling steps.
+        exact: Whether the exemplar is evaluated with the empty prompt too, for the rows with the negative prompt.
     """
 
     prompt: str
@@ -81,39 +81,52 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An exemplar as it is shown to the model: sides of multiples of 8; `mask` is white where it is seen."""
+class RequestImages:
+    """The images of a request.
 
-    image: Image.Image
-    mask: Image.Image | None = None
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What there is to see: the exemplars, the size of what is made, and for inpainting a canvas and its hole.
-
-    canvas: of that size. hole: white where it is filled.
+    Attributes:
+        exemplars: One or more, each with an image whose sides are multiples of 8, and a mask of the same size or
+            none.
+        size: Width and height of the images to make.
+        canvas: The image to inpaint, of that size, if any.
+        mask: White where the canvas is filled.
     """
 
-    exemplars: Sequence[Shown]
+    exemplars: Sequence[ExemplarInput]
     size: tuple[int, int]
     canvas: Image.Image | None = None
-    hole: Image.Image | None = None
+    mask: Image.Image | None = None
 
     @classmethod
-    def of(cls, image: Image.Image) -> Scene:
-        """One exemplar, and images of its size."""
-        return cls([Shown(image)], image.size)
+    def of(cls, image: Image.Image) -> RequestImages:
+        """Make a request with one exemplar and images of its size."""
+        return cls([ExemplarInput(image)], image.size)
+
+
+class Embeddings(NamedTuple):
+    """The encoded negative prompt, prompt and exemplar's prompt, `[1, tokens, C]` each."""
+
+    negative: Tensor
+    prompt: Tensor
+    exemplar: Tensor
 
 
 class DiffusersHost:
-    """A loaded checkpoint, one request and one scene (`rival_ext.prepare.Host`)."""
+    """A loaded checkpoint, one request and its images.
 
-    def __init__(self, pipeline: StableDiffusionPipeline, request: Request, scene: Scene, progress: Advance):
+    Prompts and images are encoded when they are first needed.
+
+    Args:
+        pipeline: The loaded checkpoint.
+        request: What to sample.
+        images: The images of the request.
+        progress: Told the inversions' progress.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, request: Request, images: RequestImages, progress: Advance):
         self.pipeline = pipeline
         self.request = request
-        self.scene = scene
+        self.images = images
         self.progress = progress
         self.unet = pipeline.unet
         self.layers: Layers = self_attention_layers(self.unet)
@@ -124,79 +137,108 @@ class DiffusersHost:
         self._latents: dict[int, Tensor] = {}
         # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
         self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))
-        self._negative, self._prompt, self._exemplar_prompt = self._encode_prompts()
-        self._has_two_rows = request.exact and not torch.equal(self._negative, self._exemplar_prompt)
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
 
-    def is_predictable(self) -> bool:
+    def levels_are_known(self) -> bool:
         return True
 
     def adds_noise(self) -> bool:
         return self.sampler.scheduler is EulerAncestralDiscreteScheduler
 
-    def pictures(self) -> list[Picture]:
-        return [
-            Picture(
-                self._latent_of(shown.image),
-                shown.weight,
-                self._region(shown.mask, shown.image.size),
-                is_part=shown.mask is not None,
-            )
-            for shown in self.scene.exemplars
-        ]
+    def encoded_exemplars(self) -> list[EncodedExemplar]:
+        encoded = []
+        for image, mask, weight in self.images.exemplars:
+            assert image is not None
+            region = self._region(mask, image.size)
+            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=mask is not None))
+        return encoded
 
-    def painting(self) -> Painting | None:
-        scene = self.scene
-        hole = self._region(scene.hole, scene.size)
-        if scene.canvas is None or hole is None:
+    def inpaint_input(self) -> InpaintInput | None:
+        images = self.images
+        mask = self._region(images.mask, images.size)
+        if images.canvas is None or mask is None:
             return None
-        is_exemplar = any(shown.image is scene.canvas for shown in scene.exemplars)
-        return Painting(self._latent_of(scene.canvas), hole, (hole > 0).float() if is_exemplar else None)
+        is_exemplar = any(exemplar.image is images.canvas for exemplar in images.exemplars)
+        return InpaintInput(self._latent_of(images.canvas), mask, (mask > 0).float() if is_exemplar else None)
 
     def exemplar_latent(self) -> Tensor:
-        """The first exemplar's."""
-        return self._latent_of(self.scene.exemplars[0].image)
+        """Return the first exemplar's clean latent, `[1, C, H, W]`."""
+        return self.encoded_exemplars()[0].latent
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents of what is made."""
-        width, height = (side // self.pipeline.vae_scale_factor for side in self.scene.size)
+        """Height and width of the latents of the images to make."""
+        width, height = (side // self.pipeline.vae_scale_factor for side in self.images.size)
         return height, width
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """The encoded prompts. Raises RivalError if the text encoder cannot read a prompt as a whole."""
+        texts = {"--prompt": self.request.prompt, "--exemplar-prompt": self.request.exemplar_prompt}
+        for option, text in texts.items():
+            self._refuse_long(option, text)
+        with torch.no_grad():
+            encoded = self.pipeline.encode_prompt(["", *texts.values()], self.unet.device, 1, False)[0]
+        return Embeddings(*encoded.split(1))
+
+    @cached_property
+    def has_two_rows(self) -> bool:
+        """Whether the exemplar is evaluated with the empty prompt too."""
+        return self.request.exact and not torch.equal(self.embeddings.negative, self.embeddings.exemplar)
 
     @torch.no_grad()
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         latent = latent * scale_to_vp(noise_level)
-        if not self._has_two_rows:
-            return self._evaluate(latent, noise_level, self._exemplar_prompt)
-        both = torch.cat([self._negative, self._exemplar_prompt])
-        return self._evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[GUIDED:]
+        if not self.has_two_rows:
+            return self.evaluate(latent, noise_level, self.embeddings.exemplar)
+        both = torch.cat([self.embeddings.negative, self.embeddings.exemplar])
+        return self.evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[COND:]
 
     def preview(self, latent: Tensor) -> None:
-        """The command line shows no picture on the way."""
+        """Do nothing: the command line shows no image on the way."""
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        return (self.pipeline.config.get("_name_or_path"), self.unet.dtype, self._exemplar_prompt, self._has_two_rows)
+        name = self.pipeline.config.get("_name_or_path")
+        return (name, self.unet.dtype, self.embeddings.exemplar, self.has_two_rows)
 
     def memory_budget(self) -> float:
         return psutil.virtual_memory().available / 4
 
     def noise(self, seed: int) -> Tensor:
-        """Plain generation's start from a seed, `[1, C, H, W]`, variance-exploding."""
+        """Make the start of plain generation.
+
+        Args:
+            seed: The image's seed.
+
+        Returns:
+            `[1, C, H, W]`, variance-exploding.
+        """
         generator = torch.Generator("cpu").manual_seed(seed)
         shape = (1, self.unet.config.in_channels, *self.latent_size)
         return torch.randn(shape, generator=generator).to(self.unet.device) * self._levels[-1]
 
     @torch.no_grad()
     def sample(self, start: Tensor, seeds: Sequence[int], guide: Guide | None, advance: Advance) -> Tensor:
-        """Final latents `[N, C, H, W]` of the sampler from `start`, variance-exploding; `guide` None is plain."""
+        """Run the sampler.
+
+        Args:
+            start: `[N, C, H, W]`, variance-exploding.
+            seeds: N seeds, for the noise that some samplers add.
+            guide: Stands beside the denoiser. None samples without RIVAL.
+            advance: Told the progress.
+
+        Returns:
+            The final latents, `[N, C, H, W]`.
+        """
         scheduler = self._new_scheduler()
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         randomness = {"generator": generators} if "generator" in _step_parameters(scheduler) else {}
-        prompts = torch.cat([self._negative.expand(len(start), -1, -1), self._prompt.expand(len(start), -1, -1)])
+        negative, prompt, _ = self.embeddings
+        prompts = torch.cat([negative.expand(len(start), -1, -1), prompt.expand(len(start), -1, -1)])
 
-        x = start if self.sampler.exploding else start * scale_to_vp(self._levels[-1])
+        x = start if self.sampler.is_exploding else start * scale_to_vp(self._levels[-1])
         for step, timestep in enumerate(scheduler.timesteps):
             advance(step, len(scheduler.timesteps))
             level = self._levels[-1 - step]
@@ -210,20 +252,42 @@ class DiffusersHost:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Images of final latents, `width x height` of the request."""
+        """Decode final latents.
+
+        Args:
+            latents: `[N, C, H, W]`.
+
+        Returns:
+            N images of the request's size.
+        """
         vae = self.pipeline.vae
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels)
 
+    def evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
+        """Evaluate the UNet.
+
+        Args:
+            latent: `[rows, C, H, W]`, variance-preserving.
+            noise_level: One of the sampler's levels above the lowest.
+            prompts: `[rows, tokens, C]`.
+
+        Returns:
+            `eps`, `[rows, C, H, W]`.
+        """
+        timestep = self._timesteps[noise_level]
+        dtype = self.unet.dtype
+        return self.unet(latent.to(dtype), timestep, prompts.to(dtype), return_dict=False)[0].to(latent.dtype)
+
     def _corrected(self, x: Tensor, level: float, guide: Guide) -> Tensor:
-        scale = 1.0 if self.sampler.exploding else scale_to_vp(level)
+        scale = 1.0 if self.sampler.is_exploding else scale_to_vp(level)
         latent = x / scale
         corrected = guide.corrected_latent(latent, level)
         return x if corrected is latent else corrected * scale
 
     @torch.no_grad()
     def _latent_of(self, image: Image.Image) -> Tensor:
-        """Mean of the VAE's posterior; the same tensor for the same image object."""
+        """Mean of the VAE's posterior. The same image object gives the same tensor."""
         if id(image) not in self._latents:
             vae = self.pipeline.vae
             pixels = VaeImageProcessor().preprocess(image).to(vae.device, vae.dtype)
@@ -240,33 +304,17 @@ class DiffusersHost:
         def denoise() -> Tensor:
             scale = self.request.guidance
             if scale == 1:
-                return self._evaluate(latent, level, prompts[len(latent) :])
-            unguided, guided = self._evaluate(torch.cat([latent, latent]), level, prompts).chunk(2)
-            return unguided + scale * (guided - unguided)
+                return self.evaluate(latent, level, prompts[len(latent) :])
+            uncond, cond = self.evaluate(torch.cat([latent, latent]), level, prompts).chunk(2)
+            return uncond + scale * (cond - uncond)
 
-        halves = [UNGUIDED] * len(latent) * (self.request.guidance != 1) + [GUIDED] * len(latent)
-        return guide.guided_noise(level, denoise, halves) if guide else denoise()
-
-    def _evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
-        timestep = self._timesteps[noise_level]
-        dtype = self.unet.dtype
-        return self.unet(latent.to(dtype), timestep, prompts.to(dtype), return_dict=False)[0].to(latent.dtype)
+        cond_or_uncond = [UNCOND] * len(latent) * (self.request.guidance != 1) + [COND] * len(latent)
+        return guide.guided_noise(level, denoise, cond_or_uncond) if guide else denoise()
 
     def _new_scheduler(self) -> Any:
         scheduler = self.sampler.scheduler.from_config(self.pipeline.scheduler.config, **self.sampler.options)
         scheduler.set_timesteps(self.request.steps)
         return scheduler
-
-    @torch.no_grad()
-    def _encode_prompts(self) -> tuple[Tensor, Tensor, Tensor]:
-        texts = {"--prompt": self.request.prompt, "--exemplar-prompt": self.request.exemplar_prompt}
-        for option, text in texts.items():
-            self._refuse_long(option, text)
-        encoded = self.pipeline.encode_prompt(
-            ["", self.request.prompt, self.request.exemplar_prompt], self.unet.device, 1, False
-        )[0]
-        negative, prompt, exemplar_prompt = encoded.split(1)
-        return negative, prompt, exemplar_prompt
 
     def _refuse_long(self, option: str, text: str) -> None:
         tokenizer = self.pipeline.tokenizer
@@ -275,45 +323,8 @@ class DiffusersHost:
             raise RivalError(f"{option} has {tokens} tokens and the text encoder reads {limit}; shorten it.")
 
 
-def quieten_libraries() -> None:
-    """No advice and no progress bars of `diffusers` and `transformers` among the command line's own words."""
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-
-
-def load_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
-    """The pipeline of an SD 1.x `.safetensors`; a folder `NAME-config` beside it describes one of another shape.
-
-    Raises RivalError if the file is missing, damaged or of another family.
-    """
-    beside = checkpoint.with_name(checkpoint.stem + "-config")
-    config = beside if beside.is_dir() else SD15_CONFIG
-    _refuse_other_families(checkpoint, config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = StableDiffusionPipeline.from_single_file(
-        str(checkpoint),
-        config=str(config),
-        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
-        local_files_only=True,
-        torch_dtype=torch.float32 if device == "cpu" else torch.float16,
-    )
-    return pipeline.to(device)
-
-
-def native_size(pipeline: StableDiffusionPipeline, image: Image.Image) -> tuple[int, int]:
-    """Width and height for an image: its aspect, the area that the checkpoint was trained on."""
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    return size_of_area(image, side, size_unit(pipeline))
-
-
-def size_unit(pipeline: StableDiffusionPipeline) -> int:
-    """What width and height should be multiples of, so that every level of the UNet halves them evenly."""
-    return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-
-
 def _levels(scheduler: Any) -> list[float]:
-    """The noise levels of a scheduler, ascending, read from the scheduler itself."""
+    """The noise levels of a scheduler, ascending, as the scheduler itself holds them."""
     if isinstance(scheduler, DDIMScheduler):
         alphas = torch.stack([*scheduler.alphas_cumprod[scheduler.timesteps], scheduler.final_alpha_cumprod]).double()
         return ((1 - alphas) / alphas).sqrt().flip(0).tolist()
@@ -322,28 +333,3 @@ def _levels(scheduler: Any) -> list[float]:
 
 def _step_parameters(scheduler: Any) -> Sequence[str]:
     return scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
-
-
-def _refuse_other_families(checkpoint: Path, config: Path) -> None:
-    if not checkpoint.is_file():
-        raise RivalError(f"the checkpoint {checkpoint} does not exist.")
-    try:
-        with safe_open(checkpoint, framework="pt") as tensors:
-            names = set(tensors.keys())
-            shapes = {
-                name: tensors.get_slice(name).get_shape()
-                for name in (FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION)
-                if name in names
-            }
-    except (SafetensorError, OSError):
-        raise RivalError(f"{checkpoint} is not a readable .safetensors file.") from None
-    if len(shapes) < 2:
-        raise RivalError(f"{checkpoint} is not a Stable Diffusion 1.x checkpoint; give one to --checkpoint.")
-    found = (*shapes[FIRST_CONVOLUTION][:2], shapes[FIRST_CROSS_ATTENTION][1])
-    unet = json.loads((config / "unet" / "config.json").read_text())
-    expected = (unet["block_out_channels"][0], unet["in_channels"], unet["cross_attention_dim"])
-    if found != expected:
-        raise RivalError(
-            f"{checkpoint} is not a Stable Diffusion 1.x text-to-image checkpoint: its UNet has "
-            f"(width, channels, text width) {found}, not {expected}; give another one to --checkpoint."
-        )

@@ -1,28 +1,38 @@
-"""The panel in a real browser on a real WebUI: what a person does, and what it shows.
+"""The panel in a real browser on a real WebUI: what a user does, and what the page shows.
 
 With RIVAL_SCREENSHOTS naming a folder, the page is saved there as the README shows it.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from tests.host.servers import WEBUIS
-from tests.host.test_changes import until
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
-
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-PANEL = "#img2img_rival_"
-WIDE = {"width": 1280, "height": 1400}
+from tests.browser.pages import (
+    PANEL,
+    ROOT,
+    WIDE,
+    choose,
+    chromium,
+    enable,
+    expect_preview,
+    expect_report,
+    fill_in,
+    generate,
+    open_img2img,
+    paint,
+    playwright_api,
+    preview,
+    screenshot,
+    set_number,
+    set_up,
+    show_img2img,
+    upload,
+)
+from tests.host.servers import PATIENCE, WEBUIS
 
 
 @pytest.fixture(scope="module", params=WEBUIS)
@@ -31,7 +41,7 @@ def server(request, tmp_path_factory):
     folder = webui.folder()
     if folder is None:
         pytest.skip(webui.skipped())
-    # gradio 4 gives the page the WebUI's own files of its data folder alone
+    # gradio 4 serves files of the WebUI only from its data folder and from folders named here
     allowed = ("--gradio-allowed-path", str(folder))
     server = webui(folder, tmp_path_factory.mktemp("webui"), flags=allowed)
     yield server
@@ -40,109 +50,10 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture
 def page(server):
-    if CHROMIUM is None:
-        pytest.skip("browser: no Chromium found")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with chromium() as browser:
         page = browser.new_page(viewport=WIDE)
-        page.set_default_timeout(60_000)
-        playwright_api.expect.set_options(timeout=60_000)
-        page.goto(f"{server.url}/?__theme=light")
-        page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+        open_img2img(page, server)
         yield page
-        browser.close()
-
-
-def upload(page, selector, file=ROOT / "demo" / "pizza.png"):
-    page.locator(f"{selector} input[type=file]").set_input_files(str(file))
-    page.locator(f"{selector} img").first.wait_for()
-
-
-def paint(page, selector):
-    """A photo, and a hole by hand with the widest brush."""
-    if page.locator(f"{selector} .forge-container").count():
-        paint_on_canvas(page, selector)
-        return
-    page.locator(f"{selector} input[type=file]").set_input_files(str(ROOT / "demo" / "pizza.png"))
-    canvas = page.locator(f"{selector} canvas[key=interface]")
-    # a canvas that is not yet laid out for its photo loses what is painted
-    playwright_api.expect(canvas).to_have_attribute("width", "128")
-    # the first hover lets the WebUI hide the canvas for a moment, to expand it; the next waits for its return
-    canvas.hover()
-    page.locator(f"{selector} [aria-label='Use brush']").click()
-    page.locator(f"{selector} input[type=range]").press("End")
-    canvas.hover(position={"x": 200, "y": 300})
-    page.mouse.down()
-    for x, y in ((400, 300), (400, 360), (200, 360)):
-        canvas.hover(position={"x": x, "y": y})
-    page.mouse.up()
-
-
-def paint_on_canvas(page, selector):
-    """The same on Forge's own canvas."""
-    upload(page, selector)
-    canvas = page.locator(f"{selector} .forge-drawing-canvas")
-    canvas.hover()
-    # brushes have a width, an opacity and a softness
-    page.locator(f"{selector} input[type=range]").first.fill("20")
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.4)
-    page.mouse.down()
-    for x, y in ((0.7, 0.4), (0.7, 0.6), (0.3, 0.6)):
-        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y, steps=4)
-    page.mouse.up()
-
-
-def set_number(page, selector, value):
-    box = page.locator(f"{selector} input[type=number]")
-    box.fill(str(value))
-    box.blur()
-
-
-def set_up(page):
-    upload(page, "#img2img_image")
-    fill_in(page, "img2img", "a pizza", cfg_scale=5, denoising_strength=1, batch_size=4)
-
-
-def fill_in(page, tab, prompt, **numbers):
-    page.locator(f"#{tab}_prompt textarea").fill(prompt)
-    for name, value in {"steps": 20, "width": 128, "height": 128, "seed": 1, **numbers}.items():
-        set_number(page, f"#{tab}_{name}", value)
-
-
-def enable(page, tab="img2img"):
-    page.locator(f"#{tab}_rival_enabled > .label-wrap").click()
-    playwright_api.expect(page.locator(f"#{tab}_rival_enabled .input-accordion-checkbox")).to_be_checked()
-
-
-def choose(page, tab, mode):
-    page.locator(f"#{tab}_rival_mode label", has_text=mode).click()
-
-
-def generate(page, tab="img2img"):
-    page.locator(f"#{tab}_generate").click()
-    page.locator(f"#{tab}_gallery img, #html_log_{tab} .error").first.wait_for()
-    page.locator(f"#{tab}_interrupt").wait_for(state="hidden")
-
-
-def expect_report(page, part, tab="img2img"):
-    playwright_api.expect(page.locator(f"#html_info_{tab}").last).to_contain_text(part)
-
-
-def plan(page, tab="img2img"):
-    return page.locator(f"#{tab}_rival_plan").last
-
-
-def expect_plan(page, part, tab="img2img"):
-    playwright_api.expect(plan(page, tab)).to_contain_text(part)
-
-
-def screenshot(page, name):
-    folder = os.environ.get("RIVAL_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(800)
-        page.screenshot(full_page=True, path=str(Path(folder) / name))
 
 
 INFOTEXTS = {
@@ -150,7 +61,7 @@ INFOTEXTS = {
     "Forge": "Diffusion in Low Bits: Automatic, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6",
     "reForge": "Version: f1.0.0v2-v1.10.1RC-latest-2510-g3b56b268",
 }
-"""How the infotext of an image ends that was made on each host: it is pasted into all of them."""
+"""The end of an infotext from each WebUI. Each infotext is pasted into all WebUIs."""
 
 
 def test_variations_from_the_panel(page):
@@ -158,7 +69,7 @@ def test_variations_from_the_panel(page):
     enable(page)
     generate(page)
     assert "RIVAL report: 10 layers" in page.locator("#html_info_img2img").last.inner_text()
-    # the report for people, under the gallery
+    # the report as sentences, under the gallery
     log = page.locator("#html_log_img2img").last
     playwright_api.expect(log).to_contain_text(
         "10 self-attention layers saw the exemplar's recorded features in 20 of 20"
@@ -204,7 +115,7 @@ def test_the_button_releases_the_stored_inversions_and_the_next_run_inverts_agai
     set_up(page)
     enable(page)
     page.locator(f"{PANEL}exemplar_prompt textarea").fill("a slice of pizza")
-    # no other test has this prompt: each run's report differs from the one shown before it
+    # no other test has this prompt, so each report differs from the one that was shown before
     for report in ("inverted in 20 evaluations", "stored inversion"):
         generate(page)
         expect_report(page, report)
@@ -220,7 +131,7 @@ def test_the_button_releases_the_stored_inversions_and_the_next_run_inverts_agai
     expect_report(page, "inverted in 20 evaluations")
 
 
-def test_a_mode_and_the_similarity_set_what_they_stand_for(page):
+def test_a_mode_and_a_similarity_set_the_values_for_which_they_stand(page):
     enable(page)
     expect = playwright_api.expect
 
@@ -245,7 +156,7 @@ def test_the_prompt_in_an_uploaded_exemplars_style_in_txt2img(page):
     choose(page, "txt2img", "text")
     generate(page, "txt2img")
     sentence = page.locator("#html_log_txt2img .error").first
-    assert "RivalError: RIVAL: exemplar is missing: upload one in the panel" in sentence.inner_text()
+    assert "RivalError: RIVAL: exemplar is missing, and txt2img has no image" in sentence.inner_text()
 
     upload(page, "#txt2img_rival_exemplar", ROOT / "demo" / "house.png")
     generate(page, "txt2img")
@@ -254,7 +165,7 @@ def test_the_prompt_in_an_uploaded_exemplars_style_in_txt2img(page):
     screenshot(page, "panel-txt2img.png")
 
 
-def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
+def test_a_mask_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
     mask = Image.new("L", (128, 128))
     ImageDraw.Draw(mask).rectangle((40, 40, 100, 100), fill=255)
     mask.save(tmp_path / "mask.png")
@@ -272,7 +183,7 @@ def test_a_hole_is_filled_in_the_inpaint_upload_tab(page, tmp_path):
 @pytest.mark.parametrize(
     ("tab", "image"), [("Inpaint", "#img2maskimg"), ("Inpaint sketch", "#inpaint_sketch")], ids=["mask", "sketch"]
 )
-def test_a_hole_painted_by_hand_is_filled(page, tab, image):
+def test_a_mask_painted_by_hand_is_filled(page, tab, image):
     page.locator("#mode_img2img > .tab-nav").get_by_text(tab, exact=True).click()
     paint(page, image)
     fill_in(page, "img2img", "a pizza", cfg_scale=7, denoising_strength=1, batch_size=2)
@@ -284,63 +195,63 @@ def test_a_hole_painted_by_hand_is_filled(page, tab, image):
 
 
 @pytest.mark.parametrize("tab", ["img2img", "txt2img"])
-def test_the_panel_says_beforehand_what_a_sampler_does_otherwise(page, tab):
+def test_the_preview_says_what_a_sampler_does_differently(page, tab):
     page.locator("#tabs > .tab-nav > button", has_text=tab).first.click()
     enable(page, tab)
-    expect_plan(page, "then makes 1 image.", tab)
-    playwright_api.expect(plan(page, tab)).not_to_contain_text("finds its own steps")
+    expect_preview(page, "then makes 1 image.", tab)
+    playwright_api.expect(preview(page, tab)).not_to_contain_text("chooses its steps as it runs")
     page.locator(f"#{tab}_sampling input").click()
     page.locator(f"#{tab}_sampling li", has_text="DPM adaptive").click()
-    expect_plan(page, "finds its own steps", tab)
+    expect_preview(page, "chooses its steps as it runs", tab)
 
 
-def test_the_plan_says_what_will_happen_and_knows_what_is_stored(page):
+def test_the_preview_says_what_the_run_will_do_and_knows_what_is_stored(page):
     upload(page, "#img2img_image", ROOT / "demo" / "house.png")
     fill_in(page, "img2img", "", cfg_scale=12, denoising_strength=0.75, batch_size=2, batch_count=2)
     enable(page)
-    expect_plan(page, "Inverts the img2img image in 16 steps, then makes 4 images.")
-    expect_plan(page, "Denoising strength below 1")
-    expect_plan(page, "A high CFG scale")
+    expect_preview(page, "Inverts the img2img image in 16 steps, then makes 4 images.")
+    expect_preview(page, "A denoising strength below 1")
+    expect_preview(page, "A high CFG scale")
     page.locator(f"{PANEL}recommend").click()
     playwright_api.expect(page.locator("#img2img_denoising_strength input[type=number]")).to_have_value("1")
     playwright_api.expect(page.locator("#img2img_cfg_scale input[type=number]")).to_have_value("5")
-    expect_plan(page, "Inverts the img2img image in 20 steps, then makes 4 images.")
-    playwright_api.expect(plan(page)).not_to_contain_text("CFG scale")
+    expect_preview(page, "Inverts the img2img image in 20 steps, then makes 4 images.")
+    playwright_api.expect(preview(page)).not_to_contain_text("CFG scale")
     generate(page)
-    expect_plan(page, "Uses the stored inversion; makes 4 images.")
+    expect_preview(page, "Uses the stored inversion; makes 4 images.")
 
-    # what changes no inversion, and what does
+    # the seed and t_align change no inversion, the steps and the width do
     page.locator(f"{PANEL}more > .label-wrap").click()
     set_number(page, "#img2img_seed", 7)
     set_number(page, f"{PANEL}t_align", 300)
-    expect_plan(page, "t_align 300")
-    expect_plan(page, "Uses the stored inversion")
+    expect_preview(page, "t_align 300")
+    expect_preview(page, "Uses the stored inversion")
     for name, other, former in (("#img2img_steps", 21, 20), ("#img2img_width", 192, 128)):
         set_number(page, name, other)
-        expect_plan(page, "Inverts the img2img image")
+        expect_preview(page, "Inverts the img2img image")
         set_number(page, name, former)
-        expect_plan(page, "Uses the stored inversion")
+        expect_preview(page, "Uses the stored inversion")
     page.locator(f"{PANEL}exemplars > .label-wrap").click()
     upload(page, f"{PANEL}exemplar")
-    expect_plan(page, "Inverts the uploaded exemplar in 20 steps")
+    expect_preview(page, "Inverts the uploaded exemplar in 20 steps")
 
 
-def test_a_check_shows_the_exemplar_as_its_inversion_gives_it_back(page):
+def test_a_check_shows_the_exemplar_and_its_reconstruction(page):
     upload(page, "#img2img_image", ROOT / "demo" / "house.png")
     fill_in(page, "img2img", "a house", cfg_scale=5, denoising_strength=1, steps=60)
     enable(page)
     page.locator(f"{PANEL}check").click()
-    # in the WebUI's own bar and in the page's title
+    # the progress is in the WebUI's own bar and in the page's title
     playwright_api.expect(page.locator("#img2img_results .progress")).to_contain_text(
         re.compile(r"Inverting \d+/60 \d+%")
     )
     page.wait_for_function(r"/^\[Inverting \d+\/60 \d+%.*\] /.test(document.title)")
     playwright_api.expect(page.locator(f"{PANEL}verdict .rival-good")).to_contain_text(re.compile(r"\d\d\.\d dB"))
     playwright_api.expect(page.locator(f"{PANEL}checked .thumbnail-item img")).to_have_count(3)
-    expect_plan(page, "Uses the stored inversion")
+    expect_preview(page, "Uses the stored inversion")
     generate(page)
     expect_report(page, "stored inversion")
-    # twice, as the first time nothing is inverted any more
+    # a second check inverts nothing
     page.locator(f"{PANEL}check").click()
     playwright_api.expect(page.locator(f"{PANEL}verdict").last).to_contain_text("the stored inversion")
     screenshot(page, "panel-check.png")
@@ -366,7 +277,7 @@ def test_a_check_without_an_image_says_so(page):
     )
 
 
-def test_the_exemplars_own_prompt_and_what_stands_in_its_way(page, tmp_path):
+def test_a_prompt_button_fills_in_the_prompt_or_says_why_it_cannot(page, tmp_path):
     enable(page)
     prompt, message = page.locator(f"{PANEL}exemplar_prompt textarea"), page.locator(f"{PANEL}message").last
     page.locator(f"{PANEL}prompt_png_info").click()
@@ -374,8 +285,8 @@ def test_the_exemplars_own_prompt_and_what_stands_in_its_way(page, tmp_path):
 
     upload(page, "#img2img_image")
     page.locator(f"{PANEL}prompt_png_info").click()
-    playwright_api.expect(message).to_contain_text("the exemplar carries no prompt of its own")
-    # no model of the interrogators is there, nor a network to fetch it
+    playwright_api.expect(message).to_contain_text("the exemplar's file contains no prompt")
+    # the interrogators have no model here and no network to download one
     page.locator(f"{PANEL}prompt_clip").click()
     playwright_api.expect(message).to_contain_text("The exemplar could not be described")
 
@@ -386,7 +297,7 @@ def test_the_exemplars_own_prompt_and_what_stands_in_its_way(page, tmp_path):
     Image.open(ROOT / "demo" / "pizza.png").save(tmp_path / "made.png", pnginfo=info)
     page.locator(f"{PANEL}exemplars > .label-wrap").click()
     upload(page, f"{PANEL}exemplar", tmp_path / "made.png")
-    expect_plan(page, "the uploaded exemplar")
+    expect_preview(page, "the uploaded exemplar")
     page.locator(f"{PANEL}prompt_png_info").click()
     playwright_api.expect(prompt).to_have_value("a pizza , hot")
     playwright_api.expect(message).to_have_text("")
@@ -418,7 +329,7 @@ def test_a_preset_is_remembered_by_the_browser(page):
     page.wait_for_function("localStorage.getItem('rival-presets')?.includes('close')")
 
     page.reload()
-    page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    show_img2img(page)
     enable(page)
     page.locator(f"{PANEL}more > .label-wrap").click()
     expect(t_align).to_have_value("600")
@@ -437,11 +348,11 @@ def test_an_image_of_the_gallery_becomes_the_exemplar(page):
     page.locator("#txt2img_rival_use").click()
     page.locator("#txt2img_rival_exemplar img").first.wait_for()
     playwright_api.expect(page.locator("#txt2img_rival_enabled .input-accordion-checkbox")).to_be_checked()
-    expect_plan(page, "Inverts the uploaded exemplar", "txt2img")
+    expect_preview(page, "Inverts the uploaded exemplar", "txt2img")
     generate(page, "txt2img")
     expect_report(page, "RIVAL report: 10 layers", "txt2img")
 
-    # its values go with it to the other tab
+    # an image that is sent to the other tab takes its values with it
     set_number(page, "#txt2img_rival_similarity", 0.75)
     page.locator("#txt2img_send_to_img2img").click()
     page.locator("#img2img_image img").first.wait_for()
@@ -454,38 +365,35 @@ def test_an_image_of_the_gallery_becomes_the_exemplar(page):
 def test_the_panel_fits_its_page(page, server, theme, width):
     page.set_viewport_size({"width": width, "height": 1000})
     page.goto(f"{server.url}/?__theme={theme}")
-    page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    show_img2img(page)
     enable(page)
     for accordion in ("exemplars", "more"):
         page.locator(f"{PANEL}{accordion} > .label-wrap").click()
     panel = page.locator(f"{PANEL}enabled")
     upload(page, f"{PANEL}exemplar", ROOT / "demo" / "house.png")
-    expect_plan(page, "the uploaded exemplar")
+    expect_preview(page, "the uploaded exemplar")
     assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
-    folder = os.environ.get("RIVAL_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(800)
-        panel.screenshot(path=str(Path(folder) / f"panel-{theme}-{width}.png"))
+    screenshot(page, f"panel-{theme}-{width}.png", part=panel)
 
 
 @pytest.mark.parametrize("at_call", [5, 25])
 def test_a_page_closed_during_a_run_leaves_a_server_for_the_next(server, page, at_call):
-    """In the middle of the inversion, and of the sampling."""
+    """At call 5 the run is inverting, at call 25 it is sampling."""
     set_up(page)
     enable(page)
     server.client.delete("/rival/v1/store").raise_for_status()
     server.plan(at_call, "wait")
     page.locator("#img2img_generate").click()
-    until(server.is_waiting)
+    assert server.is_waiting(PATIENCE)
     other = page.context.browser.new_page(viewport=WIDE)
     page.close()
     server.release()
     other.goto(f"{server.url}/?__theme=light")
-    other.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+    show_img2img(other)
     set_up(other)
     enable(other)
     generate(other)
-    # the run of the page that is gone was ended, and its inversion kept
+    # the closed page's run has ended, and its inversion is stored
     expect_report(other, "stored inversion")
     assert server.leftovers() == []
     assert server.is_idle()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -32,7 +33,8 @@ IN_ORDER = [
     *("alignment", "features", "layers", "strength", "plain_inversion", "preset", "preset_save", "preset_delete"),
     "release",
 ]
-"""What the keyboard reaches, everything opened, from the top to the bottom; gradio's field for an image it does not."""
+"""The controls that the keyboard reaches with all accordions open, from top to bottom. gradio's image control it cannot
+reach."""
 
 UNNAMED = """panel => [...panel.querySelectorAll("input:not([type=file]), textarea, button")]
     .filter(control => control.offsetParent)
@@ -42,12 +44,12 @@ UNNAMED = """panel => [...panel.querySelectorAll("input:not([type=file]), textar
         control.closest(".block")?.querySelector("label, [data-testid=block-label]")?.innerText,
     ].some(name => name?.trim()))
     .map(control => control.outerHTML)"""
-"""Controls of the panel that nothing names."""
+"""JavaScript that lists the controls of the panel that have no name."""
 
 
 @pytest.fixture(scope="module")
 def address(pytestconfig):
-    """Where the page is served, by a Python of its own that has that gradio."""
+    """The address of the page. A Python environment with this gradio serves it."""
     if CHROMIUM is None:
         pytest.skip("browser: no Chromium found")
     python = _environment(Path(pytestconfig.cache.mkdir("gradio-3.41.2")))
@@ -65,7 +67,7 @@ def address(pytestconfig):
 
 
 def _environment(folder):
-    """Its Python; made once for each list of requirements."""
+    """Return the Python of an environment with the requirements. It is made again when the requirements change."""
     python, made = folder / "bin" / "python", folder / "requirements.txt"
     wanted = (ALONE / "requirements.txt").read_text()
     if not made.exists() or made.read_text() != wanted:
@@ -83,7 +85,8 @@ def _wait_for(address, process):
             if httpx.get(address).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
     raise RuntimeError(f"the page of the panel did not start (exit status {process.poll()})")
 
 
@@ -115,10 +118,10 @@ def set_number(page, selector, value):
 
 def switch_on(page):
     page.locator(f"{PANEL}enabled-checkbox input").check()
-    playwright_api.expect(plan(page)).to_contain_text("Inverts the img2img image in 16 steps, then makes 1 image.")
+    playwright_api.expect(preview(page)).to_contain_text("Inverts the img2img image in 16 steps, then makes 1 image.")
 
 
-def plan(page):
+def preview(page):
     return page.locator(f"{PANEL}plan").last
 
 
@@ -172,11 +175,11 @@ def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation
     playwright_api.expect(page.locator(f"{PANEL}exact input")).to_be_checked()
 
 
-def test_what_is_painted_over_is_the_region_that_is_seen(page):
+def test_the_part_that_is_painted_over_is_the_region(page):
     switch_on(page)
     open_all(page)
     upload(page, f"{PANEL}exemplar", "house")
-    playwright_api.expect(plan(page)).to_contain_text("Inverts the uploaded exemplar")
+    playwright_api.expect(preview(page)).to_contain_text("Inverts the uploaded exemplar")
     page.locator("#img2img_generate").click()
     page.locator("#img2img_seen img").wait_for()
     assert page.locator("#img2img_region img").count() == 0
@@ -212,7 +215,7 @@ def test_a_name_that_no_preset_has_changes_nothing(page):
     open_all(page)
     set_number(page, f"{PANEL}t_align", 450)
     name = page.locator(f"{PANEL}preset input")
-    # what every object of the browser's language has
+    # every JavaScript object has a property of this name
     name.fill("constructor")
     name.press("Enter")
     page.locator(f"{PANEL}preset_save").click()
@@ -221,8 +224,14 @@ def test_a_name_that_no_preset_has_changes_nothing(page):
     page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
     name.fill("constructor")
     name.press("Enter")
-    page.wait_for_timeout(500)
+    # what is done after it comes to its end
+    name.fill("after")
+    name.press("Enter")
+    page.locator(f"{PANEL}preset_save").click()
+    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('after')")
     playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value("450")
+    page.locator(f"{PANEL}preset_delete").click()
+    page.wait_for_function("localStorage.getItem('rival-presets') === '{}'")
     assert broken == []
 
 

@@ -1,4 +1,4 @@
-"""Two users of a real WebUI that asks for passwords, a browser for each; and what their work leaves behind."""
+"""Two users of a real WebUI that asks for passwords, each with a browser; and the files that their work leaves."""
 
 from __future__ import annotations
 
@@ -10,25 +10,38 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.browser import test_panel
-from tests.browser.test_panel import CHROMIUM, PANEL, enable, expect_plan, expect_report, generate, set_number, set_up
+from tests.browser.pages import (
+    CHROMIUM,
+    PANEL,
+    WIDE,
+    chromium,
+    enable,
+    expect_preview,
+    expect_report,
+    generate,
+    open_img2img,
+    playwright_api,
+    set_number,
+    set_up,
+    show_img2img,
+    upload,
+)
 from tests.host.asking import request
-from tests.host.servers import ROOT, RealServer, real_folder
+from tests.host.data_folder import ROOT
+from tests.host.servers import RealServer, real_folder
 from tests.host.test_routes import asked
 
 pytestmark = pytest.mark.long
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
-
 PASSWORDS = {"ann": "secret", "bob": "other"}
 MARK = '<img src=x onerror="window.taken=1">'
-"""What would run a script on a page that took it for its own."""
+"""Text that runs a script if a page takes it for HTML."""
 
 WRITTEN = re.compile(
     r"data/(outputs|cache|config_states|tmp)/|data/(params\.txt|config\.json|ui-config\.json|cache\.json|log\.txt)$"
     r"|temporary/gradio/"
 )
-"""The WebUI's own places, and gradio's, which keeps what a page shows or uploads."""
+"""The places where the WebUI writes, and where gradio keeps the files that a page shows or uploads."""
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +74,20 @@ def server(folders):
 @pytest.fixture
 def log_in(server):
     """(user) -> the img2img tab in a browser that this user has logged in with."""
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with chromium() as browser:
 
         def log_in(user):
-            context = browser.new_context(viewport=test_panel.WIDE)
+            context = browser.new_context(viewport=WIDE)
             context.request.post(f"{server.url}/login", form={"username": user, "password": PASSWORDS[user]})
             page = context.new_page()
-            page.set_default_timeout(60_000)
-            playwright_api.expect.set_options(timeout=60_000)
-            page.goto(f"{server.url}/?__theme=light")
-            page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+            open_img2img(page, server)
             return page
 
         yield log_in
-        browser.close()
 
 
 def vary(page, seed):
-    """One variation; its report is the one that is shown then."""
+    """Make one variation and return its infotext."""
     set_number(page, "#img2img_seed", seed)
     generate(page)
     expect_report(page, f"Seed: {seed},")
@@ -88,13 +95,13 @@ def vary(page, seed):
 
 
 def check(page, says="dB"):
-    """Has the inversion checked; the verdict or the line below it says so."""
+    """Check the inversion and expect a text in the verdict or in the line below it."""
     page.locator(f"{PANEL}check").click()
     playwright_api.expect(page.locator(f"{PANEL}verdict").last).to_contain_text(says)
 
 
 def release(page, says):
-    """Has the button release what is stored, and say so."""
+    """Release the stored inversions with the button and expect a sentence."""
     if not page.locator(f"{PANEL}release").is_visible():
         page.locator(f"{PANEL}more > .label-wrap").click()
     page.locator(f"{PANEL}release").click()
@@ -108,13 +115,13 @@ def test_one_of_two_users_sees_nothing_of_the_others_inversions(server, log_in):
         enable(page)
     assert "inverted in 20 evaluations" in vary(ann, 1)
     assert "stored inversion" in vary(ann, 2)
-    expect_plan(ann, "Uses the stored inversion")
+    expect_preview(ann, "Uses the stored inversion")
 
     set_number(bob, "#img2img_seed", 3)
-    expect_plan(bob, "Inverts the img2img image in 20 steps")
+    expect_preview(bob, "Inverts the img2img image in 20 steps")
     release(bob, "No inversion of yours is stored")
     assert "inverted in 20 evaluations" in vary(bob, 4)
-    expect_plan(bob, "Uses the stored inversion")
+    expect_preview(bob, "Uses the stored inversion")
     check(bob, "the stored inversion")
 
     assert server.client.get("/rival/v1/store").json() == {"bytes": 0, "chains": []}
@@ -129,7 +136,7 @@ def test_one_of_two_users_sees_nothing_of_the_others_inversions(server, log_in):
     check(bob, "UNet rows")
 
 
-def test_the_pictures_of_a_check_are_not_served_to_who_has_not_logged_in(server, log_in):
+def test_the_images_of_a_check_are_not_served_without_a_login(server, log_in):
     page = log_in("ann")
     set_up(page)
     enable(page)
@@ -145,7 +152,7 @@ def test_the_pictures_of_a_check_are_not_served_to_who_has_not_logged_in(server,
 
 @contextmanager
 def unmarked(page):
-    """Nothing that is done meanwhile makes the page take `MARK` for its own."""
+    """Expect that nothing in the block makes the page take `MARK` for HTML."""
     yield
     assert page.evaluate("window.taken") is None
     assert page.locator("img[src=x]").count() == 0
@@ -182,7 +189,7 @@ def test_what_a_user_writes_is_never_part_of_the_page(log_in, tmp_path):
         page.locator(f"{PANEL}preset_save").click()
         page.wait_for_function("localStorage.getItem('rival-presets')?.includes('onerror')")
         page.reload()
-        page.locator("#tabs > .tab-nav > button", has_text="img2img").first.click()
+        show_img2img(page)
         enable(page)
         page.locator(f"{PANEL}more > .label-wrap").click()
         name.click()
@@ -194,18 +201,18 @@ def test_what_a_user_writes_is_never_part_of_the_page(log_in, tmp_path):
         page.locator("#img2img_prompt textarea").fill(f"{MARK}\nSteps: 20, Sampler: {MARK[:-1]}, {pasted}")
         page.locator("#img2img_tools #paste, #tab_img2img #paste").first.click()
         playwright_api.expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value(re.compile("onerror"))
-        expect_plan(page, "t_align")
+        expect_preview(page, "t_align")
     with unmarked(page):
         info = PngInfo()
         info.add_text("parameters", f"{MARK}\nSteps: 20, Sampler: Euler, Seed: 1")
         Image.open(ROOT / "demo" / "pizza.png").save(tmp_path / "made.png", pnginfo=info)
-        test_panel.upload(page, "#img2img_image", tmp_path / "made.png")
+        upload(page, "#img2img_image", tmp_path / "made.png")
         page.locator(f"{PANEL}prompt_png_info").click()
         playwright_api.expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value(MARK)
 
 
 def files(folders):
-    """Every file in these folders, with when it changed; not what Python and the tests themselves keep."""
+    """List the time of change of every file in these folders, without the files of Python and of the tests."""
     found = {}
     for name, folder in folders.items():
         for path in folder.rglob("*"):
@@ -229,15 +236,15 @@ def test_nothing_is_written_but_where_the_webui_writes(server, log_in, folders):
     page.locator(f"{PANEL}preset_save").click()
     page.wait_for_function("localStorage.getItem('rival-presets')?.includes('mine')")
     page.locator("#img2img_rival_use").click()
-    expect_plan(page, "the uploaded exemplar")
+    expect_preview(page, "the uploaded exemplar")
     vary(page, 2)
     plotted = server.img2img(**request({}), plot=[("[RIVAL] Similarity", "0.25, 0.75"), ("Seed", "1")])
-    assert len(plotted.pictures) == 2
+    assert len(plotted.images) == 2
     assert server.client.post("/rival/v1/invert", json=asked()).status_code == 200
     server.set(rival_memory_mb=1024)
 
     changed = {name for name, when in files(watched).items() if before.get(name) != when}
     assert [name for name in changed if not WRITTEN.match(name)] == []
     assert any(name.startswith("data/outputs/") for name in changed)
-    # two runs of four with their grids, and a plot's grid: a check and the routes save nothing
+    # two runs with four images and a grid each, and the plot's grid: a check and the routes save nothing
     assert sum(name.endswith(".png") and name.startswith("data/outputs/") for name in changed) == 2 * 5 + 1

@@ -1,20 +1,21 @@
-"""The hosts that the contract cases run on."""
+"""The servers on which the contract cases run."""
 
 from __future__ import annotations
 
 import pytest
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import WEBUIS, RealServer, StandInServer
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
+from tests.host.servers import WEBUIS, RealServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
+from tests.host.standin_server import StandInServer
 
 SKIPPED = RealServer.skipped()
 
 
 @pytest.fixture(scope="session", params=["stand-in", *WEBUIS])
 def hosts(request, tmp_path_factory):
-    """(a server with the extension, one that never had it), on the stand-in and on each real WebUI."""
+    """Two servers, one with the extension and one that never had it: on the stand-in and on each real WebUI."""
     if request.param == "stand-in":
         with modules.uninstalled():
             modules.install(new_checkpoint())
@@ -37,12 +38,12 @@ def hosts(request, tmp_path_factory):
 
 
 def new_checkpoint():
-    """A model of its own for each server, so that a hook on one is not on the other."""
+    """Load the small model again, so that no two servers share one with its hooks."""
     return Checkpoint(load_pipeline(DEMO_CHECKPOINT))
 
 
 @pytest.fixture
 def server(hosts):
-    """The server with the extension, its probe fresh."""
+    """The server with the extension, with nothing planned for its probe."""
     hosts[0].plan()
     return hosts[0]

@@ -1,4 +1,4 @@
-"""Small random models for the forks' own ControlNet: a control model, an IP-Adapter and the CLIP that it looks with."""
+"""Small random models for the forks' built-in ControlNet: a control model, an IP-Adapter and its CLIP."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from safetensors.numpy import load_file, save_file
 
 UNET = "model.diffusion_model."
 COPIED = ("input_blocks.", "middle_block.", "time_embed.")
-"""What a control model has of the UNet."""
+"""The parts of the UNet that a control model has."""
 HINT = (3, 16, 16, 32, 32, 96, 96, 256)
-"""Channels of what looks at the picture, before the UNet's own."""
+"""Channels of the layers that read the image, before the UNet's channels."""
 TEXT, LOOK, TOKENS = 96, 16, 4
-"""Width of a prompt's tokens, of CLIP, and how many tokens of the prompt's kind a picture is."""
+"""Width of a prompt's tokens, width of CLIP, and the number of tokens that stand for an image."""
 CROSS_ATTENTION = {0: 64, 3: 128, 6: 128, 7: 64, 8: 64, 15: 128}
-"""Channels by the number that an IP-Adapter for SD 1.x gives a layer, as far as the small UNet has it."""
+"""Channels of the small UNet's layers, by the number that an IP-Adapter for SD 1.x gives a layer."""
 LAYERS, PATCH, PLACES = 24, 14, 257
-"""Of CLIP's L/14, which the host knows by them."""
+"""Sizes of CLIP's L/14, by which the host recognises it."""
 CONTROL, ADAPTER = "control-small", "ip-adapter-small"
 
 
 def place_models(models: Path, checkpoint: Path) -> None:
-    """Into a host's folder of models, for the small checkpoint."""
+    """Write the models for the small checkpoint into a host's folder of models."""
     control, looking = models / "ControlNet", models / "ControlNetPreprocessor"
     control.mkdir(exist_ok=True)
     looking.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def place_models(models: Path, checkpoint: Path) -> None:
 
 
 def control_model(checkpoint: Path) -> dict[str, np.ndarray]:
-    """The UNet's first half with random convolutions from the picture and into the second half."""
+    """Make a control model: the UNet's first half, with random convolutions from the image and to the second half."""
     weights = {name.removeprefix(UNET): value for name, value in load_file(checkpoint).items()}
     model = {name: value for name, value in weights.items() if name.startswith(COPIED)}
     draw = _Random()
@@ -49,7 +49,7 @@ def control_model(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def ip_adapter() -> dict[str, np.ndarray]:
-    """Keys and values of a picture's tokens for each cross-attention layer."""
+    """Make an IP-Adapter: keys and values of an image's tokens for each cross-attention layer."""
     draw = _Random()
     model = draw.layer("image_proj.proj", TOKENS * TEXT, LOOK) | draw.norm("image_proj.norm", TEXT)
     for number in range(16):
@@ -60,7 +60,7 @@ def ip_adapter() -> dict[str, np.ndarray]:
 
 
 def clip() -> dict[str, np.ndarray]:
-    """L/14's layers, narrow ones."""
+    """Make a CLIP with L/14's layers, but narrow ones."""
     draw = _Random()
     model = {
         "vision_model.embeddings.class_embedding": draw.weights(LOOK),

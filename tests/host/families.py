@@ -1,7 +1,7 @@
 """A real WebUI with checkpoints of every family: Stable Diffusion 1, 2 and XL, their inpainting and editing forms.
 
-Two small ones are given (RIVAL_FAMILIES), one is the repository's trained one; the others are made of these by
-widening their first convolution or changing their description.
+Two small checkpoints are in the folder that RIVAL_FAMILIES names, and the repository has a trained one. The others are
+made from these three: their first convolution is widened, or their description is changed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.host.servers import ROOT, RealServer, checkpoint_in
+from tests.host.data_folder import ROOT, add_options, checkpoint_in
+from tests.host.servers import RealServer
 
 TRAINED, SD2, SDXL = "tiny-emoji", "tiny-sd2v", "tiny-sdxl"
-"""What the families are made of: the repository's own checkpoint, and two of the given ones."""
+"""The three checkpoints from which the families are made."""
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 ENCODER = re.compile(r"(.*text_model)\.embeddings\.position_embedding\.weight")
 ENCODER_IN_DESCRIPTION = "version: local/clip-tiny"
@@ -35,7 +36,7 @@ FIRST_ENCODER = """\
             layer_idx: 1
 """
 NUMBER_TOLD = 256
-"""Channels in which SDXL is told one number."""
+"""Channels of SDXL's conditioning for one number."""
 UNCLIP = """\
     embedder_config:
       target: ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder
@@ -43,19 +44,25 @@ UNCLIP = """\
         arch: ViT-S-32-alt
 """
 SETTINGS = {
-    # the host gives an option that a request overrides its value back only if its settings name it
+    # the host restores an option that a request has overridden only if its settings file names it
     **{"sd_noise_schedule": "Default", "fp8_storage": "Disable", "sdxl_crop_top": 0, "sdxl_crop_left": 0},
-    # all stay loaded, so that switching is quick and an inversion outlives it
+    # all checkpoints stay loaded, so switching is quick, and an inversion outlives it
     "sd_checkpoints_limit": 10,
 }
 
 
 @dataclass(frozen=True)
 class Family:
-    """One checkpoint: what it is made of and how, and what a request needs beside its name.
+    """One checkpoint: from which one it is made and how, and the options with which a request loads it.
 
-    channels: of the first convolution. changes: what stands in the source's description, and what in this one's.
-    refines: SDXL's refiner is made of it, which has its second text encoder alone and is told a score of beauty.
+    Attributes:
+        name: The name of the family.
+        file: The checkpoint's file, without the suffix.
+        source: The checkpoint from which it is made.
+        channels: The channels of the first convolution.
+        refines: Whether it is SDXL's refiner, which has only the second text encoder and takes an aesthetic score.
+        changes: Text in the source's description, and its replacement.
+        options: The WebUI's options that it needs.
     """
 
     name: str
@@ -68,12 +75,12 @@ class Family:
 
     @property
     def inpaints(self) -> bool:
-        """It sees a mask and what lies around it."""
+        """Whether it sees a mask and the masked image."""
         return self.channels == 9
 
     @property
     def edits(self) -> bool:
-        """It sees the image that is to be changed."""
+        """Whether it sees the image that it changes."""
         return self.channels == 8
 
     @property
@@ -81,12 +88,13 @@ class Family:
         return self.source == SDXL
 
     def settings(self, **others: Any) -> dict[str, Any]:
-        """The request's `override_settings` that load it; whatever the host reads on loading stands before its name."""
+        """Make the `override_settings` that load it. Options that the host reads while it loads come before its
+        name."""
         return {**self.options, **others, "sd_model_checkpoint": f"{self.file}.safetensors"}
 
 
 def _hybrid(target: str) -> dict[str, str]:
-    """An SD 1.x description whose UNet takes an image beside the latent."""
+    """Make the changes for an SD 1.x description whose UNet takes an image beside the latent."""
     return {
         "ldm.models.diffusion.ddpm.LatentDiffusion": target,
         "conditioning_key: crossattn": "conditioning_key: hybrid",
@@ -150,11 +158,11 @@ REFUSED = Family(
         "image_size: 32\n": "image_size: 32\n        num_classes: sequential\n        adm_in_channels: 256\n",
     },
 )
-"""A family that the method has not been made for; it changes images only."""
+"""A family that RIVAL refuses. It only makes variations of images."""
 
 
 def given_folder() -> Path | None:
-    """The folder of given checkpoints that the environment names, if they are there, else None."""
+    """Return the folder of the small checkpoints that the environment names, or None if they are not there."""
     folder = Path(os.environ.get("RIVAL_FAMILIES", ""))
     return (
         folder
@@ -164,23 +172,23 @@ def given_folder() -> Path | None:
 
 
 class FamiliesServer(RealServer):
-    """A real server with RIVAL that finds a checkpoint of each family; it starts with SD 1.x."""
+    """A real server with RIVAL and a checkpoint of each family. It starts with SD 1.x."""
 
     @staticmethod
     def _fill(data: Path, with_extension: bool) -> None:
         RealServer._fill(data, with_extension)
-        RealServer._add_options(data, SETTINGS)
+        add_options(data, SETTINGS)
         for family in (*FAMILIES, REFUSED):
             if family is not SD1:
                 place(family, checkpoint_in(data).parent)
 
     def layers(self) -> int:
-        """How many self-attention layers the UNet has that is loaded now."""
+        """Return the number of self-attention layers of the loaded UNet."""
         return self._state()["layers"]
 
 
 def place(family: Family, folder: Path) -> None:
-    """Writes a family's checkpoint and its description beside SD 1.x's, which is there."""
+    """Write a family's checkpoint and its description beside SD 1.x's."""
     given = given_folder() if family.source != TRAINED else folder
     assert given is not None
     weights = load_file(given / f"{family.source}.safetensors")
@@ -199,13 +207,14 @@ def place(family: Family, folder: Path) -> None:
 
 
 def _widened(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution that takes further channels: what they show is felt, and changes little of the picture."""
+    """Widen a first convolution by more channels, with small weights, so that they change the image a little."""
     further = np.random.default_rng(0).normal(size=(len(kernel), channels - kernel.shape[1], *kernel.shape[2:]))
     return np.concatenate([kernel, further.astype(kernel.dtype) * kernel.std() / 10], axis=1)
 
 
 def _as_refiner(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """SDXL's weights without its first text encoder, and with one number told in place of a size of two."""
+    """Make the refiner's weights from SDXL's: without the first text encoder, and with one number in place of a
+    size."""
     first, second = "conditioner.embedders.0.", "conditioner.embedders.1."
     width = weights[f"{first}transformer.text_model.embeddings.token_embedding.weight"].shape[1]
     made = {}
@@ -220,7 +229,7 @@ def _as_refiner(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _text_encoder(weights: dict[str, np.ndarray], folder: Path) -> Path:
-    """A folder with the shape of the CLIP text encoder in these weights, and the tokenizer that all of them share."""
+    """Make a folder with the configuration of the CLIP text encoder in these weights, and the common tokenizer."""
     path = folder / "clip-tiny"
     prefix = next(found[1] for found in map(ENCODER.fullmatch, weights) if found)
     layers = {name[len(prefix) :].split(".")[3] for name in weights if name.startswith(f"{prefix}.encoder.layers.")}

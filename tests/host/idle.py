@@ -1,6 +1,7 @@
-"""What a host's process holds of the extension after requests that leave it switched off, and after one that does not.
+"""Which modules of the extension a host's process has imported, before and after the extension is switched on.
 
-`python -m tests.host.idle` observes the stand-in, in a process of its own: in that of the tests everything is imported.
+`python -m tests.host.idle` observes the stand-in in another process, because the tests' process has imported
+everything.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import json
 import sys
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.host.asking import STEPS, request
-from tests.host.servers import StandInServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
+from tests.host.standin_server import StandInServer
 
 SWITCHED_OFF = {"left out": None, "the panel's": [False]}
 SWITCHED_ON = {"switched on": [True]}
 
 
 def observe(server):
-    """By request, in order: modules of the extension imported by then, what was hooked during its sampling."""
+    """Send the requests in order.
+
+    Returns:
+        By request: the extension's modules imported by then, and the hooks during its sampling.
+    """
     seen = {}
     for name, settings in (SWITCHED_OFF | SWITCHED_ON).items():
         server.plan()
@@ -31,9 +36,9 @@ def observe(server):
 
 
 def main():
-    """Writes the stand-in's as JSON."""
+    """Write the observations of the stand-in as JSON."""
     checkpoint = Checkpoint(load_pipeline(DEMO_CHECKPOINT))
-    # the stand-in's checkpoint came through the command line's host; the WebUI has a loader of its own
+    # the command line's loader has loaded the stand-in's checkpoint; a WebUI has its own loader
     for name in [name for name in sys.modules if name.partition(".")[0] == "rival_ext"]:
         del sys.modules[name]
     modules.install(checkpoint)

@@ -1,6 +1,6 @@
-"""Watches a host's UNet for the contract cases: counts its calls, acts at one of them, finds what is hooked.
+"""Watches a host's UNet: counts its calls, acts at one of them, and lists its hooks.
 
-Imported by the stand-in's process and by the real WebUI's own Python: torch and the standard library only.
+Imported by the stand-in's process and by the real WebUI's Python, so it imports torch and the standard library only.
 """
 
 from __future__ import annotations
@@ -25,22 +25,28 @@ FAULTS = {
     "python's memory": lambda: bytearray(sys.maxsize),
     "torch's memory": lambda: torch.empty(2**50),
 }
-"""What raises, by action: the last two ask for what no machine has."""
+"""What raises the error, by action. The last two ask for more memory than any machine has."""
 PLACES = ("before the UNet", "inside a layer", "after a layer")
-"""Where it acts in a call; the layer is a self-attention layer in the middle."""
+"""Where in a call the probe acts. The layer is a self-attention layer in the middle of the UNet."""
 BASELINE = "_rival_probe_baseline"
-"""A UNet's attribute with what was hooked when it was first seen, for the probe of a page that is built anew."""
+"""The attribute of a UNet that holds its hooks of the beginning, for the next probe after "Reload UI"."""
 NOT_NUMBERS = {"nan": ..., "one nan": (0, 0, 0, 0)}
-"""Which of the UNet's answer is no number, by action."""
+"""Which values of the UNet's output become NaN, by action."""
 LONGEST_WAIT = 120
-"""Seconds."""
+"""In seconds."""
 
 
 class Probe:
-    """On the UNet that `loaded()` gives and the host's `state`; what is hooked when it is first seen is the host's own.
+    """Watches the UNet that `loaded()` returns. Hooks that are there at the beginning are the host's own.
 
-    around: gives the names of what is left around the UNet. hooked: what was there beside the host's own at the first
-    call since the plan. waiting: whether a call stands still.
+    Args:
+        loaded: Returns the loaded UNet.
+        state: The host's `shared.state`.
+        around: Returns the names of leftovers around the UNet.
+
+    Attributes:
+        hooked: The hooks besides the host's own at the first call since the plan.
+        waiting: Set while a call stands still.
     """
 
     def __init__(self, loaded, state, around=tuple):
@@ -56,7 +62,7 @@ class Probe:
         self.watch(loaded())
 
     def watch(self, unet):
-        """Also this UNet, from now on."""
+        """Watch this UNet too."""
         if unet not in self.baselines:
             before = set(_hooked(unet))
             unet.register_forward_pre_hook(self._before_call)
@@ -69,9 +75,13 @@ class Probe:
             self.baselines[unet] = vars(unet)[BASELINE] = vars(unet).get(BASELINE, before) | own
 
     def plan(self, at_call=None, action=None, place=PLACES[0], seed=0):
-        """Counts from nought; at that call does `action` at that place; pins the generator.
+        """Count the calls from 0 again, plan one action, and seed the global generator.
 
-        action: one of FAULTS, of NOT_NUMBERS, interrupt, skip, or wait, until somebody calls `release`.
+        Args:
+            at_call: The number of the call at which the probe acts, from 1.
+            action: One of FAULTS or of NOT_NUMBERS, "interrupt", "skip", or "wait" until `release` is called.
+            place: One of PLACES.
+            seed: The seed.
         """
         self.calls, self.at_call, self.action, self.place = 0, at_call, action, place
         self.hooked = []
@@ -80,24 +90,24 @@ class Probe:
         torch.manual_seed(seed)
 
     def release(self):
-        """Lets the call that waits go on."""
+        """Let the call that stands still go on."""
         self.released.set()
 
     def leftovers(self):
-        """Names of hooks and replaced methods that were not there at first, and of what is left around the UNet."""
+        """Return the names of new hooks and replaced methods, and of leftovers around the UNet."""
         hooked = (name for unet, own in self.baselines.items() for name in set(_hooked(unet)) - own)
         return sorted([*hooked, *self.around()])
 
     def layers(self):
-        """How many self-attention layers the UNet has."""
+        """Return the number of self-attention layers."""
         return len(_self_attention(self.loaded()))
 
     def own_forwards(self):
-        """How many of them run the forward of their class."""
+        """Return the number of self-attention layers that run their class's forward."""
         return sum("forward" not in vars(layer) for layer in _self_attention(self.loaded()))
 
     def tensor_bytes(self):
-        """Memory of all live tensors of this process, each storage once."""
+        """Return the bytes of all live tensors of this process, each storage once."""
         gc.collect()
         storages = {}
         for candidate in gc.get_objects():
@@ -107,7 +117,7 @@ class Probe:
         return sum(storages.values())
 
     def imported(self):
-        """Names of the extension's modules that have been imported in this process."""
+        """Return the names of the extension's modules that this process has imported."""
         return sorted(name for name in sys.modules if name.partition(".")[0] == "rival_ext")
 
     def _before_call(self, module, args):
@@ -118,7 +128,7 @@ class Probe:
 
     def _after_call(self, module, args, output):
         if self.calls == self.at_call and self.action in NOT_NUMBERS:
-            # a tuple where the UNet is that of diffusers
+            # the UNet of diffusers returns a tuple
             (output if isinstance(output, torch.Tensor) else output[0])[NOT_NUMBERS[self.action]] = torch.nan
 
     def _act(self, place):

@@ -1,6 +1,6 @@
-"""Watches what Forge and reForge sample with beside the UNet: patchers, samplers, the noise schedule, the VAE.
+"""Watches what Forge and reForge use beside the UNet: patchers, samplers, the noise schedule, the VAE.
 
-Imported by their own Python alone.
+Imported only by their own Python.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ SAMPLERS = (
     *(sd_samplers_timesteps.CompVisSampler, sd_samplers_timesteps.CFGDenoiserTimesteps),
 )
 KEPT = ("forge_objects", "forge_objects_original", "forge_objects_after_applying_lora")
-"""A loaded checkpoint's, between requests."""
+"""The sets of patchers that a loaded checkpoint keeps between requests."""
 SCHEDULES = ("predictor", "model_sampling")
-"""What Forge and reForge call a model's."""
+"""Attributes of a patcher's model."""
 WEIGHTS = ("lora_patches", "patches")
-"""What they call a patcher's changes of weights."""
+"""Attributes that hold a patcher's changes of weights."""
 HOSTS_OWN = ("backend.", "ldm_patched.", "modules_forge.")
-"""Modules of the hosts: token merging stays in the options until the next request, reForge replaces methods itself."""
+"""Modules of the hosts that leave changes themselves: token merging stays in the options until the next request, and
+reForge replaces methods."""
 
 
 def leftovers(checkpoint):
-    """What a request has left in a checkpoint's patchers, or in place of methods."""
+    """List what a request has left in a checkpoint's patchers, or in place of methods."""
     for kept in KEPT:
         objects = getattr(checkpoint, kept)
         for name in ("unet", "clip", "vae"):
@@ -45,7 +46,7 @@ def _in_patcher(where, holder, kinds=("model_options", "object_patches")):
 
 
 def _left(value, path=()):
-    """Paths to whatever is not a container in nested ones; a new patcher's have nothing."""
+    """List the paths to all values in nested containers. A new patcher has none."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _left(inner, (*path, key))
@@ -57,7 +58,7 @@ def _left(value, path=()):
 
 
 def _replaced(part):
-    """Methods of its class that an object's own attributes stand in for."""
+    """List the methods of an object that are replaced by attributes of the instance."""
     methods = {name: value for name, value in vars(part).items() if callable(getattr(type(part), name, None))}
     return [name for name, value in methods.items() if not _is_hosts(value)]
 
@@ -67,7 +68,7 @@ def _is_hosts(value):
 
 
 def _foreign(kind):
-    """Methods of a class that were not written where it was."""
+    """List the methods of a class that are defined in another module than the class."""
     return [
         name for name, method in vars(kind).items() if getattr(method, "__module__", kind.__module__) != kind.__module__
     ]

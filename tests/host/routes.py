@@ -1,4 +1,4 @@
-"""A server whose routes under /rival/v1/ are asked: the stand-in's in this process, or a real WebUI's."""
+"""A server with the routes under /rival/v1/: the stand-in's in this process, or a real WebUI's."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ from threading import Thread
 
 import pytest
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
-from tests.host.servers import WEBUIS, StandInServer, WebuiServer
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
+from tests.host.servers import WEBUIS, WebuiServer
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
 from tests.host.standin.state import cmd_opts
+from tests.host.standin_server import StandInServer
 
 PASSED_ON = ("content-type", "authorization")
 
 
 @contextmanager
 def started(kind, folder, flags=(), **command_line):
-    """A server of one kind, the stand-in's or a WebUI's, with a `client` that answers as httpx does.
+    """Start a server, or skip the test if there is no such WebUI.
 
-    Skipped without such a WebUI. flags: of a real one's command line. command_line: the same for the stand-in, as
-    the host parses it.
+    Args:
+        kind: "stand-in", or a key of `WEBUIS`.
+        folder: The data folder of a WebUI.
+        flags: Further flags of a WebUI's command line.
+        command_line: The same for the stand-in, as the host parses them.
+
+    Yields:
+        The server. Its `client` answers as httpx does.
     """
     if kind in WEBUIS:
         webui = WEBUIS[kind]
@@ -48,20 +55,21 @@ def started(kind, folder, flags=(), **command_line):
 
 
 def client_of_routes():
-    """Asks the routes that the stand-in's command line makes the extension add to an app."""
+    """Make a client of the routes that the extension adds to an app, as the stand-in's command line says."""
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from rival_ext.hosts.webui_api import add_routes
+    from rival_ext.hosts.webui.api import add_routes
+    from rival_ext.hosts.webui.script import SESSION
 
     app = FastAPI()
-    add_routes(None, app)
+    add_routes(app, cmd_opts, SESSION.open)
     return TestClient(app)
 
 
 @contextmanager
 def over_http(server):
-    """The address of a server; the stand-in's routes get one for as long as this runs."""
+    """Yield the address of a server. The stand-in's routes have one while the context manager is open."""
     if isinstance(server, WebuiServer):
         yield server.url
         return
@@ -78,7 +86,7 @@ def over_http(server):
         do_POST = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *_):
-            """Nobody reads it."""
+            """Write no log."""
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), PassedOn)
     Thread(target=listening.serve_forever, daemon=True).start()

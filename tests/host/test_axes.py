@@ -1,4 +1,4 @@
-"""The fields as axes of the X/Y/Z plot, on the stand-in and on a real WebUI. `plot` is a request's (label, values)."""
+"""The fields as axes of the X/Y/Z plot, on the stand-in and on each real WebUI. `plot` holds (label, values) pairs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 
 import pytest
 
-from rival_ext.settings import FIELDS, INVERTED_ANEW, PASTED
-from rival_ext.ui.axes import label_of
+from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, INVERSION_FIELDS
+from rival_ext.hosts.webui.axes import axis_label
+from rival_ext.settings import mode_defaults
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
-from tests.host.servers import base64_of
+from tests.host.answers import base64_of
+from tests.host.asking import STEPS, images_of, infotext, largest_difference, request
 
 pytestmark = pytest.mark.long
 
-AXIS = {field.name: label_of(field) for field in FIELDS if not field.is_picture}
+AXIS = {field.name: axis_label(field) for field in FIELDS if not field.is_image}
 ONE_SEED = ("Seed", "3")
 OTHERS = {
     **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},
@@ -22,11 +23,11 @@ OTHERS = {
     **{"early_steps": 900, "alignment": "latent", "inversion_iterations": 2, "exemplar_tokens": 0.5},
     **{"features": "live", "exact": True, "plain_inversion": True},
 }
-"""Another value than the default, for each field that the infotext carries."""
+"""A value other than the default, for each field of the infotext."""
 
 
 def cells(server, x, y=ONE_SEED, settings=None, **fields):
-    """The answer with the cells of a plot that must succeed."""
+    """Make a plot that must succeed, and return the answer with its cells."""
     server.plan()
     answer = server.img2img(**request(settings, plot=[x, y], **fields))
     assert answer.status == 200, answer.sentence
@@ -35,18 +36,26 @@ def cells(server, x, y=ONE_SEED, settings=None, **fields):
 
 
 def in_texts(name, texts):
-    """A field's values in infotexts, None where it is not."""
-    found = [re.search(rf"RIVAL {name}: \"?([^,\"\n]+)", text) for text in texts]
-    return [match and match[1] for match in found]
+    """A field's values in infotexts. One that is left out has its mode's default. None without RIVAL or for no text."""
+    return [value_in(name, text) for text in texts]
 
 
-def test_every_field_but_the_pictures_is_an_axis_once_in_both_tabs(server):
+def value_in(name, text):
+    mode = re.search(r"RIVAL mode: (\w+)", text)
+    written = re.search(rf"RIVAL {name}: \"?([^,\"\n]+)", text)
+    if written or not mode:
+        return written and written[1]
+    return str(mode_defaults(mode[1])[name]) or None
+
+
+def test_every_field_but_the_images_is_an_axis_once_in_both_tabs(server):
     for tab in ("img2img", "txt2img"):
         labels = [label for label in server.axes(tab) if label.startswith("[RIVAL]")]
         assert labels == list(AXIS.values())
         assert {"[RIVAL] Enabled", "[RIVAL] Similarity", "[RIVAL] Exemplar tokens"} < set(labels)
 
 
+@pytest.mark.slow
 def test_a_grid_of_similarity_and_mode_inverts_once_and_each_cell_has_its_own_values(server):
     similarities, modes = ["0.25", "0.5", "0.75"], ["variation", "edit"]
     x, y = (AXIS["similarity"], ", ".join(similarities)), (AXIS["mode"], ",".join(modes))
@@ -59,23 +68,25 @@ def test_a_grid_of_similarity_and_mode_inverts_once_and_each_cell_has_its_own_va
     assert in_texts("t_align", texts) == in_texts("t_early", texts) == ["800", "600", "400"] * 2
     assert in_texts("start_mix", texts) == ["1.0", "1.0", "0.5"] * 2
     assert in_texts("early_steps", texts) == ["1000"] * 3 + ["900"] * 3
-    for index, picture in enumerate(answer.pictures):
-        for other in answer.pictures[:index]:
-            assert largest_difference([picture], [other]) > 5
+    for index, image in enumerate(answer.images):
+        for other in answer.images[:index]:
+            assert largest_difference([image], [other]) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[True], {}])
-def test_a_cell_is_the_picture_of_a_request_with_its_values(server, settings):
+def test_a_cell_is_the_image_of_a_request_with_its_values(server, settings):
     x, y = (AXIS["similarity"], "0.25,0.75"), (AXIS["t_early"], "700,300")
     answer = cells(server, x, y, settings)
     alone = [
-        pictures(server, {"similarity": similarity, "t_early": t_early})[0]
+        images_of(server, {"similarity": similarity, "t_early": t_early})[0]
         for t_early in (700, 300)
         for similarity in (0.25, 0.75)
     ]
-    assert largest_difference(answer.pictures, alone) == 0
+    assert largest_difference(answer.images, alone) == 0
 
 
+@pytest.mark.slow
 def test_an_axis_of_modes_sets_what_they_stand_for_over_the_panels_values(server):
     panel = [True, "text", 0.5, 500, 400, 0.5]
     texts = cells(server, (AXIS["mode"], "variation,text,edit"), settings=panel).infotexts
@@ -86,15 +97,16 @@ def test_an_axis_of_modes_sets_what_they_stand_for_over_the_panels_values(server
     assert in_texts("start_mix", texts) == ["0.25", "0.75"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [None, {"enabled": False}, [False]])
 def test_an_axis_switches_rival_on_unless_the_axis_of_the_switch_says_otherwise(server, settings):
     x, y = (AXIS["similarity"], "0.25,0.75"), (AXIS["enabled"], "False,True")
     answer = cells(server, x, y, settings)
     assert in_texts("similarity", answer.infotexts) == [None, None, "0.25", "0.75"]
     assert not any("RIVAL" in text for text in answer.infotexts[:2])
-    # the host draws the next cell's latent anew
-    assert largest_difference(answer.pictures[:1], pictures(server)) == 0
-    assert largest_difference(answer.pictures[:2], answer.pictures[2:]) > 20
+    # the host draws the next cell's latent again
+    assert largest_difference(answer.images[:1], images_of(server)) == 0
+    assert largest_difference(answer.images[:2], answer.images[2:]) > 20
     assert in_texts("mode", cells(server, x, settings=settings).infotexts) == ["variation"] * 2
 
 
@@ -103,16 +115,18 @@ def test_a_cells_empty_text_is_not_the_one_of_the_cell_before(server):
     assert in_texts("exemplar_prompt", texts) == ["a pizza", None]
 
 
-@pytest.mark.parametrize("name", [field.name for field in PASTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
 def test_only_the_fields_that_say_so_invert_anew(server, name):
     before = infotext(server, {})
     text = cells(server, (AXIS[name], str(OTHERS[name])), settings={}).infotexts[0]
     assert in_texts(name, [text]) == [str(OTHERS[name])] != in_texts(name, [before])
-    # what leaves the chain as it is counts for nothing without LoRAs or an exemplar's prompt
+    # without LoRAs and without an exemplar prompt these two fields change nothing
     if name not in {"exact", "plain_inversion"}:
-        assert ("stored inversion" in text) == (name not in INVERTED_ANEW)
+        assert ("stored inversion" in text) == (name not in INVERSION_FIELDS)
 
 
+@pytest.mark.slow
 def test_in_txt2img_the_exemplar_is_the_panels(server):
     text = {"prompt": "a pizza", "seed": 3, "steps": STEPS, "width": 128, "height": 128, "cfg_scale": 5}
     settings = {"mode": "text", "exemplar": base64_of(exemplar("house-emojione-blue")), "exemplar_prompt": "a fork"}
@@ -123,7 +137,7 @@ def test_in_txt2img_the_exemplar_is_the_panels(server):
     assert in_texts("t_align", answer.infotexts) == ["200", "800"] * 2
     assert in_texts("layers", answer.infotexts) == ["fine", "fine", "all", "all"]
     assert ["inverted in" in text for text in answer.infotexts] == [True, False, False, False]
-    assert largest_difference(answer.pictures[:1], answer.pictures[1:2]) > 5
+    assert largest_difference(answer.images[:1], answer.images[1:2]) > 5
 
 
 @pytest.mark.parametrize(

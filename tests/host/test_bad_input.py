@@ -1,4 +1,4 @@
-"""Requests as they come, to the end: a picture or a sentence, after which the host is as it was."""
+"""Generated requests, run to the end: each gives an image or a sentence, and the host is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
 from tests.bad_input import (
     TRIED,
     WHOLE,
@@ -27,8 +27,9 @@ from tests.bad_input import (
     two_colours,
     values,
 )
+from tests.host.answers import Answer, base64_of
 from tests.host.routes import started
-from tests.host.servers import WEBUIS, Answer, WebuiServer, base64_of
+from tests.host.servers import WEBUIS, WebuiServer
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +40,7 @@ NAMED = [field.name for field in FIELDS] + ["mask", "width", "prompt", "image", 
 
 
 def region(size, *box):
-    """A mask that is white in a box, or nowhere."""
+    """Make a mask that is white in a box, or nowhere."""
     mask = Image.new("L", size)
     if box:
         mask.paste(255, box)
@@ -59,10 +60,10 @@ masks = st.sampled_from(
 )
 sides = st.sampled_from([1, 2, 7, 64, 300, 3000])
 shapes = st.builds(lambda width, height: base64_text(file_of(Image.new("L", (width, height), 90), "PNG")), sides, sides)
-pictures = st.sampled_from([base64_text(file) for file in WHOLE.values()]) | damaged_files().map(base64_text) | shapes
+images = st.sampled_from([base64_text(file) for file in WHOLE.values()]) | damaged_files().map(base64_text) | shapes
 NEAR = {
-    **{field.name: pictures for field in FIELDS if field.name.startswith("exemplar") and field.is_picture},
-    **{field.name: masks | pictures for field in FIELDS if field.name.startswith("exemplar_mask")},
+    **{field.name: images for field in FIELDS if field.name.startswith("exemplar") and field.is_image},
+    **{field.name: masks | images for field in FIELDS if field.name.startswith("exemplar_mask")},
     **{field.name: st.sampled_from(field.choices) for field in FIELDS if field.choices},
     **{field.name: st.booleans() for field in FIELDS if field.default is False and field.name != "enabled"},
     **{
@@ -95,7 +96,7 @@ runs = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def server(request, tmp_path_factory):
-    """A server without passwords; after all cases it is as it was before the first."""
+    """A server without passwords. After all cases it must be as before the first one."""
     with started(request.param, tmp_path_factory.mktemp("webui")) as server:
         before, varied = made(server), made(server, {"enabled": True})
         yield server
@@ -106,15 +107,15 @@ def server(request, tmp_path_factory):
 
 
 def made(server, settings=None):
-    """A picture, from a pinned global generator."""
+    """Make one image. The global generator is seeded before."""
     server.plan()
     answer = generated(server, {}, settings)
     assert answer.status == 200, answer.sentence
-    return answer.pictures[0]
+    return answer.images[0]
 
 
 def generated(server, run, settings=None):
-    """What img2img answers; what the stand-in cannot read counts as the real one's HTTP 500."""
+    """Send an img2img request. What the stand-in cannot read counts as the real host's HTTP 500."""
     payload = {"init_images": [PHOTO], "prompt": "", "seed": 3, "denoising_strength": 1, **SMALL, **run}
     if settings is not None:
         payload["alwayson_scripts"] = {"RIVAL": {"args": [settings]}}
@@ -130,7 +131,7 @@ JSON = {"content-type": "application/json"}
 
 
 def answered(response):
-    """An answer whose pictures nobody has to see but the first."""
+    """Return an answer with only its first image."""
     body = response.json()
     if response.status_code != 200:
         detail = body.get("detail") or body.get("errors") or str(body)
@@ -145,12 +146,13 @@ def names_a_field(sentence):
 # to the end
 
 
+@pytest.mark.slow
 @given(runs, settings)
 @long_cases(100)
-def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
+def test_a_run_is_an_image_or_a_sentence(server, run, asked):
     TRIED["cases"] += 1
     if server.name == "stand-in":
-        # it resizes in one way only
+        # the stand-in resizes in one way only
         run.pop("resize_mode", None)
     answer = generated(server, run, {"enabled": True, **asked})
     if answer.status == 200:
@@ -162,7 +164,8 @@ def test_a_run_is_a_picture_or_a_sentence(server, run, asked):
     assert (without.status, without.sentence) == (answer.status, answer.sentence), "the host itself takes this request"
 
 
-@given(pictures, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
+@pytest.mark.slow
+@given(images, usable, texts.filter(lambda text: len(text) < 1000), st.integers(0, 3) | st.integers(0, 3) | values)
 @long_cases(30)
 def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, other):
     TRIED["cases"] += 1
@@ -173,9 +176,10 @@ def test_an_inversion_is_an_answer_or_a_sentence(server, image, asked, prompt, o
         assert names_a_field(response.json()["detail"])
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([field.infotext for field in FIELDS]), texts, max_size=5), st.booleans())
 @long_cases(60)
-def test_an_infotext_in_a_request_is_a_picture(server, parameters, is_of_rival):
+def test_an_infotext_in_a_request_is_an_image(server, parameters, is_of_rival):
     if server.name == "stand-in":
         pytest.skip("stand-in: it reads no infotext")
     TRIED["cases"] += 1
@@ -193,7 +197,11 @@ def test_an_infotext_in_a_request_is_a_picture(server, parameters, is_of_rival):
 
 
 def over_a_socket(server, head, pieces=()):
-    """(seconds, bytes sent, answer) of a request written by hand, until the server answers."""
+    """Send a request by hand until the server answers.
+
+    Returns:
+        The seconds, the bytes that were sent, and the answer.
+    """
     begun, sent = time.monotonic(), 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head.encode())
@@ -216,7 +224,7 @@ def test_a_body_of_four_gigabytes_is_refused_without_reading(server):
         pytest.skip("stand-in: no bytes are sent to it")
     seconds, _, answer = over_a_socket(server, HEAD + "Content-Length: 4000000000\r\n\r\n")
     assert answer.startswith("HTTP/1.1 413")
-    assert "RIVAL: the body may have 256 MB; send smaller pictures." in answer
+    assert "RIVAL: the body must have at most 256 MB; send smaller images." in answer
     assert seconds < 5
 
 
@@ -226,16 +234,18 @@ def test_a_body_without_a_length_is_cut_off(server):
     pieces = (b"100000\r\n" + b" " * 2**20 + b"\r\n" for _ in range(1000))
     _, sent, answer = over_a_socket(server, HEAD + "Transfer-Encoding: chunked\r\n\r\n", pieces)
     assert answer.startswith("HTTP/1.1 413")
-    # what is on its way meanwhile is thrown away
+    # the system throws away what arrives after the answer
     assert 256 * 2**20 <= sent < 400 * 2**20
 
 
-def test_a_picture_of_two_hundred_megabytes_is_a_sentence(server):
+@pytest.mark.slow
+def test_an_image_of_two_hundred_megabytes_is_a_sentence(server):
     answer = generated(server, {}, {"enabled": True, "exemplar": "data:image/png;base64," + "A" * 200_000_000})
     assert answer.status == 422
-    assert answer.sentence == "RIVAL: exemplar must be a picture of at most 128 MB, not 143.1 MB."
+    assert answer.sentence == "RIVAL: exemplar must be an image of at most 128 MB, not 143.1 MB."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "mode", "named"),
     [
@@ -246,13 +256,14 @@ def test_a_picture_of_two_hundred_megabytes_is_a_sentence(server):
     ],
 )
 def test_a_shape_that_the_host_cannot_resize_is_named(server, size, mode, named):
-    """It answers such an image with a traceback of its own, or takes all memory for it."""
+    """The host itself answers such an image with a traceback, or takes all memory for it."""
     body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), "resize_mode": mode, **SMALL}
     response = server.client.post(INVERT, json=body)
     assert response.status_code == 422
     assert plain(response.json()["detail"]).startswith(f"RIVAL: {named}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_any_shape_can_be_stretched(server, size):
     body = {"image": base64_text(file_of(Image.new("L", size), "PNG")), **SMALL}

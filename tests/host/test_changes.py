@@ -1,11 +1,11 @@
-"""What a user changes while a run is at work, or between runs: on a real WebUI, whose server stays as good as new."""
+"""Changes during a run and between runs, on each real WebUI. The server must be unchanged afterwards."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import httpx
@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.host.asking import largest_difference, request
-from tests.host.servers import LORA, REFINER, WEBUIS, RealServer, checkpoint_in
+from tests.host.data_folder import LORA, REFINER, checkpoint_in
+from tests.host.servers import PATIENCE, WEBUIS, RealServer
 from tests.host.test_faults import PLAIN, SCENES_OF_REAL, SMALL, STEPS, TOLERATED, VARIED, made
 
 pytestmark = pytest.mark.long
@@ -22,14 +23,18 @@ pytestmark = pytest.mark.long
 OTHER_VAE = "other.safetensors"
 WITH_LORA = request({}, **SMALL, prompt=f"a pizza <lora:{LORA}:1>")
 INVERTING, SAMPLING = 2, STEPS + 2
-"""A UNet call in the middle of each part of a variation."""
-PATIENCE = 60
-"""Seconds for what takes one."""
+"""A UNet call in the middle of the inversion, and one in the middle of the sampling."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Options while it lasts, and what they were. inverts: whether a run then needs another inversion."""
+    """A change of options, and the options that undo it.
+
+    Attributes:
+        done: The changed options.
+        undone: The options before.
+        inverts: Whether a run then needs another inversion.
+    """
 
     done: dict
     undone: dict
@@ -54,13 +59,14 @@ CHANGES = {
 
 
 LEFT_OUT = {"forge": {"VAE", "attention"}, "reforge": {"VAE", "attention"}}
-"""Which of these another WebUI has not, by its name, or does not take back: reForge keeps a VAE that it is to leave."""
+"""Changes that another WebUI does not offer, or does not undo, by its name: reForge keeps a VAE that it should
+leave."""
 OF_THE_GENERATION = {"forge": {"token merging"}, "reforge": {"token merging"}}
-"""What takes no part in its inversions."""
+"""Changes that take no part in a WebUI's inversions, by its name."""
 
 
 def change_of(server, name):
-    """What a change is on this server; skipped where there is none."""
+    """Return a change for this server, or skip the test if the server does not offer it."""
     if name in LEFT_OUT.get(server.name, ()):
         pytest.skip(f"{server.title}: it has no such option, or does not take it back")
     change = CHANGES[name]
@@ -94,9 +100,9 @@ def _other_vae(data):
 
 @pytest.fixture(scope="module")
 def twins(server):
-    """A plain picture and a variation, before anything was changed."""
+    """A plain image, a variation and the memory, before anything was changed."""
     plain, varied = made(server, PLAIN), made(server, VARIED)
-    # what the host keeps of a first change, or of a first LoRA, it keeps
+    # the host allocates memory for a first change and a first LoRA, and keeps it
     for change in (CHANGES[name] for name in CHANGES.keys() - LEFT_OUT.get(server.name, set())):
         server.set(**change.done)
         server.set(**change.undone)
@@ -108,36 +114,36 @@ def twins(server):
 
 def assert_as_good_as_new(server, twins):
     plain, varied, memory = twins
-    until(server.is_idle)
+    server.wait_until_idle()
+    assert server.is_idle()
     assert server.leftovers() == []
     assert server.foreign_forwards() == 0
     assert largest_difference(made(server, PLAIN), plain) == 0
     assert largest_difference(made(server, VARIED), varied) == 0
     server.forget()
-    # not the process's: the host's own loading of checkpoints adds to that, with or without RIVAL
+    # the process's memory is not checked: the host's loading of checkpoints adds to it, with or without RIVAL
     assert server.memory()["tensors"] <= memory["tensors"] * (1 + TOLERATED)
 
 
-def until(holds, seconds=PATIENCE):
-    """Waits; fails if it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{holds} does not come true"
-        time.sleep(0.2)
-
-
 def meanwhile(server, at_call, act, payload=VARIED):
-    """The answer to a request, in one UNet call of which `act` is done, or queued by the host until it has ended."""
+    """Send a request and do `act` during one of its UNet calls. The host may queue the act until the run has ended."""
     server.forget()
     server.plan(at_call, "wait")
     with ThreadPoolExecutor(2) as threads:
         asked = threads.submit(server.img2img, **payload)
-        until(server.is_waiting)
+        assert server.is_waiting(PATIENCE)
         acted = threads.submit(act)
-        time.sleep(1)
+        wait_until_done_or_queued(server, acted)
         server.release()
         acted.result(PATIENCE)
         return asked.result(PATIENCE)
+
+
+def wait_until_done_or_queued(server, acted):
+    """Return when an act is done, or waits in the host's queue for the run to end."""
+    deadline = time.monotonic() + PATIENCE
+    while not wait([acted], timeout=0.1).done and not server.queued():
+        assert time.monotonic() < deadline, "it is neither done nor queued"
 
 
 @pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])
@@ -147,7 +153,7 @@ def test_real_an_option_changed_during_a_run_is_that_of_the_next(server, twins, 
     answer = meanwhile(server, at_call, lambda: server.set(**change.done))
     server.set(**change.undone)
     assert answer.status == 200, answer.sentence
-    assert largest_difference(answer.pictures, twins[1]) == 0
+    assert largest_difference(answer.images, twins[1]) == 0
     assert_as_good_as_new(server, twins)
 
 
@@ -182,17 +188,17 @@ def test_real_token_merging_changed_between_two_batches_is_that_of_no_inversion_
 def test_real_token_merging_of_hires_fix_changed_between_runs_inverts_anew(server, twins):
     _, payload = SCENES_OF_REAL["hires fix"]
 
-    def pictures_of():
+    def made_images():
         server.plan()
-        return server.txt2img(**payload).pictures
+        return server.txt2img(**payload).images
 
     server.forget()
-    unmerged = pictures_of()
+    unmerged = made_images()
     server.set(token_merging_ratio_hr=0.4)
     try:
-        changed = pictures_of()
+        changed = made_images()
         server.forget()
-        assert largest_difference(pictures_of(), changed) == 0
+        assert largest_difference(made_images(), changed) == 0
     finally:
         server.set(token_merging_ratio_hr=0.0)
     assert largest_difference(unmerged, changed) > 0
@@ -208,7 +214,7 @@ def test_real_options_set_during_a_check_are_the_users(server, twins):
     try:
         with ThreadPoolExecutor(1) as threads:
             check = threads.submit(server.client.post, "/rival/v1/invert", json=asked)
-            until(server.is_waiting)
+            assert server.is_waiting(PATIENCE)
             server.set(img2img_color_correction=False)
             saved = json.loads((server.data / "config.json").read_text())
             server.release()
@@ -250,13 +256,13 @@ def test_real_a_lora_rewritten_during_a_run_is_that_of_the_next(server, twins, a
     before = made(server, WITH_LORA)
     rewritten = {name: np.asarray(3 * value) for name, value in weights.items()}
     answer = meanwhile(server, at_call, lambda: save_file(rewritten, file), WITH_LORA)
-    assert largest_difference(answer.pictures, before) == 0
-    # the host looks at the file again when the prompt's LoRAs change
+    assert largest_difference(answer.images, before) == 0
+    # the host reads the file again when the prompt's LoRAs change
     made(server, PLAIN)
     other = server.img2img(**WITH_LORA)
     assert "inverted in" in other.infotexts[0]
-    # the forks do so too, and go on with what they keep of it
-    assert (largest_difference(other.pictures, before) > 0) == isinstance(server, RealServer)
+    # the forks read it too, but go on with the weights that they keep of it
+    assert (largest_difference(other.images, before) > 0) == isinstance(server, RealServer)
     save_file(weights, file)
     made(server, PLAIN)
     assert largest_difference(made(server, WITH_LORA), before) == 0
@@ -274,21 +280,21 @@ def test_real_a_client_that_has_gone_leaves_nothing(server, twins, at_call):
     assert_as_good_as_new(server, twins)
 
 
-# the page built anew
+# Reload UI
 
 
 def reload_ui_during_a_run(server):
-    """The run stands still, as planned, until the page is to be built anew."""
+    """Do "Reload UI" while a run stands still as planned."""
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(httpx.post, f"{server.url}/sdapi/v1/img2img", json=VARIED, timeout=PATIENCE)
-        until(server.is_waiting)
+        assert server.is_waiting(PATIENCE)
         server.reload()
-        # its connection may be closed with the page
+        # the host may close its connection
         assert isinstance(asked.exception(PATIENCE), httpx.HTTPError | None)
 
 
 def doubled(server):
-    """What the host shows or serves more than once of ours."""
+    """Return RIVAL's scripts, controls and routes that the host has more than once."""
     scripts = server.client.get("/sdapi/v1/script-info").json()
     components = server.client.get("/config").json()["components"]
     seen = Counter((script["name"], script["is_img2img"]) for script in scripts if "rival" in script["name"])
@@ -333,7 +339,8 @@ def test_real_the_extension_is_disabled_and_enabled_again(server, twins, at_call
     try:
         reload_ui_during_a_run(server) if at_call else server.reload()
         assert not has_panel(server)
-        until(server.is_idle)
+        server.wait_until_idle()
+        assert server.is_idle()
         assert server.leftovers() == []
         assert server.foreign_forwards() == 0
         assert server.memory()["tensors"] <= twins[2]["tensors"] * (1 + TOLERATED)

@@ -1,4 +1,4 @@
-"""A real WebUI that has changed: RIVAL is off and says why, everything else is as without it."""
+"""A real WebUI that has changed: RIVAL is off and says why, and everything else is as without RIVAL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sample_img2img(self, p, noise, x, conditioning, unconditional_conditioning, 
 
 KDiffusionSampler.sample_img2img = sample_img2img
 """
-"""The host's own calls still work; who counts on the parameters' meaning is wrong."""
+"""Swap two parameters. The host's own calls still work, but a caller that relies on their order fails."""
 
 GONE = """
 import sys
@@ -41,20 +41,20 @@ DRIFTS = {
     "unconditional_conditioning, steps=, image_conditioning=)",
     GONE: "modules.deepbooru and 1 more that it needs",
 }
-"""By what an extension that is loaded before RIVAL does to the host: what RIVAL says is missing."""
+"""Changes that an extension makes before RIVAL is loaded, and what RIVAL then says is missing."""
 
 OFF = [{"enabled": False}]
 
 
 @contextmanager
 def running(data, drift=None):
-    """A server with RIVAL on a host that this was done to; without `drift` one that never had RIVAL."""
+    """Make a class of servers with RIVAL on a host with this change. Without a change the server never had RIVAL."""
 
     class Server(RealServer):
         @staticmethod
         def _fill(data, with_extension):
             RealServer._fill(data, with_extension)
-            # scripts are loaded in the order of the folders' names
+            # the host loads scripts in the order of the folders' names
             scripts = data / "extensions" / "00-drift" / "scripts"
             scripts.mkdir(parents=True)
             (scripts / "drift.py").write_text(drift or "")
@@ -67,13 +67,13 @@ def running(data, drift=None):
 
 
 def plain(server, settings=None):
-    """One picture of each tab."""
+    """Make one image in each tab."""
     made = []
     for tab in ("img2img", "txt2img"):
         server.plan()
         answer = getattr(server, tab)(**asked(tab, settings))
         assert answer.status == 200, answer.sentence
-        made += answer.pictures
+        made += answer.images
     return made
 
 
@@ -84,7 +84,7 @@ def asked(tab, settings):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """What a server makes that never had RIVAL."""
+    """The images of a server that never had RIVAL."""
     if real_folder() is None:
         pytest.skip(SKIPPED)
     with running(tmp_path_factory.mktemp("bare")) as server:
@@ -93,7 +93,7 @@ def bare(tmp_path_factory):
 
 @pytest.mark.parametrize("drift", DRIFTS, ids=["real-a parameter moved", "real-a name and a module gone"])
 def test_rival_is_off_and_says_why_and_the_rest_is_as_without_it(bare, tmp_path, drift):
-    sentence = f"RIVAL: off, since this WebUI has no {DRIFTS[drift]}; update the WebUI or the extension."
+    sentence = f"RIVAL: switched off, because this WebUI has no {DRIFTS[drift]}; update the WebUI or the extension."
     with running(tmp_path / "webui", drift) as server:
         assert server.said().splitlines().count(sentence) == 1
         assert server.failures() == []

@@ -1,6 +1,6 @@
-"""The stand-in on another device than the CPU: nothing mixes the two, and no float64 lands on it.
+"""The stand-in on a pretended device: no operation mixes its tensors with the CPU's, and none of them is float64.
 
-Both fail on GPUs only, the second on Apple's only.
+The first fails only on GPUs, the second only on Apple's.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from rival_ext.hosts.diffusers import DEMO_CHECKPOINT, load_pipeline
+from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import largest_difference, request
-from tests.host.servers import StandInServer, base64_of
+from tests.host.quick import quick_first
 from tests.host.standin import modules
 from tests.host.standin.model import Checkpoint
 from tests.host.standin.samplers import SAMPLERS
+from tests.host.standin_server import StandInServer
 from tests.unit.elsewhere import ELSEWHERE, elsewhere
 
 CPU = torch.device("cpu")
 SIDE = 72
-"""A latent of nine positions, which the UNet's levels do not halve evenly."""
+"""A side of nine latent positions, which the UNet's levels do not halve evenly."""
 PHOTO = base64_of(exemplar("pizza-emojione-yellow"))
 HALF = base64_of(Image.linear_gradient("L").resize((128, 128)).point(lambda value: 255 * (value > 127)))
 
@@ -36,7 +38,7 @@ def checkpoint_on(device):
 
 
 def made_on(device, settings, kind="img2img", **fields):
-    """The pictures of a request to a stand-in whose checkpoint is on a device."""
+    """Make the images of a request on a stand-in whose checkpoint is on a device."""
     payload = request(settings, **{"width": SIDE, "height": SIDE, "steps": 3, "batch_size": 2, **fields})
     if kind == "txt2img":
         del payload["init_images"], payload["denoising_strength"]
@@ -48,16 +50,17 @@ def made_on(device, settings, kind="img2img", **fields):
             stack.enter_context(elsewhere())
         answer = getattr(StandInServer(checkpoint), kind)(**payload)
     assert answer.status == 200, answer.sentence
-    return answer.pictures
+    return answer.images
 
 
-# an adaptive sampler's hundred steps would show nothing that the others do not
-@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "DPM adaptive"])
-def test_every_sampler_makes_the_same_pictures(sampler):
+# an adaptive sampler takes a hundred steps and would show nothing new
+@pytest.mark.parametrize("sampler", quick_first([sampler for sampler in SAMPLERS if sampler != "DPM adaptive"]))
+def test_every_sampler_makes_the_same_images(sampler):
     one, other = (made_on(device, {}, sampler_name=sampler) for device in (ELSEWHERE, CPU))
     assert largest_difference(one, other) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "fields"),
     [
@@ -70,6 +73,6 @@ def test_every_sampler_makes_the_same_pictures(sampler):
         ({"mode": "inpaint", "exemplar": PHOTO}, {"mask": HALF, "inpaint_full_res": False, "sampler_name": "DDIM"}),
     ],
 )
-def test_every_setting_makes_the_same_pictures(settings, fields):
+def test_every_setting_makes_the_same_images(settings, fields):
     one, other = (made_on(device, settings, **fields) for device in (ELSEWHERE, CPU))
     assert largest_difference(one, other) <= 4

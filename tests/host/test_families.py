@@ -1,4 +1,4 @@
-"""Checkpoints of every family on a real WebUI: each is inverted and injected as Stable Diffusion 1.x is."""
+"""Checkpoints of every family on a real WebUI. Each is inverted and injected as Stable Diffusion 1.x is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import largest_difference, request
 from tests.host.conftest import SKIPPED
 from tests.host.families import (
@@ -26,7 +27,7 @@ from tests.host.families import (
     FamiliesServer,
     given_folder,
 )
-from tests.host.servers import base64_of, real_folder
+from tests.host.servers import real_folder
 
 SAMPLERS = [("Euler", "Automatic"), ("DDIM", "Automatic"), ("DPM++ 2M", "Karras"), ("Euler a", "Automatic")]
 PHOTO = "pizza-emojione-yellow"
@@ -48,7 +49,7 @@ def server(tmp_path_factory):
 
 
 def ask(server, family, settings=None, kind="img2img", options=None, **fields):
-    """The answer to a small request to a family's checkpoint; `settings` is the extension's object."""
+    """Send a small request to a family's checkpoint. `settings` is the extension's object."""
     server.plan()
     fields = {"width": SIDE, "height": SIDE, "steps": 6, **fields}
     payload = request(settings, override_settings=family.settings(**(options or {})), **fields)
@@ -59,7 +60,7 @@ def ask(server, family, settings=None, kind="img2img", options=None, **fields):
 
 
 def answered(*args, **fields):
-    """The answer to a request that must succeed and leave nothing behind."""
+    """Send a request that must succeed and leave nothing behind."""
     server, family = args[:2]
     answer = ask(*args, **fields)
     assert answer.status == 200, answer.sentence
@@ -69,7 +70,7 @@ def answered(*args, **fields):
 
 
 def varied(*args, **fields):
-    """As `answered`, with RIVAL: every self-attention layer saw the recorded exemplar in every step."""
+    """Send a request with RIVAL. Every self-attention layer must see the recorded exemplar in every step."""
     server, family, settings, *kind = args if len(args) > 2 else (*args, {})
     answer = answered(server, family, settings, *kind, **fields)
     text = answer.infotexts[0]
@@ -78,7 +79,7 @@ def varied(*args, **fields):
 
 
 def steps(server, text):
-    """In how many steps all layers were injected, which is all steps, with recorded features."""
+    """Return the number of steps. All layers must have been injected in all of them, with recorded features."""
     layers, injected, total = re.search(r"(\d+) layers; (\d+) of (\d+) steps injected", text).groups()
     assert int(layers) == server.layers()
     assert injected == total
@@ -87,21 +88,21 @@ def steps(server, text):
 
 
 def evaluations(text):
-    """How many evaluations the inversion took."""
+    """Return the number of evaluations of the inversion."""
     return int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
 
 
 def rows(text):
-    """UNet rows of the generation."""
+    """Return the UNet rows of the generation."""
     return int(re.search(r"\+ (\d+) UNet rows", text)[1])
 
 
 def difference(one, other):
-    return largest_difference(one.pictures, other.pictures)
+    return largest_difference(one.images, other.images)
 
 
-def hole():
-    """A mask with a square hole in the middle."""
+def centre_mask():
+    """Make a mask that is white in a square in the middle."""
     mask = Image.new("L", (SIDE, SIDE))
     ImageDraw.Draw(mask).rectangle([SIDE // 4, SIDE // 4, SIDE * 3 // 4 - 1, SIDE * 3 // 4 - 1], fill=255)
     return mask
@@ -123,15 +124,15 @@ def test_every_layer_sees_the_exemplar_in_every_step(server, family, sampler, sc
 
 @each_family
 def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family):
-    """As far as the host keeps that promise."""
+    """The host's plain images differ between batch sizes, so RIVAL's may differ too."""
     fields = {"sampler_name": "Euler a", "steps": 4}
     batch, alone, plain_batch, plain_alone = (
-        answered(server, family, settings, **fields, **one).pictures[-1:]
+        answered(server, family, settings, **fields, **one).images[-1:]
         for settings in ({}, None)
         for one in ({"batch_size": 2}, {"seed": 4})
     )
     if family.inpaints:
-        # what these see of the image the host draws from the VAE's posterior, another one for each image of a batch
+        # these see a sample of the VAE's posterior, another one for each image of a batch
         assert np.abs(batch[0].astype(float) - alone[0]).mean() < 3
     else:
         assert largest_difference(batch, alone) <= 2 + 2 * largest_difference(plain_batch, plain_alone)
@@ -140,7 +141,7 @@ def test_image_two_of_a_batch_is_the_image_of_its_own_seed(server, family):
 @pytest.mark.parametrize(("sampler", "number"), [("Euler a", 1), ("LCM", 4), ("Euler a", 8)])
 @each_family
 def test_guidance_one_with_few_steps(server, family, sampler, number):
-    """As distilled models are sampled."""
+    """Distilled models are sampled so."""
     fields = {"cfg_scale": 1, "steps": number, "sampler_name": sampler}
     answer = varied(server, family, **fields)
     assert steps(server, answer.infotexts[0]) == number
@@ -150,12 +151,12 @@ def test_guidance_one_with_few_steps(server, family, sampler, number):
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @each_family
 def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, family, sampler):
-    """It would not with a prediction misread (noise, velocity), a wrong noise level, or another size told to SDXL."""
+    """A prediction that is misread, a wrong noise level, or a wrong size told to SDXL would not give it back."""
     if family.edits:
         pytest.skip("instruct-pix2pix sees the image in the generation and none in the inversion")
     settings = {"start_mix": 0.0, "alignment": "off", "inversion_iterations": 4}
-    decoded = answered(server, family, denoising_strength=0).pictures[0].astype(float)
-    back = varied(server, family, settings, cfg_scale=1, prompt="", steps=12, sampler_name=sampler).pictures[0]
+    decoded = answered(server, family, denoising_strength=0).images[0].astype(float)
+    back = varied(server, family, settings, cfg_scale=1, prompt="", steps=12, sampler_name=sampler).images[0]
     assert np.abs(back - decoded).mean() < 4
 
 
@@ -165,8 +166,8 @@ def test_exact_guidance_and_a_prompt_of_two_parts(server, family):
     fields = {"prompt": "a pizza AND a house :0.5"}
     batch = varied(server, family, settings, batch_size=2, **fields)
     alone = varied(server, family, settings, seed=4, **fields)
-    plain = [answered(server, family, **fields, **one).pictures[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
-    assert largest_difference(batch.pictures[1:], alone.pictures) <= 2 + 2 * largest_difference(*plain)
+    plain = [answered(server, family, **fields, **one).images[-1:] for one in ({"batch_size": 2}, {"seed": 4})]
+    assert largest_difference(batch.images[1:], alone.images) <= 2 + 2 * largest_difference(*plain)
 
 
 @pytest.mark.parametrize("family", [SD2_V, SDXL_BASE], ids=lambda family: family.name)
@@ -180,7 +181,7 @@ def test_both_passes_of_hires_fix_see_the_exemplar(server, family):
 
 
 def test_switching_the_checkpoint_never_reuses_another_ones_inversion(server):
-    """Two of them have the same weights: only their description says what these predict."""
+    """Two of them have the same weights. Only their descriptions say what the weights predict."""
     fields = {"sampler_name": "DDIM", "steps": 5}
     first = {family.name: varied(server, family, **fields) for family in FAMILIES}
     assert all("inverted in" in answer.infotexts[0] for answer in first.values())
@@ -207,13 +208,13 @@ def test_a_checkpoint_that_takes_anothers_place_in_memory_is_inverted_anew(serve
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
 @pytest.mark.parametrize("family", [SDXL_BASE, SDXL_INPAINTING], ids=lambda family: family.name)
 def test_an_exemplar_of_another_aspect(server, family, kind):
-    """It is told its own size: an output that lies and one that stands share its inversion."""
+    """The exemplar is told its own size, so a wide output and a tall output share its inversion."""
     settings = {"exemplar": base64_of(exemplar(PHOTO).resize((192, 96)))}
     standing, lying = (
         varied(server, family, settings, kind, width=width, height=height)
         for width, height in ((SIDE, 2 * SIDE), (2 * SIDE, SIDE))
     )
-    assert standing.pictures[0].shape == (2 * SIDE, SIDE, 3)
+    assert standing.images[0].shape == (2 * SIDE, SIDE, 3)
     assert "stored inversion" in lying.infotexts[0]
     assert difference(lying, answered(server, family, None, kind, width=2 * SIDE, height=SIDE)) > 20
 
@@ -231,18 +232,18 @@ def test_the_crop_is_told_to_the_generation_only(server):
 @pytest.mark.parametrize("mode", ["variation", "inpaint"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("family", [SD1_INPAINTING, SDXL_INPAINTING], ids=lambda family: family.name)
-def test_inpainting_fills_the_hole_and_keeps_the_rest(server, family, sampler, mode):
+def test_inpainting_fills_the_mask_and_keeps_the_rest(server, family, sampler, mode):
     photo = exemplar(PHOTO).resize((SIDE, SIDE))
-    fields = {"image": photo, "mask": base64_of(hole()), "mask_blur": 0, "sampler_name": sampler}
+    fields = {"image": photo, "mask": base64_of(centre_mask()), "mask_blur": 0, "sampler_name": sampler}
     filled = varied(server, family, {"mode": mode}, **fields)
     assert difference(filled, answered(server, family, **fields)) > 20
-    kept = np.asarray(hole()) == 0
-    assert (filled.pictures[0][kept] == np.asarray(photo)[kept]).all()
+    kept = np.asarray(centre_mask()) == 0
+    assert (filled.images[0][kept] == np.asarray(photo)[kept]).all()
 
 
 @pytest.mark.parametrize(("image_guidance", "rows_a_call"), [(1.0, 2), (1.5, 3)])
 def test_instruct_pix2pix_evaluates_the_image_too(server, image_guidance, rows_a_call):
-    """Its third row a call is that of the negative prompt without the image."""
+    """The third row of a call is the negative prompt without the image."""
     fields = {"image_cfg_scale": image_guidance, "batch_size": 2}
     settings = {"exemplar_prompt": "a pizza", "exact": True, "t_align": 300}
     for asked in ({}, settings):
@@ -250,7 +251,7 @@ def test_instruct_pix2pix_evaluates_the_image_too(server, image_guidance, rows_a
         text = batch.infotexts[0]
         assert rows(text) == 2 * rows_a_call * steps(server, text)
         alone = varied(server, SD1_EDITING, asked, **{**fields, "batch_size": 1, "seed": 4})
-        assert largest_difference(batch.pictures[1:], alone.pictures) <= 4
+        assert largest_difference(batch.images[1:], alone.images) <= 4
 
 
 def test_instruct_pix2pix_has_no_image_in_txt2img(server):
@@ -279,7 +280,7 @@ def test_another_family_is_refused_before_sampling(server):
     ids=lambda family: family.name,
 )
 def test_injection_ends_with_the_switch_to_a_refiner(server, family, refiner, kind, sampler, loaded):
-    """loaded: how many checkpoints the host keeps; with one, each is read anew where it is switched to."""
+    """With one loaded checkpoint, the host reads a checkpoint again when it switches to it."""
     exemplars = {"exemplar": base64_of(exemplar(PHOTO))}
     refined = {"refiner_checkpoint": f"{refiner.file}.safetensors", "refiner_switch_at": 0.6}
 
@@ -287,7 +288,7 @@ def test_injection_ends_with_the_switch_to_a_refiner(server, family, refiner, ki
         return answered(server, family, settings, kind, steps=10, sampler_name=sampler, batch_size=2, **others)
 
     def made_by_a_loaded_one(settings):
-        # the host's own first picture with a checkpoint that it has just loaded is off by one at times
+        # the host's first image after it has loaded a checkpoint differs by 1/255 at times
         made(None)
         return made(settings)
 
@@ -311,13 +312,13 @@ def test_injection_ends_with_the_switch_to_a_refiner(server, family, refiner, ki
 
 
 def test_weights_in_eight_bits(server):
-    """On a processor the host then computes in bfloat16; its OpenCLIP encoders cannot (SD 2, SDXL)."""
+    """On a CPU the host then computes in bfloat16. Its OpenCLIP encoders (SD 2, SDXL) cannot."""
     family = SD1
     plain, usual = answered(server, family), varied(server, family)
     eight_bits = {"fp8_storage": "Enable"}
     first = varied(server, family, options=eight_bits)
     assert "inverted in" in first.infotexts[0]
     assert difference(first, answered(server, family, options=eight_bits)) > 20
-    # the host rounds the noise levels of a checkpoint that it has had in eight bits
+    # the host rounds the noise levels of a checkpoint that was in eight bits
     off = difference(answered(server, family), plain)
     assert difference(varied(server, family), usual) <= 2 + 2 * off

@@ -1,4 +1,4 @@
-"""Faults injected into an inversion, a sampling, a layer: afterwards the host is as if there had been none."""
+"""Faults in an inversion, in a sampling and in a layer. The host must be unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import cache
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import largest_difference, pictures, request
+from tests.host.answers import base64_of
+from tests.host.asking import images_of, largest_difference, request, text_request
 from tests.host.probe import PLACES
-from tests.host.servers import base64_of
-from tests.host.test_modes import text_request
+from tests.host.quick import quick_first
 
 pytestmark = pytest.mark.long
 
@@ -20,13 +20,13 @@ SMALL = {"steps": STEPS, "width": 64, "height": 64}
 PLAIN = request(**SMALL)
 VARIED = request({}, **SMALL)
 HOUSE = base64_of(exemplar("house-emojione-blue"))
-HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
+MASK = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
 
 SCENES = {
     "variation": ("img2img", VARIED),
     "live features": ("img2img", request({"features": "live"}, **SMALL)),
     "two exemplars": ("img2img", request({"exemplar_2": HOUSE}, **SMALL)),
-    "a hole": ("img2img", request({"mode": "inpaint", "exemplar": HOUSE}, **SMALL, mask=HOLE, mask_blur=0)),
+    "a mask": ("img2img", request({"mode": "inpaint", "exemplar": HOUSE}, **SMALL, mask=MASK, mask_blur=0)),
     "text": ("txt2img", text_request({"mode": "text", "exemplar": HOUSE}, **SMALL)),
     "exact guidance": ("img2img", request({"exact": True, "exemplar_prompt": "a pizza"}, **SMALL)),
 }
@@ -35,7 +35,7 @@ SCENES_OF_REAL = {
     "hires fix": ("txt2img", text_request({"mode": "text", "exemplar": HOUSE}, **SMALL, **HIRES)),
     "two batches": ("img2img", request({}, **SMALL, n_iter=2)),
 }
-"""What the stand-in has not."""
+"""Scenes that the stand-in does not offer."""
 
 RAISED = {
     "error": "planned fault",
@@ -43,14 +43,14 @@ RAISED = {
     "python's memory": "MemoryError",
     "torch's memory": "can't allocate memory",
 }
-"""What the user reads, by the fault."""
+"""The sentence that the user reads, by the fault."""
 STOPPED = ("interrupt", "skip")
 NOT_NUMBERS = ("nan", "one nan")
 INVERSION, SAMPLING = (1, 2, STEPS), (STEPS + 1, STEPS + 2, 2 * STEPS)
-"""UNet calls of a variation: the first, a middle and the last one of each part."""
+"""The first, a middle and the last UNet call of each part of a variation."""
 
 TOLERATED = 0.05
-"""Of the memory before."""
+"""The tolerated growth of memory, as a fraction."""
 
 FEW = {
     "action": ("error", "memory", "interrupt", "one nan"),
@@ -58,12 +58,12 @@ FEW = {
     "share": (0.25, 0.75),
     "place": ("inside a layer",),
 }
-"""What is tried on the stand-in, where it is to be quick."""
+"""The parameters that are tried on the stand-in."""
 
 
 @pytest.fixture(autouse=True)
 def enough(request, hosts):
-    """Skips what is left to the real WebUI."""
+    """Skip the parameters that are left to the real WebUIs."""
     asked = {name: value for name, value in request.node.callspec.params.items() if name in FEW}
     if hosts[0].name == "stand-in" and any(value not in FEW[name] for name, value in asked.items()):
         pytest.skip("stand-in: one case of each kind")
@@ -71,7 +71,7 @@ def enough(request, hosts):
 
 @pytest.fixture(scope="module")
 def twins(hosts):
-    """(a plain picture of a server that never had the extension, a variation of one that had no fault yet)."""
+    """A plain image of a server that never had the extension, and a variation before any fault."""
     server, bare = hosts
     server.forget()
     return made(bare, PLAIN), made(server, VARIED)
@@ -81,11 +81,11 @@ def made(server, payload):
     server.plan()
     answer = server.img2img(**payload)
     assert answer.status == 200, answer.sentence
-    return answer.pictures
+    return answer.images
 
 
 def with_fault(server, at_call, action, scene="variation", place=PLACES[0]):
-    """The answer to a request of which one UNet call goes wrong; nothing was stored before."""
+    """Send a request with a fault in one UNet call. No inversion is stored before."""
     tab, payload = (SCENES | SCENES_OF_REAL)[scene]
     server.forget()
     server.plan(at_call, action, place)
@@ -93,7 +93,7 @@ def with_fault(server, at_call, action, scene="variation", place=PLACES[0]):
 
 
 def assert_as_if_nothing_had_been(server, twins, memory):
-    """Nothing hooked or held, no queue stuck; a plain picture and a variation come out as ever."""
+    """Check hooks, queue, images and memory after a fault."""
     assert server.leftovers() == []
     assert server.foreign_forwards() == 0
     assert server.is_idle()
@@ -107,14 +107,14 @@ def assert_as_if_nothing_had_been(server, twins, memory):
 
 @pytest.fixture(scope="module")
 def memory(hosts, twins):
-    """With nothing stored, before any fault."""
+    """The memory with nothing stored, before any fault."""
     hosts[0].forget()
     return hosts[0].memory()
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
-@pytest.mark.parametrize("action", RAISED)
+@pytest.mark.parametrize("place", quick_first(PLACES))
+@pytest.mark.parametrize("at_call", quick_first(INVERSION + SAMPLING))
+@pytest.mark.parametrize("action", quick_first(RAISED))
 def test_after_an_error(server, twins, memory, action, at_call, place):
     answer = with_fault(server, at_call, action, place=place)
     if action == "error" or at_call in SAMPLING:
@@ -127,22 +127,23 @@ def test_after_an_error(server, twins, memory, action, at_call, place):
         assert "live features" in answer.infotexts[0]
         assert "memory ran out while features were recorded" in answer.infotexts[0]
         assert server.calls() == at_call + STEPS + 2 * STEPS
-        assert largest_difference(answer.pictures, pictures(server, {"features": "live"}, **SMALL)) == 0
+        assert largest_difference(answer.images, images_of(server, {"features": "live"}, **SMALL)) == 0
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
-@pytest.mark.parametrize("action", STOPPED)
+@pytest.mark.parametrize("place", quick_first(PLACES))
+@pytest.mark.parametrize("at_call", quick_first(INVERSION + SAMPLING))
+@pytest.mark.parametrize("action", quick_first(STOPPED))
 def test_after_a_stop(server, twins, memory, action, at_call, place):
     answer = with_fault(server, at_call, action, place=place)
     assert answer.status == 200
     assert server.calls() == at_call
-    # what is wished for during the last evaluation of the inversion is heard after it
+    # an interruption during the last evaluation of the inversion is seen after it
     assert server.stored() == (at_call in SAMPLING)
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["error", "interrupt"])
 def test_the_first_of_two_inversions_stays_where_the_second_goes_wrong(server, twins, memory, action):
     with_fault(server, STEPS + 2, action, "two exemplars")
@@ -155,6 +156,7 @@ def test_the_first_of_two_inversions_stays_where_the_second_goes_wrong(server, t
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_call", INVERSION + SAMPLING)
 @pytest.mark.parametrize("action", NOT_NUMBERS)
 def test_after_a_prediction_that_is_no_number(server, twins, memory, action, at_call):
@@ -164,18 +166,19 @@ def test_after_a_prediction_that_is_no_number(server, twins, memory, action, at_
         assert "not numbers" in answer.sentence
         assert server.stored() == 0
     elif answer.status != 200:
-        # the host looks at the first value only
+        # the host checks the first value only
         assert "NaN" in answer.sentence
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
 @cache
 def calls_of(server, scene):
-    """How many UNet calls a scene takes that goes well."""
+    """Return the number of UNet calls of a scene without a fault."""
     assert with_fault(server, 0, "", scene).status == 200
     return server.calls()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.75, 1], ids="at {}".format)
 @pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
 @pytest.mark.parametrize("scene", [*SCENES, *SCENES_OF_REAL])
@@ -193,6 +196,7 @@ def test_in_other_scenes(server, twins, memory, scene, action, share):
     assert_as_if_nothing_had_been(server, twins, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
 @pytest.mark.parametrize("at_call", [1, STEPS, STEPS + 1, 2 * STEPS])
 def test_after_a_fault_in_a_check(server, twins, memory, action, at_call):

@@ -1,12 +1,14 @@
-"""A real Forge that does as Forge Neo's files show: the same pictures as on Forge itself. Neo cannot be run here."""
+"""A real Forge that behaves as Forge Neo's files show: its images must be those of Forge. Neo cannot be run here."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.host.answers import base64_of
 from tests.host.asking import largest_difference, request
-from tests.host.servers import REFINER, ROOT, ForgeServer, base64_of
-from tests.host.test_families import hole
+from tests.host.data_folder import REFINER, ROOT
+from tests.host.servers import ForgeServer
+from tests.host.test_families import centre_mask
 
 pytestmark = pytest.mark.long
 
@@ -14,7 +16,7 @@ NEO = ROOT / "tests" / "host" / "neo_extension"
 
 
 class NeoLike(ForgeServer):
-    """With Neo's ways."""
+    """A Forge that behaves as Neo."""
 
     @staticmethod
     def _fill(data, with_extension):
@@ -24,7 +26,7 @@ class NeoLike(ForgeServer):
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """(Forge in Neo's ways, Forge)."""
+    """Two servers: a Forge that behaves as Neo, and a Forge."""
     folder = ForgeServer.folder()
     if folder is None:
         pytest.skip(ForgeServer.skipped())
@@ -47,18 +49,18 @@ SCENES = {
     "guidance 1": ({}, {"cfg_scale": 1}),
     "exact": ({"exact": True, "exemplar_prompt": "a pizza"}, {}),
     "live": ({"features": "live"}, {}),
-    "a hole": ({"mode": "inpaint"}, {"mask": base64_of(hole().resize((128, 128)))}),
+    "a mask": ({"mode": "inpaint"}, {"mask": base64_of(centre_mask().resize((128, 128)))}),
     "LoRA": ({}, {"prompt": "a pizza <lora:contract:1>"}),
     "LoRA, put aside": ({"plain_inversion": True}, {"prompt": "a pizza <lora:contract:0.5>"}),
     "refiner": ({}, SWITCH),
     "refiner, DDIM": ({}, SWITCH | {"sampler_name": "DDIM"}),
 }
-"""By name: RIVAL's settings and the request's fields."""
+"""RIVAL's settings and the request's fields, by name."""
 
 
 @pytest.mark.parametrize("settings", ["plain", "RIVAL"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_forge_neo_pictures_are_forges(servers, scene, settings):
+def test_forge_neo_images_are_forges(servers, scene, settings):
     wanted, fields = SCENES[scene]
     answers = []
     for server in servers:
@@ -69,12 +71,12 @@ def test_forge_neo_pictures_are_forges(servers, scene, settings):
     if settings == "RIVAL":
         reports = [answer.infotexts[0].partition("RIVAL report")[2].partition(" s")[0] for answer in answers]
         assert reports[0] == reports[1] != ""
-    assert largest_difference(neo.pictures, forge.pictures) == 0
+    assert largest_difference(neo.images, forge.images) == 0
 
 
 @pytest.mark.parametrize(("settings", "corrected"), [(None, 0), ({}, 3), ({"alignment": "off"}, 0)])
 def test_forge_neo_the_direction_without_the_prompt_is_corrected_too(servers, settings, corrected):
-    """A sampler that looks at it finds the same change there as in what its denoiser answers."""
+    """A sampler finds the same change in the prediction without the prompt as in the denoiser's answer."""
     server = servers[0]
     server.plan()
     answer = server.img2img(**request(settings, sampler_name="Euler CFG++", cfg_scale=0.6))

@@ -1,4 +1,4 @@
-"""Switched off, the extension is a panel and nothing else: none of the method is imported, nothing is hooked."""
+"""Switched off, the extension is only a panel: it imports none of the method, and it hooks nothing."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ import sys
 
 import pytest
 
+from tests.host.data_folder import ROOT
 from tests.host.idle import SWITCHED_OFF, observe
-from tests.host.servers import ROOT, WEBUIS
+from tests.host.servers import WEBUIS
 
+UI = ("check_button", "exemplar_tools", "gallery", "gradio_compat", "host_controls", "panel", "presets", "run_preview")
+WEBUI = ("api", "axes", "backends", "http", "infotext", "requirements", "script", "ui", *(f"ui.{name}" for name in UI))
 PANEL = {
-    *("rival_ext", "rival_ext.errors", "rival_ext.settings", "rival_ext.decoding", "rival_ext.containers"),
-    *("rival_ext.api", "rival_ext.schema", "rival_ext.hosts", "rival_ext.hosts.webui_api"),
-    *("rival_ext.hosts.webui_kind", "rival_ext.hosts.webui_reliance", "rival_ext.hosts.webui_script"),
-    *("rival_ext.ui", "rival_ext.ui.infotext", "rival_ext.ui.panel", "rival_ext.ui.settings_page"),
-    *("rival_ext.ui.exemplar_prompt", "rival_ext.ui.interrogators", "rival_ext.ui.forecast", "rival_ext.ui.gallery"),
-    "rival_ext.ui.host_controls",
-    *("rival_ext.ui.outlook", "rival_ext.ui.axes", "rival_ext.ui.presets", "rival_ext.ui.check"),
-    *("rival_ext.ui.gradio_kind", "rival_ext.ui.brush", "rival_ext.ui.strokes"),
+    *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.settings"),
+    *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding"),
+    *("rival_ext.hosts", "rival_ext.hosts.webui", *(f"rival_ext.hosts.webui.{name}" for name in WEBUI)),
 }
-"""What the panel, its fields, the settings page and the API's routes need; no file of them imports torch."""
+"""The modules that the panel, the settings page and the API's routes need. None of them imports torch, and none is of
+`method/` or `storage/`."""
 
 
 @pytest.fixture(scope="module", params=["stand-in", *WEBUIS])
 def seen(request, tmp_path_factory):
-    """What was observed on a server whose first requests leave the extension switched off."""
+    """The observations on a server whose first requests leave the extension switched off."""
     if request.param == "stand-in":
         command = [sys.executable, "-m", "tests.host.idle"]
         return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
@@ -42,12 +41,13 @@ def seen(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", SWITCHED_OFF)
 def test_switched_off_only_the_panel_is_imported_and_nothing_is_hooked(seen, name):
-    assert "rival_ext.ui.panel" in seen[name]["imported"]
+    assert "rival_ext.hosts.webui.ui.panel" in seen[name]["imported"]
     assert set(seen[name]["imported"]) <= PANEL
     assert seen[name]["hooked"] == []
 
 
 def test_switched_on_the_core_is_imported_and_the_unet_is_hooked(seen):
-    assert {"rival_ext.guide", "rival_ext.attention", "rival_ext.hosts.webui"} <= set(seen["switched on"]["imported"])
-    # of the layers or, where a patcher lets the exemplar in, of the UNet
+    core = {"rival_ext.method.guide", "rival_ext.method.attention", "rival_ext.storage.store"}
+    assert core | {"rival_ext.hosts.webui.sampling"} <= set(seen["switched on"]["imported"])
+    # of the layers; or of the UNet, if a patcher injects the exemplar
     assert any("_forward_pre_hooks" in hooked for hooked in seen["switched on"]["hooked"])

@@ -1,4 +1,4 @@
-"""RIVAL in two folders of a real WebUI: the first in the order of loading acts, the other stands back."""
+"""RIVAL in two folders of a real WebUI: the copy that is loaded first acts, the other one does nothing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections import Counter
 import pytest
 
 from rival_ext import __version__
-from tests.host.asking import pictures, request
+from tests.host.asking import images_of, request
 from tests.host.conftest import SKIPPED
-from tests.host.servers import ROOT, RealServer, real_folder
+from tests.host.data_folder import ROOT
+from tests.host.servers import RealServer, real_folder
 from tests.host.test_changes import doubled
 
 COPIED = ("rival_ext", "scripts", "javascript", "style.css", "install.py")
 OTHER, UPDATED = "9.8.0", "9.9.0"
-"""Versions of the other copy."""
+"""Two versions of the other copy."""
 
 FIRST, BETWEEN, LAST = "rival-first", "sd-webui-rival", "sd-webui-rival-main"
 
 
 class TwiceServer(RealServer):
-    """With this checkout, and a copy of another version in the folder `LAST`, as a download of a zip leaves it."""
+    """A server with this checkout, and a copy of another version in the folder `LAST`, as after the download of a
+    zip."""
 
     @staticmethod
     def _fill(data, with_extension):
@@ -42,7 +44,7 @@ def set_version(folder, version):
 
 @pytest.fixture
 def twice(tmp_path):
-    """(the server, its folder of extensions)."""
+    """The server and its folder of extensions."""
     if real_folder() is None:
         pytest.skip(SKIPPED)
     server = TwiceServer(real_folder(), tmp_path)
@@ -53,18 +55,18 @@ def twice(tmp_path):
 
 
 def assert_once(server, version, axes):
-    """Nothing of RIVAL is there twice, and it is this version of it."""
+    """Check that nothing of RIVAL is there twice, and that this version is loaded."""
     assert server.client.get("/rival/v1/version").json() == {"version": version}
     scripts = Counter(
         (script["name"], script["is_img2img"]) for script in server.client.get("/sdapi/v1/script-info").json()
     )
     assert [count for (name, _), count in scripts.items() if name == "rival"] == [1, 1]
     assert server.axes() == axes
-    # one to read it and one to empty it
+    # one to read the store and one to empty it
     assert [path for path, count in Counter(server.routes()).items() if count > 1] == ["/rival/v1/store"]
     assert server.routes().count("/rival/v1/store") == 2
     assert doubled(server) == set()
-    assert pictures(server, {"similarity": 0.5})
+    assert images_of(server, {"similarity": 0.5})
     (text,) = server.img2img(**request({})).infotexts
     assert text.count("RIVAL report") == text.count("RIVAL mode") == 1
 
@@ -86,14 +88,14 @@ def test_the_second_copy_stands_back_at_the_start_and_after_reload_ui_real(twice
     assert said(BETWEEN, LAST) == 2
     assert_once(server, __version__, axes)
 
-    # another order: the other version comes first
+    # the other version is loaded first
     (extensions / LAST).rename(extensions / FIRST)
     server.reload()
     assert said(FIRST, BETWEEN) == 1
     assert_once(server, OTHER, axes)
 
-    # the first one is damaged
-    damaged = extensions / FIRST / "rival_ext" / "hosts" / "webui_script.py"
+    # the first copy is damaged
+    damaged = extensions / FIRST / "rival_ext" / "hosts" / "webui" / "script.py"
     whole = damaged.read_text()
     damaged.write_text("half a downl")
     server.reload()
@@ -101,7 +103,7 @@ def test_the_second_copy_stands_back_at_the_start_and_after_reload_ui_real(twice
     assert_once(server, __version__, axes)
     damaged.write_text(whole)
 
-    # updated, and the first one alone
+    # the first copy is updated, and it is alone
     set_version(extensions / FIRST, UPDATED)
     (extensions / BETWEEN).unlink()
     server.reload()

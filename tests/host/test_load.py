@@ -1,4 +1,4 @@
-"""Many requests on a real WebUI, one after the other and at once: each picture as if its request were the only one."""
+"""Many requests on a real WebUI, one after the other and at once. Each image is as if its request were alone."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import numpy as np
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import largest_difference, request
-from tests.host.servers import LORA, WEBUIS, base64_of
-from tests.host.test_modes import text_request
+from tests.host.answers import base64_of
+from tests.host.asking import largest_difference, request, text_request
+from tests.host.data_folder import LORA
+from tests.host.servers import WEBUIS
 
 pytestmark = pytest.mark.long
 
 CALLS = 200
 SETTLING = 20
-"""Calls after which memory has to be flat: by then each request has been made, and inverted, at least once."""
+"""After so many calls memory must be flat. By then each request has been made and inverted at least once."""
 CLIENTS = 8
 CALLS_OF_A_CLIENT = 12
 SLOPE = 0.1
-"""MB of resident memory that a call may add."""
+"""The most resident memory that a call may add, in MB."""
 
 HOUSE = base64_of(exemplar("house-emojione-blue"))
-HOLE = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
+MASK = base64_of(exemplar("pizza-emojione-yellow").convert("L").point(lambda value: 255 * (value < 200)))
 SMALL = {"steps": 4, "width": 64, "height": 64}
 WIDE = {"steps": 4, "width": 128, "height": 64, "batch_size": 2, "sampler_name": "DDIM"}
-FILLED = {**SMALL, "mask": HOLE, "mask_blur": 0, "inpainting_fill": 1}
+FILLED = {**SMALL, "mask": MASK, "mask_blur": 0, "inpainting_fill": 1}
 HIRES = {**SMALL, "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
 WITH_LORA = {**SMALL, "prompt": f"a pizza <lora:{LORA}:0.5>"}
 
@@ -57,15 +58,15 @@ KINDS = {"plain": PLAIN, "RIVAL": RIVAL}
 
 
 def made(server, kind, name):
-    """The pictures of one of the requests."""
+    """Make the images of one of the requests."""
     tab, payload = KINDS[kind][name]
     answer = getattr(server, tab)(**payload)
     assert answer.status == 200, answer.sentence
-    return answer.pictures
+    return answer.images
 
 
 def alternating(number, seed):
-    """So many requests, plain ones and RIVAL's in turn: of each kind all, in a new order, again and again."""
+    """List so many requests, plain ones and RIVAL's in turn, in a new order each time."""
     shuffled = random.Random(seed)
 
     def endlessly(kind):
@@ -78,15 +79,15 @@ def alternating(number, seed):
 
 @pytest.fixture(scope="module", params=WEBUIS)
 def server(request, tmp_path_factory):
-    """A server with the extension; each run starts from the same global generator."""
+    """A server with the extension. The global generator is seeded before each run."""
     with pinned(WEBUIS[request.param], tmp_path_factory.mktemp("webui"), with_extension=True) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def twins(server, tmp_path_factory):
-    """By kind and name, the pictures made alone: plain ones by a server that never had the extension, RIVAL's with
-    nothing stored."""
+    """The images of each request alone: plain ones of a server that never had the extension, RIVAL's with nothing
+    stored."""
     alone = {}
     with pinned(type(server), tmp_path_factory.mktemp("webui"), with_extension=False) as bare:
         for name in PLAIN:
@@ -100,7 +101,7 @@ def twins(server, tmp_path_factory):
 
 @contextmanager
 def pinned(webui, folder, with_extension):
-    """A WebUI of this kind for as long as this runs."""
+    """Start a WebUI, and stop it at the end."""
     if webui.folder() is None:
         pytest.skip(webui.skipped())
     server = webui(webui.folder(), folder, with_extension)
@@ -112,7 +113,11 @@ def pinned(webui, folder, with_extension):
 
 
 def meddle(server, done):
-    """Lists, inverts and clears what is stored, outside of the queue, until all is done; how often."""
+    """List, invert and clear the stored inversions until all is done.
+
+    Returns:
+        How often.
+    """
     rounds = 0
     image = RIVAL["variation"][1]["init_images"][0]
     while not done.is_set():
@@ -137,7 +142,7 @@ def test_real_many_requests_in_a_row_are_each_as_if_alone_and_memory_stays_flat(
     assert server.leftovers() == []
 
 
-def test_real_many_clients_at_once_get_the_pictures_of_their_own_requests(server, twins):
+def test_real_many_clients_at_once_get_the_images_of_their_own_requests(server, twins):
     def client(number):
         asked = alternating(CALLS_OF_A_CLIENT, seed=100 + number)
         return [(kind, name, made(server, kind, name)) for kind, name in asked]
@@ -147,8 +152,8 @@ def test_real_many_clients_at_once_get_the_pictures_of_their_own_requests(server
         meddling = clients.submit(meddle, server, done)
         try:
             for answers in clients.map(client, range(CLIENTS)):
-                for kind, name, pictures in answers:
-                    assert largest_difference(pictures, twins[kind, name]) == 0, (kind, name)
+                for kind, name, images in answers:
+                    assert largest_difference(images, twins[kind, name]) == 0, (kind, name)
         finally:
             done.set()
         assert meddling.result() > CLIENTS

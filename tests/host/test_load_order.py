@@ -1,4 +1,4 @@
-"""RIVAL and its neighbours on a real WebUI, loaded before all of them and after: the same pictures, nothing broken."""
+"""RIVAL loaded before and after other extensions on a real WebUI: the same images, nothing broken."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import largest_difference
-from tests.host.conftest import SKIPPED
-from tests.host.neighbours import (
+from tests.host.compat_servers import (
     DETECTOR,
-    NeighboursServer,
+    CompatServer,
     adetailer,
     controlnet,
     dynamic_thresholding,
     freeu,
     tiled_diffusion,
 )
-from tests.host.servers import base64_of, real_folder
-from tests.host.test_neighbours import ask, chain, unit
+from tests.host.conftest import SKIPPED
+from tests.host.servers import real_folder
+from tests.host.test_compat import ask, chain, unit
 
 FOLDERS = ("0-rival", "zz-rival")
-"""Scripts are loaded in the order of the folders' names."""
+"""Names of RIVAL's folder. The host loads scripts in the order of the folders' names."""
 
 LARGE = {"width": 256, "height": 256}
 
@@ -31,17 +32,17 @@ MULTIDIFFUSION, MIXTURE = "MultiDiffusion", "Mixture of Diffusers"
 
 
 def tiles(method, side=16):
-    """Tiled Diffusion's arguments; side: of a tile, in positions of the latent."""
+    """Make Tiled Diffusion's arguments. `side` is the side of a tile, in latent positions."""
     return {"Tiled Diffusion": [True, method, False, False, 256, 256, side, side, 4, 4, "None", 1.0]}
 
 
 INVERTED = {"Tiled Diffusion": [*tiles(MULTIDIFFUSION)["Tiled Diffusion"], True, 4]}
-"""Its own noise inversion."""
+"""Tiled Diffusion's own noise inversion."""
 
 DEMOFUSION = {"DemoFusion": [True, "DemoFusion", True, 16, 4, 4, 2]}
 
 TILED_VAE = {"Tiled VAE": [True, 64, 32, False, False, False, False]}
-"""Tiles of 64 pixels for the encoder, and of 32 positions for the decoder."""
+"""Arguments of Tiled VAE: tiles of 64 pixels for the encoder, and of 32 positions for the decoder."""
 
 THRESHOLDING = {"Dynamic Thresholding (CFG Scale Fix)": [True, 3.0, 95.0]}
 
@@ -49,13 +50,13 @@ FREEU = {"FreeU": [{"enable": True, "stage_infos": [{"backbone_factor": 1.5, "sk
 
 
 def detail(**fields):
-    """adetailer's arguments: one run over the largest thing that its detector thinks it sees."""
+    """Make adetailer's arguments: one run over the largest object that its detector finds."""
     found = {"ad_model": DETECTOR, "ad_confidence": 0.0001, "ad_mask_k": 1, "ad_denoising_strength": 0.5}
     return {"ADetailer": [True, False, {**found, **fields}]}
 
 
 RUNS = {"plain": (None, {}), "varied": ({}, {}), "large": ({}, LARGE), "large plain": (None, LARGE)}
-"""By name a run's settings and fields."""
+"""The settings and fields of each run, by name."""
 
 RUNS_BESIDE = {
     controlnet: {"varied beside ControlNet": ({}, {"units": [unit()]})},
@@ -90,25 +91,29 @@ RUNS_BESIDE = {
         "plain after details": (None, {}),
     },
 }
-"""By the neighbour that must be there, in this order."""
+"""The runs, by the extension that they need, in this order."""
 
 
 CHECK = {"image": base64_of(exemplar("pizza-emojione-yellow")), "sampler_name": "Euler", "steps": 4, **LARGE}
 
 
-class OrderedServer(NeighboursServer):
-    """With RIVAL in a folder of this name."""
+class OrderedServer(CompatServer):
+    """A server with RIVAL in a folder of this name."""
 
     folder_of_rival = FOLDERS[0]
 
     @classmethod
     def _fill(cls, data, with_extension):
-        NeighboursServer._fill(data, with_extension)
+        CompatServer._fill(data, with_extension)
         (data / "extensions" / "sd-webui-rival").rename(data / "extensions" / cls.folder_of_rival)
 
 
 def observe(name, data):
-    """By run's name its answer, and what is hooked after it; the axes; what the log says of failures."""
+    """Make all runs.
+
+    Returns:
+        By name the answers and the hooks afterwards, the axes, and the failures in the log.
+    """
     OrderedServer.folder_of_rival = name
     server = OrderedServer(real_folder(), data, flags=["--ad-no-huggingface"] if adetailer() else [])
     try:
@@ -119,9 +124,9 @@ def observe(name, data):
             fields = dict(fields)
             seen[run] = answer = ask(server, settings, *fields.pop("units", []), **fields)
             if answer.status == 422:
-                # no script of the neighbours' takes part in it, so that none cleans up
+                # no script of another extension takes part in it, so none cleans up
                 seen[f"{run}: checked"] = server.client.post("/rival/v1/invert", json=CHECK).status_code
-            # RIVAL's are hooks of torch; ControlNet leaves methods replaced by the original ones
+            # RIVAL's hooks are torch's own; ControlNet leaves methods replaced by the original ones
             seen[f"{run}: left"] = [hook for hook in server.leftovers() if "hooks" in hook]
         return seen
     finally:
@@ -130,11 +135,11 @@ def observe(name, data):
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory):
-    """What was seen with RIVAL loaded first, and with it loaded last."""
+    """The observations with RIVAL loaded first, and with RIVAL loaded last."""
     if real_folder() is None:
         pytest.skip(SKIPPED)
     if not any(there() for there in RUNS_BESIDE):
-        pytest.skip("neighbours: none found; set RIVAL_CONTROLNET and the like to their folders")
+        pytest.skip("other extensions: none found; set RIVAL_CONTROLNET and the like to their folders")
     return [observe(name, tmp_path_factory.mktemp("order")) for name in FOLDERS]
 
 
@@ -158,19 +163,19 @@ def detailed(seen):
 
 
 def mean_difference(one, other):
-    """Between two answers' first pictures, in 255ths."""
-    return np.abs(one.pictures[0].astype(int) - other.pictures[0]).mean()
+    """Return the mean difference of two answers' first images, in 255ths."""
+    return np.abs(one.images[0].astype(int) - other.images[0]).mean()
 
 
 def report(answer):
     return re.search(r'RIVAL report: ("[^"]*"|[^,\n]*)', answer.infotexts[0])[1]
 
 
-def test_the_order_changes_no_picture(orders):
+def test_the_order_changes_no_image(orders):
     first, last = orders
-    for name in [name for name, answer in first.items() if hasattr(answer, "pictures")]:
+    for name in [name for name, answer in first.items() if hasattr(answer, "images")]:
         assert (first[name].status, first[name].sentence) == (last[name].status, last[name].sentence), name
-        for one, other in zip(first[name].pictures, last[name].pictures, strict=True):
+        for one, other in zip(first[name].images, last[name].images, strict=True):
             assert np.array_equal(one, other), name
     assert first["axes"] == last["axes"]
 
@@ -190,7 +195,7 @@ def test_tiled_vae_works(tiled):
     both, varied, alone = tiled["varied beside Tiled VAE"], tiled["large"], tiled["Tiled VAE"]
     assert both.status == 200
     assert "inverted in" in report(both)
-    # a little other than without its tiles, and no plain picture
+    # it differs a little from the image without tiles, and much from the plain image
     assert 0 < mean_difference(both, varied) < mean_difference(both, alone) / 2
 
 
@@ -204,7 +209,7 @@ def test_tiles_are_refused_in_a_sentence(tiled, name):
 
 def test_demofusion_is_refused_in_a_sentence(tiled):
     assert tiled["varied by DemoFusion"].status == 422
-    assert tiled["varied by DemoFusion"].sentence.startswith("RIVAL: DemoFusion samples by itself")
+    assert tiled["varied by DemoFusion"].sentence.startswith("RIVAL: DemoFusion replaces the WebUI's own sampling")
 
 
 def test_after_a_refusal_nothing_of_the_tiles_is_left(tiled):
@@ -216,7 +221,7 @@ def test_after_a_refusal_nothing_of_the_tiles_is_left(tiled):
         ("varied in one tile", "large"),
     ):
         assert tiled[after].status == 200, tiled[after].sentence
-        assert largest_difference(tiled[after].pictures, tiled[before].pictures) == 0, after
+        assert largest_difference(tiled[after].images, tiled[before].images) == 0, after
     checked = {name: status for name, status in tiled.items() if name.endswith(": checked")}
     assert len(checked) == 5
     assert set(checked.values()) == {200}
@@ -224,7 +229,7 @@ def test_after_a_refusal_nothing_of_the_tiles_is_left(tiled):
 
 def test_tiles_act_without_rival(tiled):
     for name in ("tiles", "tiles mixed"):
-        assert largest_difference(tiled[name].pictures, tiled["large plain"].pictures) > 20
+        assert largest_difference(tiled[name].images, tiled["large plain"].images) > 20
 
 
 def test_details_are_painted_into_a_variation(detailed):
@@ -232,12 +237,12 @@ def test_details_are_painted_into_a_variation(detailed):
     assert both.status == 200
     assert "ADetailer model" in both.infotexts[0]
     assert chain(both.infotexts[0]) == chain(varied.infotexts[0])
-    changed = np.abs(both.pictures[0].astype(int) - varied.pictures[0]).max(-1) > 8
-    # a part of it
+    changed = np.abs(both.images[0].astype(int) - varied.images[0]).max(-1) > 8
+    # it covers only a part of the image
     assert 0.02 < changed.mean() < 0.7
-    # its detector sets torch's number of threads, which changes the last bit of any sum
+    # the detector sets torch's number of threads, which changes the last bit of any sum
     for name in ("varied", "plain"):
-        assert largest_difference(detailed[f"{name} after details"].pictures, detailed[name].pictures) <= 1
+        assert largest_difference(detailed[f"{name} after details"].images, detailed[name].images) <= 1
 
 
 @pytest.mark.parametrize("name", ["varied and detailed by itself", "varied, and all scripts in the details"])
@@ -245,10 +250,10 @@ def test_rival_may_act_in_the_details_too(detailed, name):
     answer = detailed[name]
     assert answer.status == 200, answer.sentence
     assert "RIVAL report" in answer.infotexts[0]
-    assert largest_difference(answer.pictures, detailed["varied and detailed"].pictures) > 8
+    assert largest_difference(answer.images, detailed["varied and detailed"].images) > 8
 
 
 def test_a_detector_that_is_not_there_costs_the_details_only(detailed):
     answer = detailed["varied and not detailed for want of a model"]
     assert answer.status == 200
-    assert largest_difference(answer.pictures, detailed["varied after details"].pictures) == 0
+    assert largest_difference(answer.images, detailed["varied after details"].images) == 0

@@ -1,12 +1,13 @@
-"""The WebUI's memory modes: parts of the checkpoint are moved about during a sampling; RIVAL goes along."""
+"""RIVAL in the WebUI's memory modes, which move parts of the checkpoint during a sampling."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.host.asking import STEPS, largest_difference, pictures, request
+from tests.host.asking import STEPS, images_of, largest_difference, request
 from tests.host.conftest import SKIPPED
-from tests.host.servers import LORA, RealServer, real_folder
+from tests.host.data_folder import LORA
+from tests.host.servers import RealServer, real_folder
 
 pytestmark = pytest.mark.long
 
@@ -39,10 +40,10 @@ def test_all_layers_see_the_exemplar_recorded_or_live(server, sampler, memory):
     assert server.leftovers() == []
 
 
-def test_plain_pictures_stay_as_they_are(server):
-    before = pictures(server)
-    assert largest_difference(pictures(server, {}), before) > 20
-    assert largest_difference(pictures(server), before) == 0
+def test_plain_images_stay_as_they_are(server):
+    before = images_of(server)
+    assert largest_difference(images_of(server, {}), before) > 20
+    assert largest_difference(images_of(server), before) == 0
 
 
 def test_txt2img_hires_fix_and_a_lora(server):

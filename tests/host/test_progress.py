@@ -1,4 +1,4 @@
-"""The host's progress bar, title and live preview over the inversion and the sampling after it."""
+"""The host's progress bar, title and live preview during the inversion and the sampling."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import itertools
 import re
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import exemplar
+from tests.host.answers import base64_of
 from tests.host.asking import STEPS, request
-from tests.host.servers import base64_of
+from tests.host.quick import quick_first
 
 pytestmark = pytest.mark.long
 
@@ -24,24 +25,22 @@ BATCH = 2
 SAMPLING = 2 * BATCH * STEPS
 """UNet rows of one batch."""
 
-HOLE = Image.new("L", (128, 128))
-HOLE.paste(255, (32, 32, 96, 96))
+MASK = Image.new("L", (128, 128))
+MASK.paste(255, (32, 32, 96, 96))
 HOUSE, TAXI = (base64_of(exemplar(name)) for name in ("house-emojione-blue", "taxi-twemoji-green"))
 
 
 def progress(state):
-    """The host's formula."""
+    """Compute the progress by the host's formula."""
     return (state.job_no + state.sampling_step / state.sampling_steps) / state.job_count
 
 
 @pytest.fixture
 def told(server, monkeypatch):
-    """(progress, line beside the bar) at each evaluation on the stand-in."""
+    """The progress and the line beside the bar at each evaluation, on the stand-in."""
     if server.name != "stand-in":
         pytest.skip("real WebUI: it is asked for its progress below")
-    from rival_ext.hosts.webui import STORE
-
-    STORE.clear()
+    server.forget()
     seen = []
     handle = server.checkpoint.model.diffusion_model.register_forward_pre_hook(
         lambda *_: seen.append((progress(server.state), server.state.textinfo))
@@ -52,15 +51,17 @@ def told(server, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "evaluations", "rows"),
-    [
-        ({}, STEPS, 1),
-        ({"settings": {"exemplar_2": HOUSE}}, 2 * STEPS, 1),
-        ({"settings": {"exemplar": HOUSE, "exemplar_2": TAXI}, "mask": base64_of(HOLE)}, 3 * STEPS, 1),
-        ({"settings": {"exemplar_prompt": "a pizza", "exact": True}}, STEPS, 2),
-        ({"settings": {"inversion_iterations": 2}}, 2 * STEPS, 1),
-        ({"sampler_name": "Euler a"}, STEPS, 1),
-        ({"n_iter": 2}, STEPS, 1),
-    ],
+    quick_first(
+        [
+            ({}, STEPS, 1),
+            ({"settings": {"exemplar_2": HOUSE}}, 2 * STEPS, 1),
+            ({"settings": {"exemplar": HOUSE, "exemplar_2": TAXI}, "mask": base64_of(MASK)}, 3 * STEPS, 1),
+            ({"settings": {"exemplar_prompt": "a pizza", "exact": True}}, STEPS, 2),
+            ({"settings": {"inversion_iterations": 2}}, 2 * STEPS, 1),
+            ({"sampler_name": "Euler a"}, STEPS, 1),
+            ({"n_iter": 2}, STEPS, 1),
+        ]
+    ),
 )
 def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server, told, fields, evaluations, rows):
     answer = server.img2img(**request(**{"settings": {}, "batch_size": BATCH, **fields}))
@@ -71,7 +72,7 @@ def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server,
     assert list(bar) == sorted(bar)
     assert (bar[0], inverting) == (0, [f"Inverting {done}/{evaluations}" for done in range(evaluations)])
     share = evaluations * rows / (evaluations * rows + SAMPLING)
-    # where the sampling begins, and the last evaluation, before which the host has counted all steps but two
+    # the begin of the sampling, and the last evaluation, before which the host has counted all steps but two
     assert bar[evaluations] == pytest.approx(share / batches)
     assert bar[-1] == pytest.approx(1 - 2 / STEPS * (1 - share * (batches == 1)) / batches)
     state = server.state
@@ -80,6 +81,7 @@ def test_the_bar_runs_once_over_inversion_and_sampling_by_what_they_cost(server,
     assert len(state.shown) == evaluations // fields.get("settings", {}).get("inversion_iterations", 1)
 
 
+@pytest.mark.slow
 def test_a_stored_inversion_adds_nothing(server, told):
     payload = request({}, batch_size=BATCH)
     server.img2img(**request({}, batch_size=BATCH))
@@ -89,8 +91,8 @@ def test_a_stored_inversion_adds_nothing(server, told):
     assert server.state.shown == []
 
 
-@pytest.mark.parametrize("action", ["interrupt", "skip", "error"])
-@pytest.mark.parametrize("at_call", [3, STEPS + 3])
+@pytest.mark.parametrize("action", quick_first(["interrupt", "skip", "error"]))
+@pytest.mark.parametrize("at_call", quick_first([3, STEPS + 3]))
 def test_nothing_of_it_stays_behind_after_any_end(server, told, action, at_call):
     server.plan(at_call, action)
     server.img2img(**request({}, batch_size=BATCH))
@@ -101,16 +103,17 @@ def test_nothing_of_it_stays_behind_after_any_end(server, told, action, at_call)
     assert [bar for bar, _ in told] == sorted(bar for bar, _ in told)
 
 
-def test_the_preview_goes_from_the_picture_to_noise(server, told):
+@pytest.mark.slow
+def test_the_preview_goes_from_the_image_to_noise(server, told):
     server.img2img(**request({}, steps=20))
     shown = server.state.shown
     spread = [float(latent.std()) for latent in (shown[0], shown[-1])]
-    neighbours = [float((latent[..., 1:] - latent[..., :-1]).std() / latent.std()) for latent in (shown[0], shown[-1])]
+    roughness = [float((latent[..., 1:] - latent[..., :-1]).std() / latent.std()) for latent in (shown[0], shown[-1])]
     assert spread[1] == pytest.approx(1, abs=0.3)
-    assert neighbours[0] < neighbours[1]
+    assert roughness[0] < roughness[1]
 
 
-# on the real WebUI
+# on each real WebUI
 
 
 @pytest.fixture
@@ -121,23 +124,27 @@ def real(server):
 
 
 def watched(server, ask, payload):
-    """The answer to a request, and what the host said of its progress meanwhile: (seconds to its end, as JSON)."""
+    """Send a request and ask for the progress meanwhile.
+
+    Returns:
+        The answer, and a list of (seconds to the end, the host's JSON).
+    """
     seen = []
     with ThreadPoolExecutor() as pool:
         running = pool.submit(ask, **payload)
         while not running.done():
             said = server.client.get("/sdapi/v1/progress").json()
-            # before and after the job the host has no figure
+            # before and after the job the host gives no figure
             if said["state"]["job_count"] > 0:
                 seen.append((time.monotonic(), said))
-            time.sleep(0.02)
+            wait([running], timeout=0.02)
     ended = time.monotonic()
     return running.result(), [(ended - at, said) for at, said in seen]
 
 
 def monotone(seen):
     bar = [said["progress"] for _, said in seen]
-    # the host answers while it counts jobs and steps, one after the other: a figure alone may lie between them
+    # the host counts jobs and steps one after the other, so a single figure may be wrong
     bar = [statistics.median(bar[max(i - 1, 0) : i + 2]) for i in range(len(bar))]
     return all(after >= before - 1e-6 for before, after in itertools.pairwise(bar))
 
@@ -192,8 +199,9 @@ def test_the_hosts_buttons_end_the_inversion(real, action):
     payload = request({"exemplar_prompt": f"a watch, {action}"}, steps=80)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(real.img2img, **payload)
-        while not running.done() and not real.client.get("/sdapi/v1/progress").json()["textinfo"]:
-            time.sleep(0.02)
+        while not wait([running], timeout=0.02).done:
+            if real.client.get("/sdapi/v1/progress").json()["textinfo"]:
+                break
         real.client.post(f"/sdapi/v1/{action}").raise_for_status()
         answer = running.result()
     assert "stopped in the inversion at step" in answer.infotexts[0]

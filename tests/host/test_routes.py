@@ -1,4 +1,4 @@
-"""The routes under /rival/v1/, on the stand-in and on a real WebUI."""
+"""The routes under /rival/v1/, on the stand-in and on each real WebUI."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pytest
 from PIL import Image
 
 from rival_ext import __version__
-from rival_ext.pictures import psnr
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.fields import FIELDS
+from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
-from tests.host.asking import STEPS, infotext, largest_difference, pictures, request
+from tests.host.answers import base64_of
+from tests.host.asking import STEPS, images_of, infotext, largest_difference, psnr_of, request
+from tests.host.data_folder import LORA, ROOT
 from tests.host.routes import over_http, started
-from tests.host.servers import LORA, ROOT, WEBUIS, base64_of
+from tests.host.servers import WEBUIS
 
 pytestmark = pytest.mark.long
 
@@ -45,37 +47,37 @@ def started_server(request, tmp_path_factory):
 
 @pytest.fixture
 def server(started_server):
-    """It, with nothing stored and its probe fresh."""
+    """The server, with nothing stored and nothing planned for its probe."""
     started_server.client.delete("/rival/v1/store").raise_for_status()
     started_server.plan()
     return started_server
 
 
 def asked(settings=None, **fields):
-    """The body of a request to invert."""
+    """Make the body of a request to invert."""
     sizes = {"steps": STEPS, "width": 128, "height": 128, "sampler_name": "Euler"}
     return {"image": PIZZA, "settings": settings or {}, **sizes, **fields}
 
 
 def inverted(server, settings=None, **fields):
-    """The answer to a request to invert that must succeed."""
+    """Send a request to invert that must succeed."""
     answer = server.client.post("/rival/v1/invert", json=asked(settings, **fields))
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def picture(text):
+def image(text):
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 # invert
 
 
-def test_an_inversion_comes_with_figures_words_and_pictures(server):
+def test_an_inversion_comes_with_figures_words_and_images(server):
     answer = inverted(server, steps=20)
-    assert np.array_equal(np.asarray(picture(answer["original"])), np.asarray(exemplar("pizza-emojione-yellow")))
-    assert psnr(picture(answer["original"]), picture(answer["reconstruction"])) > 20
-    assert round(psnr(picture(answer["ceiling"]), picture(answer["reconstruction"])), 2) == answer["psnr"] > 40
+    assert np.array_equal(np.asarray(image(answer["original"])), np.asarray(exemplar("pizza-emojione-yellow")))
+    assert psnr_of(image(answer["original"]), image(answer["reconstruction"])) > 20
+    assert round(psnr_of(image(answer["ceiling"]), image(answer["reconstruction"])), 2) == answer["psnr"] > 40
     assert answer["grade"] == "good"
     assert answer["verdict"] == f"Good: the exemplar comes back at {answer['psnr']:.1f} dB; nothing to change."
     assert answer["evaluations"] == 40 == server.calls()
@@ -84,11 +86,13 @@ def test_an_inversion_comes_with_figures_words_and_pictures(server):
     assert not answer["stored"]
 
 
-def test_no_picture_of_it_tells_a_prompt(server):
+@pytest.mark.slow
+def test_no_image_of_it_tells_a_prompt(server):
     answer = inverted(server, prompt="a secret pizza")
-    assert not any(picture(answer[name]).info for name in ("original", "ceiling", "reconstruction"))
+    assert not any(image(answer[name]).info for name in ("original", "ceiling", "reconstruction"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler", "Euler a", "DPM++ 2M"])
 @pytest.mark.parametrize("settings", [{}, {"exemplar_prompt": "a pizza", "inversion_iterations": 2}])
 def test_a_run_with_the_same_image_and_settings_inverts_nothing(server, sampler, settings):
@@ -97,6 +101,7 @@ def test_a_run_with_the_same_image_and_settings_inverts_nothing(server, sampler,
     assert inverted(server, settings, sampler_name=sampler)["stored"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{"denoising_strength": 0.6}, {"resize_mode": 1, "width": 192}, {"scheduler": "Karras"}]
 )
@@ -105,6 +110,7 @@ def test_so_it_is_with_other_fields_of_the_run(server, fields):
     assert "stored inversion" in infotext(server, {}, **fields)
 
 
+@pytest.mark.slow
 def test_so_it_is_with_a_photo_that_lies_on_its_side(server):
     buffer = io.BytesIO()
     lying = Image.Exif()
@@ -113,11 +119,12 @@ def test_so_it_is_with_a_photo_that_lies_on_its_side(server):
     photo = base64.b64encode(buffer.getvalue()).decode()
     answer = inverted(server, image=photo)
     upright = np.rot90(np.asarray(Image.open(buffer)), -1)
-    assert np.array_equal(np.asarray(picture(answer["original"])), upright)
+    assert np.array_equal(np.asarray(image(answer["original"])), upright)
     payload = {**request({}), "init_images": [photo]}
     assert "stored inversion" in server.img2img(**payload).infotexts[0]
 
 
+@pytest.mark.slow
 def test_so_it_is_with_a_lora_of_the_prompt(server):
     if server.name == "stand-in":
         pytest.skip("stand-in: it has no LoRA")
@@ -126,21 +133,23 @@ def test_so_it_is_with_a_lora_of_the_prompt(server):
     assert "inverted in" in infotext(server, {}, prompt="a pizza")
 
 
+@pytest.mark.slow
 def test_so_it_is_with_an_exemplar_of_txt2img(server):
     settings = {"exemplar": PIZZA, "mode": "text"}
     answer = inverted(server, settings, image=None)
-    assert picture(answer["original"]).size == (128, 128)
+    assert image(answer["original"]).size == (128, 128)
     payload = request(settings)
     del payload["init_images"], payload["denoising_strength"]
     assert "stored inversion" in server.txt2img(**payload).infotexts[0]
 
 
-def test_an_inversion_changes_no_picture_of_the_host(server):
-    plain, varied = pictures(server), pictures(server, {})
+@pytest.mark.slow
+def test_an_inversion_changes_no_image_of_the_host(server):
+    plain, varied = images_of(server), images_of(server, {})
     inverted(server)
     assert server.leftovers() == []
-    assert largest_difference(pictures(server), plain) == 0
-    assert largest_difference(pictures(server, {}), varied) == 0
+    assert largest_difference(images_of(server), plain) == 0
+    assert largest_difference(images_of(server, {}), varied) == 0
 
 
 def test_the_hosts_last_prompt_is_still_the_users(server):
@@ -154,6 +163,7 @@ def test_the_hosts_last_prompt_is_still_the_users(server):
     assert kept.read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_call", [3, STEPS + 3])
 def test_an_interrupt_is_a_plain_sentence(server, at_call):
     server.plan(at_call, "interrupt")
@@ -167,14 +177,14 @@ def test_an_interrupt_is_a_plain_sentence(server, at_call):
 
 
 def bomb():
-    """A small file of more pixels than are taken."""
+    """Make a small file with more pixels than allowed."""
     return base64_of(Image.new("1", (20000, 10000)))
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"image": bomb()}, "RIVAL: image must be a picture of at most 100 megapixels, not 20000x10000 pixels."),
+        ({"image": bomb()}, "RIVAL: image must be an image of at most 100 megapixels"),
         ({"image": "no image"}, "RIVAL: image must be an image"),
         ({"image": "/etc/passwd1"}, "RIVAL: image must be an image"),
         ({"image": "http://127.0.0.1/photo.png"}, "RIVAL: image must be an image"),
@@ -220,6 +230,7 @@ def test_what_is_stored_is_listed_in_words(server):
     assert chain["bytes"] == contents["bytes"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/rival/v1/store", "/rival/v1/store/{}"])
 def test_what_is_deleted_is_inverted_anew(server, path):
     answer = inverted(server)
@@ -229,6 +240,7 @@ def test_what_is_deleted_is_inverted_anew(server, path):
     assert "inverted in" in infotext(server, {})
 
 
+@pytest.mark.slow
 def test_one_of_two_is_deleted_and_the_other_stays(server):
     first, second = inverted(server), inverted(server, sampler_name="DDIM")
     server.client.delete(f"/rival/v1/store/{first['chain_id']}").raise_for_status()
@@ -236,6 +248,7 @@ def test_one_of_two_is_deleted_and_the_other_stays(server):
     assert left["id"] == second["chain_id"]
 
 
+@pytest.mark.slow
 def test_an_id_is_new_each_time_and_an_unknown_one_is_404(server):
     first = inverted(server)["chain_id"]
     server.client.delete("/rival/v1/store")
@@ -245,11 +258,12 @@ def test_an_id_is_new_each_time_and_an_unknown_one_is_404(server):
     assert answer.json()["detail"].startswith("RIVAL: no inversion with this id is stored")
 
 
+@pytest.mark.slow
 def test_without_memory_there_is_no_id(server):
     assert inverted(server, override_settings={"rival_memory_mb": 0})["chain_id"] is None
 
 
-# what the routes say of themselves
+# the descriptions of the routes
 
 
 def test_the_version_is_the_extensions(server):
@@ -283,7 +297,7 @@ def test_every_route_is_in_the_docs_with_its_models(server):
 
 
 def examples():
-    """(page and number, language, code) of every example of a request, in order."""
+    """List every example of a request: page and number, language, code."""
     for page in ("README.md", "docs/api.md"):
         blocks = [block for block in EXAMPLE.findall((ROOT / page).read_text()) if "http://127.0.0.1:7860" in block[1]]
         for number, (language, code) in enumerate(blocks, 1):
@@ -291,15 +305,15 @@ def examples():
 
 
 def small(code, url):
-    """An example for a server elsewhere, at the small model's size and in few steps."""
+    """Change an example's address, size and number of steps."""
     code = code.replace("http://127.0.0.1:7860", url).replace("512", "128")
     return re.sub(r'"steps": \d+', f'"steps": {STEPS}', code)
 
 
 def fill(folder):
-    """The files that the examples take for the user's; longer than a command's argument may be."""
-    pictures = {"photo": "pizza-emojione-yellow", "other": "house-emojione-blue", "painting": "bus-emojione-pink"}
-    for name, shown in pictures.items():
+    """Write the files that the examples read. They are longer than a command's argument may be."""
+    images = {"photo": "pizza-emojione-yellow", "other": "house-emojione-blue", "painting": "bus-emojione-pink"}
+    for name, shown in images.items():
         exemplar(shown).resize((256, 256)).save(folder / f"{name}.png", compress_level=0)
     mask = Image.new("L", (256, 256))
     mask.paste(255, (128, 0, 256, 256))
@@ -307,14 +321,15 @@ def fill(folder):
 
 
 def made(folder):
-    """The pictures that an example has saved, or left in its answer; each tells how it was made."""
+    """Return the images that an example has saved, or that are in its answer."""
     answer = folder / "answer.json"
     texts = json.loads(answer.read_text())["images"] if answer.exists() else []
     saved = sorted(folder.glob("[0-9][0-9][0-9].png"))
     assert not saved or not texts or len(saved) == len(texts)
-    return [Image.open(path) for path in saved] or [picture(text) for text in texts]
+    return [Image.open(path) for path in saved] or [image(text) for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "code"), examples())
 def test_the_examples_of_the_pages_run(server, language, code, tmp_path):
     is_generation = "/sdapi/" in code

@@ -1,4 +1,4 @@
-"""Every sampler of a real WebUI, its options and its prompts: what it visits is what was inverted."""
+"""Every sampler of a real WebUI, its options and prompts: it must visit exactly the inverted noise levels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import exemplar
-from tests.host.asking import largest_difference, pictures, request
+from tests.host.answers import base64_of
+from tests.host.asking import images_of, largest_difference, request
 from tests.host.conftest import SKIPPED
-from tests.host.servers import STYLE, RealServer, base64_of, real_folder
+from tests.host.data_folder import STYLE
+from tests.host.servers import RealServer, real_folder
 
 pytestmark = pytest.mark.long
 
@@ -30,7 +32,7 @@ OPTIONS = {
     **{"no_dpmpp_sde_batch_determinism": False, "uni_pc_order": 3, "uni_pc_skip_type": "time_uniform"},
     **{"img2img_fix_steps": False, "enable_quantization": False, "cross_attention_optimization": "Automatic"},
 }
-"""Those that a request overrides here: the host gives one back only if its settings name it."""
+"""Options that requests override here. The host restores only those that its settings file names."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def answered(server, settings, kind="img2img", **fields):
 
 
 def calls(text):
-    """How often the denoiser was called, every time with all layers injected."""
+    """Return the number of the denoiser's calls. All layers must have been injected in each."""
     found = re.search(r"10 layers; (\d+) of (\d+) steps injected", text)
     assert found[1] == found[2]
     return int(found[1])
@@ -75,31 +77,31 @@ def test_every_layer_sees_the_exemplar_at_every_call(server, sampler):
     assert ("live features" if sampler == ADAPTIVE else "recorded features") in text
     rows = 3 if sampler == ADAPTIVE else 2
     assert f"+ {rows * calls(text)} UNet rows" in text
-    assert largest_difference(answer.pictures, answered(server, {}, sampler_name=sampler).pictures) == 0
-    assert largest_difference(answer.pictures, answered(server, None, sampler_name=sampler).pictures) > 20
+    assert largest_difference(answer.images, answered(server, {}, sampler_name=sampler).images) == 0
+    assert largest_difference(answer.images, answered(server, None, sampler_name=sampler).images) > 20
 
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC])
 def test_image_k_of_a_batch_is_the_image_of_its_own_seed(server, sampler):
-    """The adaptive sampler takes its steps for the whole batch: it keeps the promise on no server."""
+    """The adaptive sampler takes its steps for the whole batch, so it breaks this promise without RIVAL too."""
     if sampler == ADAPTIVE:
         pytest.skip("real WebUI: its own DPM adaptive fits its steps to the batch")
-    batch = pictures(server, {}, batch_size=2, sampler_name=sampler)
-    alone = [pictures(server, {}, seed=seed, sampler_name=sampler)[0] for seed in (3, 4)]
-    plain_batch = pictures(server, batch_size=2, sampler_name=sampler)
-    plain_alone = [pictures(server, seed=seed, sampler_name=sampler)[0] for seed in (3, 4)]
+    batch = images_of(server, {}, batch_size=2, sampler_name=sampler)
+    alone = [images_of(server, {}, seed=seed, sampler_name=sampler)[0] for seed in (3, 4)]
+    plain_batch = images_of(server, batch_size=2, sampler_name=sampler)
+    plain_alone = [images_of(server, seed=seed, sampler_name=sampler)[0] for seed in (3, 4)]
     assert largest_difference(batch, alone) <= 4 + 2 * largest_difference(plain_batch, plain_alone)
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize("strength", [1, 0.6])
 def test_the_inverted_start_at_guidance_one_gives_the_exemplar_back(server, sampler, strength):
-    """A start or an end at the wrong noise level, or a chain looked up by index, would not."""
+    """A start or an end at a wrong noise level, or a chain that is looked up by index, would not give it back."""
     settings = {"start_mix": 0.0, "alignment": "off"}
     fields = {"prompt": "", "cfg_scale": 1, "steps": 20, "denoising_strength": strength, "sampler_name": sampler}
     fields["override_settings"] = {"eta_ancestral": 0.0}
-    (picture,) = answered(server, settings, **fields).pictures
-    assert off(picture) < 13
+    (image,) = answered(server, settings, **fields).images
+    assert off(image) < 13
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
@@ -112,19 +114,19 @@ def test_the_same_from_noise(server, sampler):
         del payload[name]
     answer = server.txt2img(**payload)
     assert answer.status == 200, answer.sentence
-    assert off(answer.pictures[0]) < 13
+    assert off(answer.images[0]) < 13
 
 
 WITHOUT_EFFECT = [
-    # what starts at the chain's own latent knows no factor of its noise
+    # a sampling that starts at the chain's latent does not scale noise
     *[("img2img", "sgm_noise_multiplier"), ("txt2img", "sgm_noise_multiplier"), ("img2img", "img2img_extra_noise")],
     *[("txt2img", "img2img_extra_noise"), ("txt2img", "img2img_fix_steps")],
 ]
 
 
-def off(picture):
-    """Mean difference from the exemplar; the small VAE alone makes 8 to 9."""
-    return np.abs(picture.astype(float) - np.asarray(exemplar(PHOTO), dtype=float)).mean()
+def off(image):
+    """Return the mean difference from the exemplar. The small VAE alone makes 8 to 9."""
+    return np.abs(image.astype(float) - np.asarray(exemplar(PHOTO), dtype=float)).mean()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_samplers_options_are_followed(server, sampler, options, kind):
     assert "recorded features" in answer.infotexts[0]
     if (kind, *options) not in WITHOUT_EFFECT:
         usual = answered(server, settings, kind, **fields)
-        assert largest_difference(answer.pictures, usual.pictures) > 0
+        assert largest_difference(answer.images, usual.images) > 0
 
 
 # prompts
@@ -182,17 +184,17 @@ LONG = ", ".join(["a pizza", "yellow", "red", "brown"] * 12)
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("exact", [False, True])
 def test_prompts_of_every_kind(server, prompt, together, exact):
-    """Rows told apart wrongly would make a batch differ from its images alone where the exemplar has two rows."""
+    """If rows were confused, a batch would differ from its single images when the exemplar has two rows."""
     settings = {"exemplar_prompt": "a pizza", "exact": exact, "t_align": 300}
     fields = {"prompt": prompt, "steps": 5, "override_settings": {"batch_cond_uncond": together}}
     batch = answered(server, settings, batch_size=2, **fields)
     calls(batch.infotexts[0])
-    alone = [answered(server, settings, seed=seed, **fields).pictures[0] for seed in (3, 4)]
-    assert largest_difference(batch.pictures, alone) <= 4
+    alone = [answered(server, settings, seed=seed, **fields).images[0] for seed in (3, 4)]
+    assert largest_difference(batch.images, alone) <= 4
     if not together:
         fields["override_settings"] = {"batch_cond_uncond": True}
         at_once = answered(server, settings, batch_size=2, **fields)
-        assert largest_difference(batch.pictures, at_once.pictures) <= 4
+        assert largest_difference(batch.images, at_once.images) <= 4
 
 
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
@@ -202,8 +204,8 @@ def test_a_style_acts_as_its_text(server, kind):
         styled = answered(server, settings, kind, prompt="a pizza", styles=[name])
         written = {"prompt": prompt.format(prompt="a pizza"), "negative_prompt": negative_prompt}
         by_hand = answered(server, settings, kind, **written)
-        assert largest_difference(styled.pictures, by_hand.pictures) == 0
-        assert largest_difference(styled.pictures, answered(server, settings, kind, prompt="a pizza").pictures) > 5
+        assert largest_difference(styled.images, by_hand.images) == 0
+        assert largest_difference(styled.images, answered(server, settings, kind, prompt="a pizza").images) > 5
 
 
 @pytest.mark.parametrize("exemplar_prompt", ["(a pizza:1.3)", "[a house:a pizza:0.5]", "a pizza BREAK a house", LONG])
@@ -211,7 +213,7 @@ def test_an_exemplars_prompt_of_every_kind(server, exemplar_prompt):
     usual = answered(server, {"exemplar_prompt": "a pizza", "inversion_iterations": 2})
     answer = answered(server, {"exemplar_prompt": exemplar_prompt, "inversion_iterations": 2})
     calls(answer.infotexts[0])
-    assert largest_difference(answer.pictures, usual.pictures) > 0
+    assert largest_difference(answer.images, usual.images) > 0
 
 
 @pytest.mark.parametrize(
@@ -239,10 +241,10 @@ def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
     evaluations = server.calls() - int((re.search(r"inverted in (\d+) evaluations", text) or [0, 0])[1])
     skips = "skip_early_cond" in options or "s_min_uncond" in fields
     assert (int(re.search(r"\+ (\d+) UNet rows", text)[1]) < 4 * calls(text)) == skips
-    # prompts of two lengths that are not padded take an evaluation each
+    # two prompts of different lengths take one evaluation each if they are not padded
     assert evaluations == calls(text)
-    alone = [answered(server, settings, seed=seed, override_settings=options, **fields).pictures[0] for seed in (3, 4)]
-    assert largest_difference(batch.pictures, alone) <= 4
+    alone = [answered(server, settings, seed=seed, override_settings=options, **fields).images[0] for seed in (3, 4)]
+    assert largest_difference(batch.images, alone) <= 4
 
 
 # sizes
@@ -251,21 +253,21 @@ def test_padding_and_skipped_guidance(server, sampler, options, fields, exact):
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 256), (72, 200), (64, 1024), (2048, 64), (328, 136)])
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
 def test_sizes_and_aspects(server, width, height, kind):
-    """An exemplar of its own has its own aspect; the input image gets the output's."""
+    """An uploaded exemplar keeps its aspect. The input image gets the output's."""
     exemplars = {"exemplar": base64_of(exemplar(PHOTO).resize((160, 96)))} if kind == "txt2img" else {}
     answer = answered(server, exemplars, kind, width=width, height=height, steps=4)
-    assert answer.pictures[0].shape == (height, width, 3)
+    assert answer.images[0].shape == (height, width, 3)
     calls(answer.infotexts[0])
 
 
 @pytest.mark.parametrize("resize_mode", [0, 1, 2, 3])
 @pytest.mark.parametrize("strength", [1, 0.5])
 def test_resize_modes(server, resize_mode, strength):
-    picture = exemplar(PHOTO).resize((200, 104))
-    fields = {"image": picture, "resize_mode": resize_mode, "denoising_strength": strength}
+    image = exemplar(PHOTO).resize((200, 104))
+    fields = {"image": image, "resize_mode": resize_mode, "denoising_strength": strength}
     answer = answered(server, {"start_mix": 0.0}, **fields)
     calls(answer.infotexts[0])
-    assert largest_difference(answer.pictures, answered(server, None, **fields).pictures) > 5
+    assert largest_difference(answer.images, answered(server, None, **fields).images) > 5
 
 
 # attention
@@ -286,6 +288,6 @@ def test_every_attention_of_the_host_lets_the_exemplar_in(server, attention):
     finally:
         server.set(cross_attention_optimization="Automatic")
     calls(answer.infotexts[0])
-    # Automatic is InvokeAI on a processor
+    # Automatic means InvokeAI on a CPU
     assert ("inverted in" in answer.infotexts[0]) == (attention != "InvokeAI")
-    assert largest_difference(answer.pictures, usual.pictures) <= 4
+    assert largest_difference(answer.images, usual.images) <= 4

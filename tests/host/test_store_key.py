@@ -7,20 +7,21 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rival_ext.settings import FIELDS
-from rival_ext.store import digest
+from rival_ext.fields import FIELDS
+from rival_ext.images.decoding import pixel_digest
+from rival_ext.method.run_chains import chain_key
 from tests.conftest import exemplar
 from tests.host.asking import at_first_call, infotext
-from tests.host.servers import StandInServer
+from tests.host.standin_server import StandInServer
 
 
 @pytest.fixture
 def key(hosts):
-    """() -> the key of one processing on the stand-in, as it is loaded now."""
+    """A function that makes the key of one processing on the stand-in."""
     if not isinstance(hosts[0], StandInServer):
         pytest.skip("real WebUI: the cases of test_contract.py change what they can there")
-    from rival_ext.hosts.webui_fingerprint import fingerprint
-    from rival_ext.hosts.webui_platform import loaded_model
+    from rival_ext.hosts.webui.backends import model_class
+    from rival_ext.hosts.webui.fingerprint import fingerprint
 
     checkpoint = hosts[0].checkpoint
     sampler = SimpleNamespace(model_wrap=SimpleNamespace(quantize=False))
@@ -34,7 +35,7 @@ def key(hosts):
     def make(prompt="a pizza", **changed):
         vars(p).update(changed)
         schedule = [SimpleNamespace(end_at_step=20, cond=checkpoint.get_learned_conditioning([prompt])[0])]
-        return digest(fingerprint(p, loaded_model(p), [schedule], p.extra_network_data))
+        return chain_key(fingerprint(p, model_class()(p), [schedule], p.extra_network_data))
 
     return make
 
@@ -114,12 +115,12 @@ def test_quantized_levels_are_in_the_key_as_the_sampler_was_made_with_them(key):
     assert key() != key(sampler=SimpleNamespace(model_wrap=SimpleNamespace(quantize=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [False, True])
 def test_the_panel_promises_no_stored_inversion_under_options_that_were_set_during_it(key, hosts, changes, monkeypatch):
     from modules import shared
 
-    from rival_ext.hosts.webui import is_stored
-    from rival_ext.ui.outlook import digest as digest_of_picture
+    from rival_ext.hosts.webui.script import SESSION
 
     server, small = hosts[0], {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
@@ -133,5 +134,5 @@ def test_the_panel_promises_no_stored_inversion_under_options_that_were_set_duri
         infotext(server, {}, **small)
     of = {field.name: field.default for field in FIELDS}
     asked = {**small, "scheduler": "Automatic", "denoising_strength": 1, "resize_mode": 0}
-    promised = is_stored(None, asked, "a pizza", of, [digest_of_picture(exemplar("pizza-emojione-yellow"))])
+    promised = SESSION.is_stored(None, asked, "a pizza", of, [pixel_digest(exemplar("pizza-emojione-yellow"))])
     assert promised == ("stored inversion" in infotext(server, {}, **small)) == (not changes)

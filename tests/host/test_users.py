@@ -1,4 +1,4 @@
-"""Two users of one WebUI, on the stand-in; tests/browser/test_users.py has two who really log in."""
+"""Two users of one WebUI, on the stand-in. In tests/browser/test_users.py two users log in."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from rival_ext.settings import FIELDS, parse_settings
+from rival_ext.fields import FIELDS
+from rival_ext.images.decoding import pixel_digest
+from rival_ext.settings import parse_settings
 from tests.conftest import exemplar
 from tests.host.asking import infotext
 from tests.host.routes import client_of_routes
-from tests.host.servers import StandInServer
+from tests.host.standin_server import StandInServer
 from tests.host.test_routes import asked
 
 pytestmark = pytest.mark.long
@@ -22,37 +24,38 @@ SMALL = {"steps": 2, "width": 64, "height": 64, "sampler_name": "Euler"}
 
 @pytest.fixture
 def check(server, monkeypatch):
-    """(user) -> what the check found that this user asked for."""
+    """A function (user) -> the result of this user's check."""
     if not isinstance(server, StandInServer):
         pytest.skip("real WebUI: tests/browser/test_users.py logs in there")
     from modules import shared
 
-    from rival_ext.hosts import webui_check
-    from rival_ext.hosts.webui import STORE
+    from rival_ext.hosts.webui.check import CheckRequest, check_in_queue
 
     monkeypatch.setattr(shared, "sd_model", server.checkpoint)
-    STORE.clear_for_all()
+    server.session().store.clear_for_all()
 
     def check(user):
-        return webui_check.check_in_queue(webui_check.CheckRequest(parse_settings({}), PIZZA, **SMALL, user=user))
+        return check_in_queue(CheckRequest(parse_settings({}), PIZZA, **SMALL, user=user), server.session())
 
     return check
 
 
 @pytest.fixture
 def script(check, server):
-    """What stands beside the script, in hosts/webui_script.py, as the server has loaded it."""
+    """The names in hosts/webui/script.py, as the server has loaded it."""
     return SimpleNamespace(**type(server.scripts.alwayson_scripts[0]).ui.__globals__)
 
 
-def test_the_picture_that_another_user_has_inverted_is_inverted_anew(check):
+def test_the_image_that_another_user_has_inverted_is_inverted_anew(check):
     assert [check(user).is_stored for user in ("ann", "bob", "ann", None)] == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_each_check_names_a_chain_of_the_users_own(check):
     assert len({check(user).chain for user in ("ann", "bob", "ann", None)}) == 3
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     check("ann")
     assert "inverted in" in infotext(server, {}, **SMALL)
@@ -61,33 +64,36 @@ def test_the_report_of_a_run_does_not_tell_of_anothers(check, server):
     assert "stored inversion" in infotext(server, {}, **SMALL, user="ann")
 
 
-def test_the_plan_of_a_run_does_not_tell_of_anothers(check, server):
-    from rival_ext.hosts.webui import is_stored
-    from rival_ext.ui.outlook import digest
-
+@pytest.mark.slow
+def test_the_preview_of_a_run_does_not_tell_of_anothers(check, script, server):
     infotext(server, {}, **SMALL, user="ann")
     of = {field.name: field.default for field in FIELDS}
     request = {**SMALL, "scheduler": "Automatic", "denoising_strength": 1, "resize_mode": 0}
-    known = [is_stored(user, request, "a pizza", of, [digest(PIZZA)]) for user in ("ann", "bob", None)]
+    known = [
+        script.SESSION.is_stored(user, request, "a pizza", of, [pixel_digest(PIZZA)]) for user in ("ann", "bob", None)
+    ]
     assert known == [True, False, False]
 
 
+@pytest.mark.slow
 def test_the_button_releases_the_users_own(check, script):
     check("ann")
-    assert script.release_memory("bob") == "No inversion of yours is stored."
+    assert script.SESSION.release("bob") == "No inversion of yours is stored."
     assert check("ann").is_stored
-    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.release_memory("ann"))
+    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.SESSION.release("ann"))
     assert not check("ann").is_stored
 
 
+@pytest.mark.slow
 def test_another_checkpoint_takes_everybodys(check, script):
     check("ann")
     check(None)
-    script.forget_all()
+    script.SESSION.release_all()
     assert not check("ann").is_stored
     assert not check(None).is_stored
 
 
+@pytest.mark.slow
 def test_the_routes_are_of_those_who_have_not_logged_in(check, monkeypatch):
     from modules import shared
 

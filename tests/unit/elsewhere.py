@@ -1,7 +1,7 @@
-"""A device that is not there, for tests of what only fails on one: its tensors hold their values in the CPU's memory.
+"""A pretended device, for errors that occur only with two devices. Its tensors hold their values in the CPU's memory.
 
-As on a real one, an operation does not mix it with the CPU, single numbers apart; as on Apple's, it has no
-float64, and pools adaptively into even parts only.
+As on a real device, an operation refuses tensors of the device together with tensors of the CPU, except single
+numbers. As on Apple's GPUs, there is no float64, and adaptive pooling takes even parts only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BETWEEN_DEVICES = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_
 
 
 class Held(torch.Tensor):
-    """A tensor on the device."""
+    """A tensor on the pretended device."""
 
     held: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -44,13 +44,13 @@ class Held(torch.Tensor):
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """The context in which the device is there."""
+    """While this context is open, the pretended device exists."""
     with Operations(), Factories():
         yield
 
 
 class Factories(TorchFunctionMode):
-    """What makes tensors of Python's numbers, which is no operation."""
+    """Makes tensors of Python's numbers on the device. Torch does that outside of its operations."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -62,7 +62,7 @@ class Factories(TorchFunctionMode):
 
 
 class Operations(TorchDispatchMode):
-    """All others."""
+    """Runs every operation on the values in the CPU's memory."""
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

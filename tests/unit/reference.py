@@ -1,7 +1,7 @@
-"""METHOD.md, sections 1 to 4, in one straight line: naive, in variance-preserving form, and without a line of ours.
+"""A naive implementation of METHOD.md, sections 1 to 4, in variance-preserving form. It uses no code of RIVAL.
 
 The exemplar is evaluated beside the generation in every step, in one batch of four:
-[exemplar unguided, generation unguided, exemplar guided, generation guided].
+[exemplar and generation without the prompt, exemplar and generation with it].
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def embed(pipeline, text):
 
 
 def encode(pipeline, image):
-    # left in the image's own memory order, channels last: the VAE rounds otherwise in another one, to 1e-4
+    # the memory order stays channels last: in another order the VAE rounds differently, by 1e-4
     pixels = torch.from_numpy(np.array(image, np.float32)[None]).permute(0, 3, 1, 2) / 255 * 2 - 1
     return pipeline.vae.encode(pixels).latent_dist.mean * LATENT_SCALE
 
@@ -94,7 +94,7 @@ def injected_forward(layer, concatenated):
 
 @contextmanager
 def injection(unet, concatenated):
-    """Section 3, by hand: every self-attention layer's forward is another one for a while."""
+    """Section 3: replace the forward of every self-attention layer while the context manager is open."""
     layers = [module for name, module in unet.named_modules() if name.endswith("attn1")]
     for layer in layers:
         layer.forward = injected_forward(layer, concatenated)
@@ -131,7 +131,8 @@ def vary(
 ):
     """Final latent of one variation and the exemplar's chain, both variance-preserving.
 
-    exact: the exemplar's unguided row has the empty prompt as the generation's has, not the exemplar's own.
+    exact: the exemplar's row without the prompt has the empty prompt, as the generation's row has, not the exemplar's
+    prompt.
     """
     chain = invert(pipeline, encode(pipeline, image), exemplar_prompt, steps, iterations)
     alphas, timesteps = alphas_cumprod(), ddim_timesteps(steps)
@@ -148,8 +149,8 @@ def vary(
         else:
             with injection(pipeline.unet, concatenated=t <= t_align):
                 predictions = pipeline.unet(batch, t, text).sample
-        _, unguided, eps_exemplar, guided = predictions.chunk(4)
-        eps = unguided + guidance * (guided - unguided)
+        _, uncond, eps_exemplar, cond = predictions.chunk(4)
+        eps = uncond + guidance * (cond - uncond)
         if alignment == "noise" and t > t_early:
             eps = normalised(eps, eps_exemplar)
         x = ddim_step(x, eps, alphas[t], alphas[timesteps[i - 1] if i else 0])

@@ -1,4 +1,4 @@
-"""The audit of dependencies in .ci/: it finds what is vulnerable, and is no audit where nobody answers."""
+"""The audit of dependencies (.ci/audit.py) finds vulnerable versions, and fails if no service answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.host.servers import ROOT
+from tests.host.data_folder import ROOT
 
 PROJECT = '[project]\ncli = [\n    "Torch_Audio==2.1.0; python_version < \'3.11\'",\n    "pillow==8.1.0",\n]\n'
 PILLOW = ("pillow", "8.1.0")
@@ -18,7 +18,7 @@ TORCH = ("torch-audio", "2.1.0")
 
 @pytest.fixture(scope="module")
 def audit():
-    """The module, whose folder is none of Python's."""
+    """The module `audit`, which is in no folder that Python searches."""
     spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,7 +29,7 @@ def installed(*pins):
     return lambda: [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in pins]
 
 
-def test_pins_of_every_python_and_what_is_installed_are_looked_into(audit, monkeypatch):
+def test_pins_for_every_python_and_installed_packages_are_looked_up(audit, monkeypatch):
     here = installed(("Jinja2", "3.0"), ("torch", "2.1.0+cpu"), ("pip", "23.0"), ("sd-webui-rival", "0.1.0"))
     monkeypatch.setattr(audit, "distributions", here)
     assert audit.pins(PROJECT) == {PILLOW, TORCH, ("jinja2", "3.0"), ("torch", "2.1.0")}
@@ -42,7 +42,7 @@ def test_every_pin_of_the_project_is_read(audit, monkeypatch):
 
 
 def service(answer):
-    """One that knows of these pins, and notes what it was asked."""
+    """Return a service with this answer, and the list of what it is asked."""
     asked = []
 
     def ask(pins):
@@ -64,7 +64,7 @@ def test_a_vulnerable_pin_is_named_and_fails(audit, capsys):
 
 
 @pytest.mark.parametrize("silent", [{}, {PILLOW: []}, {("pillow", "6.0.0"): []}])
-def test_who_does_not_find_what_is_known_has_not_looked(audit, silent, capsys):
+def test_a_service_that_misses_a_known_vulnerability_does_not_count(audit, silent, capsys):
     (mute, _), (heard, _) = service(silent), service({audit.CANARY: ["CVE-1"], PILLOW: []})
     assert audit.audit({PILLOW}, [mute, heard]) == 0
     assert "no answer from a service" in capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_who_does_not_find_what_is_known_has_not_looked(audit, silent, capsys):
         audit.audit({PILLOW}, [mute])
 
 
-def test_what_pip_audit_says_is_understood(audit, monkeypatch):
+def test_the_output_of_pip_audit_is_read(audit, monkeypatch):
     lists = []
 
     def run(command, **_):
@@ -88,12 +88,12 @@ def test_what_pip_audit_says_is_understood(audit, monkeypatch):
     assert lists == [["pillow==6.0.0", "torch-audio==2.1.0"], ["pillow==8.1.0"]]
 
 
-def test_a_pip_audit_that_fails_has_no_answer(audit, monkeypatch):
+def test_a_pip_audit_that_fails_gives_no_answer(audit, monkeypatch):
     monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="ERROR"))
     assert audit.of_pypi({PILLOW})[1] == {}
 
 
-def test_the_old_database_goes_by_its_ranges(audit, monkeypatch, tmp_path):
+def test_the_old_database_is_read_by_its_ranges(audit, monkeypatch, tmp_path):
     entries = [{"cve": "CVE-1", "id": "1", "specs": ["<6.2", ">8,<8.2"]}, {"cve": None, "id": "2", "specs": ["<8.1.1"]}]
     (tmp_path / "insecure.json").write_text(json.dumps({"$meta": {"timestamp": 1625119202}, "pillow": entries}))
     monkeypatch.setattr(

@@ -8,8 +8,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, INVERTED_ANEW, MODES, parse_settings, similar, stood_for
-from rival_ext.ui.axes import Reader, add_axes, axes
+from rival_ext.fields import FIELDS, INVERSION_FIELDS, MODES
+from rival_ext.hosts.webui.axes import AxisType, add_axes, axes
+from rival_ext.settings import parse_settings, preset_values, similarity_values
 
 FIELD = {field.name: field for field in FIELDS}
 
@@ -19,7 +20,7 @@ def option(label, kind, apply, **others):
 
 
 def processing(*args):
-    """As much of the host's as an axis touches; the second script is RIVAL's."""
+    """As much of a processing as an axis touches. The second script is RIVAL's."""
     scripts = [SimpleNamespace(title=lambda: "Refiner"), SimpleNamespace(title=lambda: "RIVAL", args_from=2)]
     return SimpleNamespace(
         scripts=SimpleNamespace(alwayson_scripts=scripts),
@@ -50,9 +51,9 @@ def test_without_a_plot_nothing_is_added(monkeypatch):
     add_axes()
 
 
-def test_what_inverts_anew_changes_least_often():
+def test_fields_that_need_another_inversion_change_least_often():
     costly = {axis.label for axis in AXES.values() if axis.cost}
-    assert costly == {f"[RIVAL] {FIELD[name].label}" for name in INVERTED_ANEW}
+    assert costly == {f"[RIVAL] {FIELD[name].label}" for name in INVERSION_FIELDS}
 
 
 def test_names_and_switches_are_offered_in_a_list():
@@ -72,15 +73,15 @@ def test_names_and_switches_are_offered_in_a_list():
         ("layers", "8, 16", "8, 16"),
     ],
 )
-def test_a_value_is_read_as_its_field_has_it(name, written, value):
-    read = Reader(FIELD[name])(written)
+def test_a_value_is_converted_to_its_fields_type(name, written, value):
+    read = AxisType(FIELD[name])(written)
     assert (read, type(read)) == (value, type(value))
 
 
-def test_the_host_takes_a_number_for_its_own_type():
+def test_the_host_takes_a_number_axis_for_the_numbers_type():
     kinds = [int, float]
-    assert [kinds.index(Reader(FIELD[name])) for name in ("t_align", "similarity")] == [0, 1]
-    assert Reader(FIELD["layers"]) not in kinds
+    assert [kinds.index(AxisType(FIELD[name])) for name in ("t_align", "similarity")] == [0, 1]
+    assert AxisType(FIELD["layers"]) not in kinds
 
 
 @pytest.mark.parametrize("given", [(False, "variation"), ({"t_align": 500},)])
@@ -106,20 +107,20 @@ def test_the_axis_of_the_switch_goes_before_the_others_in_either_order(first):
     assert cell.script_args[2] is False
 
 
-def test_nothing_to_plot_is_a_sentence():
+def test_an_axis_without_values_is_refused_in_a_sentence():
     with pytest.raises(RivalError, match=r"the axis \[RIVAL\] Mode has no values"):
         AXES["[RIVAL] Mode"].confirm(None, [])
 
 
-def test_a_choice_stands_for_what_it_sets_in_the_panel():
-    assert stood_for({"t_align": 3}) == {}
-    assert stood_for({"mode": "variation"}) == {"early_steps": 1000, "start_mix": 1.0}
-    assert stood_for({"mode": "edit"}) == {"early_steps": 900, "start_mix": 0.0}
-    assert stood_for({"mode": "edit", "similarity": 0.75}) == {"early_steps": 900, **similar(0.75)}
+def test_a_mode_and_a_similarity_set_other_fields():
+    assert preset_values({"t_align": 3}) == {}
+    assert preset_values({"mode": "variation"}) == {"early_steps": 1000, "start_mix": 1.0}
+    assert preset_values({"mode": "edit"}) == {"early_steps": 900, "start_mix": 0.0}
+    assert preset_values({"mode": "edit", "similarity": 0.75}) == {"early_steps": 900, **similarity_values(0.75)}
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("similarity", [0.25, 0.5, 1.0])
 def test_both_choices_are_what_a_request_with_both_gives(mode, similarity):
     choices = {"mode": mode, "similarity": similarity}
-    assert parse_settings({**choices, **stood_for(choices)}) == parse_settings(choices)
+    assert parse_settings({**choices, **preset_values(choices)}) == parse_settings(choices)

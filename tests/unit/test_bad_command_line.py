@@ -1,4 +1,4 @@
-"""Arguments of the command as they come: a run begins, or one sentence is printed and nothing is written."""
+"""Any arguments of the command line: a run begins, or one sentence is printed and nothing is written."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext import cli
-from rival_ext.hosts.diffusers import DEMO
-from rival_ext.settings import FIELDS
+from rival_ext.fields import FIELDS
+from rival_ext.hosts.checkpoint import DEMO
 from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars, two_colours
 
 PHOTO = DEMO / "pizza.png"
 FLAGS = [field.flag for field in FIELDS if field.name != "enabled"]
 OTHERS = ["--prompt", "-n", "--seed", "--steps", "--mask", "--size", "--cfg", "--sampler", "--checkpoint", "--out"]
 OTHERS += ["--plain", "--check", "--keep-inversions", "--bogus", "--", "-x", "--help="]
-# the system hands a program no null bytes, and no halves of characters but those that stand for odd bytes
+# the system hands a program no null bytes, and no surrogates but those that stand for bytes that are no text
 words = scalars.filter(lambda value: not isinstance(value, int) or value.bit_length() < 2000).map(str)
 arguments = words.map(lambda text: text.replace("\0", "").encode("utf-8", "replace").decode())
 sizes = st.sampled_from(["64x64", "64x64x64", "64xjunkx64", "x", "0x0", "-8x8", "9" * 5000 + "x64", "٦٤x64", "64X64 "])
 
 
 class Begun(Exception):
-    """The model would be loaded now."""
+    """Raised in place of loading the model."""
 
 
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory):
-    """(arguments) -> the sentence of a refusal, or "" where a run would begin."""
+    """(arguments) -> the sentence with which they are refused, or "" if a run would begin."""
     folder = tmp_path_factory.mktemp("runs")
 
     def loads(*_):
@@ -62,25 +62,28 @@ def begin(tmp_path_factory):
     return call
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @cases(400)
-def test_any_options(begin, data):
+def test_any_options_begin_a_run_or_print_one_sentence(begin, data):
     given_arguments = [PHOTO]
     for _ in range(data.draw(st.integers(1, 3))):
         given_arguments += [data.draw(st.sampled_from([*FLAGS, *OTHERS[:-4]])), data.draw(arguments | sizes)]
     begin(*given_arguments)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([*FLAGS, *OTHERS]) | arguments | sizes, max_size=5).map(tuple))
 @cases(300)
-def test_any_words(begin, given_arguments):
+def test_any_words_begin_a_run_or_print_one_sentence(begin, given_arguments):
     if "--help" not in given_arguments:
         begin(*given_arguments)
 
 
+@pytest.mark.slow
 @given(damaged_files(), st.sampled_from(["photo", "--mask", "--exemplar", "--exemplar-mask-2"]))
 @cases(150)
-def test_a_damaged_picture_is_named_by_its_option(begin, tmp_path_factory, data, name):
+def test_a_damaged_image_is_named_by_its_option(begin, tmp_path_factory, data, name):
     file = tmp_path_factory.getbasetemp() / "damaged"
     file.write_bytes(data)
     sentence = begin(file) if name == "photo" else begin(PHOTO, name, file)
@@ -88,25 +91,29 @@ def test_a_damaged_picture_is_named_by_its_option(begin, tmp_path_factory, data,
 
 
 @pytest.mark.parametrize("file", WHOLE.values(), ids=WHOLE)
-def test_a_whole_picture_of_each_kind_is_taken(begin, tmp_path, file):
+def test_a_whole_image_of_each_kind_is_taken(begin, tmp_path, file):
     (tmp_path / "photo").write_bytes(file)
     assert begin(tmp_path / "photo", "--exemplar-2", tmp_path / "photo") == ""
 
 
-@pytest.mark.parametrize("flag", ["--mask", *(field.flag for field in FIELDS if field.is_picture)])
+@pytest.mark.parametrize("flag", ["--mask", *(field.flag for field in FIELDS if field.is_image)])
 @pytest.mark.parametrize(
     ("path", "ending"),
     [
-        *(("nothing.png", "does not exist."), (DEMO, "cannot be read."), ("x" * 5000, "cannot be read.")),
-        (DEMO / "README.md", "is not a picture that can be read."),
+        *(
+            ("nothing.png", "does not exist."),
+            (DEMO, "cannot be opened; give a file that you may read."),
+            ("x" * 5000, "cannot be opened; give a file that you may read."),
+        ),
+        (DEMO / "README.md", "is not an image that can be read."),
     ],
 )
-def test_a_picture_that_is_not_there_is_named_by_its_option(begin, flag, path, ending):
+def test_an_image_that_does_not_exist_is_named_by_its_option(begin, flag, path, ending):
     assert begin(PHOTO, flag, path) == f"RIVAL: {flag} {path} {ending}"
 
 
 @pytest.mark.parametrize("size", ["64x64x64", "64xjunkx64", "64xx64", "9" * 5000 + "x64", "٦٤x64", "64", "-64x64"])
-def test_a_size_is_two_numbers(begin, size):
+def test_a_size_that_is_not_two_numbers_is_refused(begin, size):
     assert "must be WIDTHxHEIGHT" in begin(PHOTO, "--size", size)
 
 
@@ -116,21 +123,21 @@ def test_what_is_not_a_number_is_refused(begin, flag):
 
 
 @pytest.mark.parametrize("flag", ["--prompt", "--exemplar-prompt"])
-def test_half_a_character_is_no_text(begin, flag):
-    assert "must be text without broken characters" in begin(PHOTO, flag, "a\udcff")
+def test_text_with_half_a_character_is_refused(begin, flag):
+    assert "must be text that UTF-8 can encode" in begin(PHOTO, flag, "a\udcff")
 
 
-def test_a_path_that_is_too_long_is_a_sentence(begin):
+def test_a_path_that_is_too_long_is_refused_in_a_sentence(begin):
     assert begin(PHOTO, "--out", PHOTO).endswith("is a file; give a folder.")
     assert "cannot be written: File name too long" in begin(PHOTO, "--out", "x" * 5000)
 
 
-def test_a_name_cannot_write_to_the_terminal(begin):
+def test_control_characters_in_a_name_are_not_printed(begin):
     assert begin("\x1b[2J\nphoto\r.png") == r"RIVAL: the photo \x1b[2J photo .png does not exist."
 
 
-def test_an_empty_mask_is_named(begin, tmp_path):
+def test_a_mask_without_white_is_refused_before_the_model_is_loaded(begin, tmp_path):
     two_colours("1").point(lambda _: 0).save(tmp_path / "mask.png")
     assert begin(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png").endswith(
-        "has no white; what is white is filled."
+        "has no white part; paint white what is to be filled."
     )

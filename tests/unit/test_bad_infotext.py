@@ -1,4 +1,4 @@
-"""An infotext that somebody else wrote: what it sets the panel and a request to, after the host's own conversions."""
+"""An infotext that somebody else wrote: every control gets a valid value or stays as it is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.settings import FIELDS, PASTED, parse_settings
-from rival_ext.ui.infotext import PASTE_TARGETS, PRESENT
+from rival_ext.fields import FIELDS, INFOTEXT_FIELDS
+from rival_ext.hosts.webui.infotext import MODE, PASTE_TARGETS
+from rival_ext.settings import parse_settings
 from tests.bad_input import HOSTILE_TEXTS, cases, said, scalars, texts
 
 FIELD = {field.name: field for field in FIELDS}
 written = texts | st.sampled_from(HOSTILE_TEXTS) | st.integers().map(str) | st.floats().map(repr)
-pasted_texts = st.dictionaries(st.sampled_from([field.infotext for field in PASTED]), written, max_size=6)
+pasted_texts = st.dictionaries(st.sampled_from([field.infotext for field in INFOTEXT_FIELDS]), written, max_size=6)
 
 
 def on_the_page(name, value):
@@ -33,21 +34,23 @@ def read(parameters):
     return {name: target(parameters) for name, target in PASTE_TARGETS.items()}
 
 
+@pytest.mark.slow
 @given(pasted_texts, st.booleans())
 @cases(500)
-def test_what_is_pasted_is_a_setting_or_nothing(parameters, is_of_rival):
+def test_a_pasted_value_is_valid_or_none(parameters, is_of_rival):
     said(lambda: None)
-    parameters |= {PRESENT: parameters.get(PRESENT, "edit")} if is_of_rival else {}
+    parameters |= {MODE: parameters.get(MODE, "edit")} if is_of_rival else {}
     found = read(parameters)
     for name, value in found.items():
         assert value is None or type(value) is type(FIELD[name].default)
         assert on_the_page(name, value) == value
         assert in_a_request(name, value) is value
     parse_settings({name: value for name, value in found.items() if value is not None})
-    assert found["enabled"] is (PRESENT in parameters)
+    assert found["enabled"] is (MODE in parameters)
 
 
-@pytest.mark.parametrize("name", [field.name for field in PASTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [field.name for field in INFOTEXT_FIELDS])
 @given(value=written | scalars)
 @cases(60)
 def test_a_value_of_each_field(name, value):
@@ -67,12 +70,12 @@ def test_a_value_of_each_field(name, value):
         *(("exemplar_prompt", text) for text in ("\ud800", "x" * 10_001)),
     ],
 )
-def test_what_its_field_cannot_take_leaves_it_as_it_is(name, text):
-    assert read({PRESENT: "variation", FIELD[name].infotext: text})[name] is None
+def test_an_invalid_value_leaves_its_control_as_it_is(name, text):
+    assert read({MODE: "variation", FIELD[name].infotext: text})[name] is None
 
 
-def test_no_picture_and_no_path_is_taken_from_it():
+def test_no_image_and_no_path_is_taken_from_it():
     parameters = {field.infotext: "/etc/passwd" for field in FIELDS} | {"RIVAL exemplar": "http://127.0.0.1/x.png"}
-    assert not {field.name for field in FIELDS if field.is_picture} & PASTE_TARGETS.keys()
+    assert not {field.name for field in FIELDS if field.is_image} & PASTE_TARGETS.keys()
     taken = {name: value for name, value in read(parameters).items() if value is not None}
     assert taken == {"enabled": True, "exemplar_prompt": "/etc/passwd"}

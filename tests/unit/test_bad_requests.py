@@ -1,4 +1,4 @@
-"""Requests as they come, to the routes and to the script's arguments: what is refused is refused before it runs."""
+"""Requests of every kind, to the routes and as the script's arguments: a wrong one is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from fastapi import HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.api import BODY_MEGABYTES, InvertRequest, _bounded
-from rival_ext.settings import FIELDS
+from rival_ext.errors import RivalError
+from rival_ext.fields import FIELDS
+from rival_ext.hosts.webui.api import InvertRequest
+from rival_ext.hosts.webui.http import BODY_MEGABYTES
 from tests.bad_input import TRIED, WHOLE, base64_text, cases, names, objects, plain, said, texts, values
 from tests.host.routes import started
 
@@ -24,19 +26,19 @@ INVERT = "/rival/v1/invert"
 
 @pytest.fixture(scope="module")
 def server():
-    """The stand-in with its routes; what would really run says so instead."""
+    """The stand-in with the extension's routes."""
     with started("stand-in", None) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def reached(server):
-    """Requests that nothing is wrong with say so: none of them is run."""
-    from rival_ext.hosts import webui_check
+    """A valid request is answered with the sentence that its run would begin. No request is run."""
+    from rival_ext.hosts.webui import check as webui_check
 
-    def run(request):
+    def run(request, session):
         webui_check._refuse_unknown_names(request)
-        raise webui_check.RivalError("the run would begin.")
+        raise RivalError("the run would begin.")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(webui_check, "check_in_queue", run)
@@ -44,7 +46,7 @@ def reached(server):
 
 
 def refused(server, **how):
-    """The sentence that a request to invert is answered with."""
+    """Return the sentence with which a request to invert is refused."""
     TRIED["cases"] += 1
     answer = server.client.post(INVERT, **how)
     assert answer.status_code in (413, 422), answer.text
@@ -52,36 +54,40 @@ def refused(server, **how):
 
 
 def body_of(fields):
-    """JSON as a careless client writes it: NaN, infinities and halves of characters included."""
+    """Write JSON as a careless client does, with NaN, infinities and surrogates."""
     return json.dumps(fields).encode()
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*FIELDS_OF_REQUEST, "", "picture", "a\0"]), values, min_size=1, max_size=3))
 @cases(350)
-def test_any_fields(server, reached, fields):
+def test_any_fields_of_a_body_are_answered_in_a_sentence(server, reached, fields):
     sentence = refused(server, content=body_of({**SMALL, **fields}), headers=JSON)
     known = [*FIELDS_OF_REQUEST, *(field.name for field in FIELDS), "prompt and styles", "the run", "unknown field"]
     assert sentence.startswith(tuple(f"RIVAL: {name}" for name in known)), sentence
 
 
+@pytest.mark.slow
 @given(objects)
 @cases(250)
-def test_any_settings(server, reached, settings):
+def test_any_settings_of_a_body_are_answered_in_a_sentence(server, reached, settings):
     sentence = refused(server, content=body_of({**SMALL, "settings": settings}), headers=JSON)
-    regions = [field.name for field in FIELDS if field.is_picture]
+    regions = [field.name for field in FIELDS if field.is_image]
     assert names(sentence, [*settings, *regions]) or sentence == "RIVAL: the run would begin."
 
 
+@pytest.mark.slow
 @given(values.filter(lambda value: not isinstance(value, dict)))
 @cases(200)
-def test_anything_in_place_of_the_object(server, reached, value):
+def test_a_body_that_is_no_object_is_refused_in_a_sentence(server, reached, value):
     sentence = refused(server, content=body_of(value), headers=JSON)
     assert sentence.startswith(("RIVAL: the body: ", "RIVAL: unknown field "))
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=40), st.sampled_from([None, "application/json", "text/plain", "application/x+json", "\x7f"]))
 @cases(200)
-def test_any_body(server, reached, body, kind):
+def test_a_body_that_is_no_json_is_refused_in_a_sentence(server, reached, body, kind):
     headers = {} if kind is None else {"content-type": kind}
     assert refused(server, content=body, headers=headers).startswith("RIVAL: the body: ")
 
@@ -99,31 +105,34 @@ def test_a_body_nested_too_deeply_is_a_sentence(server, reached, depth):
 def test_a_length_that_is_too_long_or_none_is_refused(server, reached, length):
     headers = {**JSON, "content-length": length}
     sentence = refused(server, content=b"{}", headers=headers)
-    assert sentence == f"RIVAL: the body may have {BODY_MEGABYTES} MB; send smaller pictures."
+    assert sentence == f"RIVAL: the body must have at most {BODY_MEGABYTES} MB; send smaller images."
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_bound(monkeypatch):
-    """Piece by piece, as a server hands them over; the client of these tests would send it in one."""
-    monkeypatch.setattr("rival_ext.api.BODY_MEGABYTES", 1)
+    """The body is received in pieces, as from a server. The client of these tests would send it in one piece."""
+    from rival_ext.hosts.webui import http
+
+    monkeypatch.setattr(http, "BODY_MEGABYTES", 1)
     pieces = iter([{"type": "http.request", "body": bytes(2**18), "more_body": True}] * 9)
 
     async def handed_over():
         return next(pieces)
 
     async def read():
-        receive = _bounded(Request({"type": "http", "headers": []}, handed_over))
+        receive = http.bounded(Request({"type": "http", "headers": []}, handed_over))
         for _ in range(4):
             await receive()
-        with pytest.raises(HTTPException, match="RIVAL: the body may have 1 MB"):
+        with pytest.raises(HTTPException, match="RIVAL: the body must have at most 1 MB"):
             await receive()
 
     asyncio.run(read())
     assert len(list(pieces)) == 4
 
 
+@pytest.mark.slow
 @given(texts)
 @cases(150)
-def test_any_id_is_not_found(server, text):
+def test_any_unknown_id_is_not_found(server, text):
     from urllib.parse import quote
 
     TRIED["cases"] += 1
@@ -136,38 +145,54 @@ def test_any_id_is_not_found(server, text):
 # the script's arguments
 
 
+def settings_of(arguments):
+    """Return the settings of a request, or raise the error that its sampling would raise."""
+    from rival_ext.hosts.webui.request import parsed_request
+
+    outcome = parsed_request(SimpleNamespace(), arguments).outcome
+    if isinstance(outcome, RivalError):
+        raise outcome
+    return outcome
+
+
+@pytest.mark.slow
 @given(st.lists(values, max_size=len(FIELDS) + 4))
 @cases(400)
-def test_any_values_in_the_panels_order(server, arguments):
-    from rival_ext.hosts.webui import read_arguments
-
-    settings, sentence = said(read_arguments, SimpleNamespace(), arguments)
+def test_any_values_in_the_order_of_the_panel_give_settings_or_a_sentence(server, arguments):
+    settings, sentence = said(settings_of, arguments)
     assert settings is not None or names(sentence, [field.name for field in FIELDS])
 
 
+@pytest.mark.slow
 @given(objects, st.lists(values, max_size=2))
 @cases(300)
-def test_an_object_with_something_after_it(server, asked, others):
-    from rival_ext.hosts.webui import read_arguments
-
-    regions = [field.name for field in FIELDS if field.is_picture]
-    settings, sentence = said(read_arguments, SimpleNamespace(), [asked, *others])
+def test_an_object_followed_by_other_values_gives_settings_or_a_sentence(server, asked, others):
+    regions = [field.name for field in FIELDS if field.is_image]
+    settings, sentence = said(settings_of, [asked, *others])
     assert settings is not None or names(sentence, [*asked, *regions])
 
 
+@pytest.mark.slow
 @given(st.lists(values, min_size=1, max_size=3))
 @cases(200)
 def test_any_arguments_are_announced_and_armed_without_an_error(server, arguments):
-    """The host would swallow one; what is wrong is said by the sampling."""
-    from rival_ext.hosts import webui
+    """The host swallows errors of a script's callbacks, so the sampling raises them."""
+    from rival_ext.hosts.webui.request import parsed_request
+    from rival_ext.hosts.webui.sampling import SamplingReplacement, announce, arm
+    from rival_ext.hosts.webui.session import Session
 
     said(lambda: None)
     sampler = SimpleNamespace(sample=lambda *_: None)
     p = SimpleNamespace(sampler=sampler, extra_generation_params={})
-    webui.announce(p, arguments)
-    webui.arm(p, arguments)
-    armed = vars(sampler)["sample"]
-    wanted = getattr(armed, "wanted", None)
-    assert p.extra_generation_params.get("RIVAL mode", "") == getattr(wanted, "mode", "")
-    if isinstance(wanted, Exception):
-        plain(wanted.detail)
+    announce(p, arguments)
+    arm(p, arguments, Session())
+    outcome = parsed_request(p, arguments).outcome
+    if isinstance(outcome, RivalError):
+        plain(outcome.detail)
+        assert p.extra_generation_params == {}
+        with pytest.raises(RivalError) as raised:
+            sampler.sample(p, None, None, None, steps=1)
+        assert raised.value is outcome
+    else:
+        assert p.extra_generation_params.get("RIVAL mode") == (outcome.mode if outcome.enabled else None)
+        assert isinstance(sampler.sample, SamplingReplacement) == outcome.enabled

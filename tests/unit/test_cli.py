@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it refuses and leaves unwritten."""
+"""The command line: what it writes, and what it refuses without writing anything."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rival_ext.cli import main
-from rival_ext.hosts.diffusers import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
-from rival_ext.settings import PASTED
+from rival_ext.cli import SAMPLERS, main
+from rival_ext.fields import INFOTEXT_FIELDS
+from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
+from tests.conftest import quick
 
 PHOTO = DEMO / "pizza.png"
 QUICK = ("-n", 1, "--steps", 4)
@@ -72,7 +73,7 @@ def test_images_sheet_and_report_are_written(run, tmp_path):
     assert np.abs(pixels(out / "000.png") - pixels(out / "001.png")).max() > 20
 
 
-def test_a_check_says_in_words_whether_the_inversion_is_good_enough(monkeypatch, capsys, tmp_path):
+def test_a_check_prints_the_grade_of_the_inversion_and_advice(monkeypatch, capsys, tmp_path):
     arguments = (PHOTO, *QUICK, "--check", "--out", tmp_path)
     monkeypatch.setattr("sys.argv", ["rival_ext", *map(str, arguments)])
     main()
@@ -81,13 +82,13 @@ def test_a_check_says_in_words_whether_the_inversion_is_good_enough(monkeypatch,
     assert last.endswith("the sampling steps to 8.")
 
 
-def test_an_image_is_bit_identical_alone_and_among_others(run, tmp_path):
-    run(PHOTO, "-n", 3, "--seed", 5, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "many")
-    run(PHOTO, "-n", 1, "--seed", 7, "--steps", 4, "--sampler", "euler-a", "--out", tmp_path / "one")
+def test_an_image_is_the_same_bit_by_bit_alone_and_among_others(run, tmp_path):
+    run(PHOTO, "-n", 3, "--seed", 5, "--steps", 2, "--sampler", "euler-a", "--out", tmp_path / "many")
+    run(PHOTO, "-n", 1, "--seed", 7, "--steps", 2, "--sampler", "euler-a", "--out", tmp_path / "one")
     assert (pixels(tmp_path / "many" / "002.png") == pixels(tmp_path / "one" / "000.png")).all()
 
 
-def test_plain_generates_without_the_method_from_the_same_seeds(run, tmp_path):
+def test_plain_generates_without_rival(run, tmp_path):
     run(PHOTO, "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "plain")
     run(DEMO / "house.png", "-n", 1, "--steps", 4, "--plain", "--out", tmp_path / "other-photo")
     assert (pixels(tmp_path / "plain" / "000.png") == pixels(tmp_path / "other-photo" / "000.png")).all()
@@ -97,16 +98,16 @@ def test_plain_generates_without_the_method_from_the_same_seeds(run, tmp_path):
     assert report["rows"] == {"inversion": 0, "generation": 8}
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras"])
-def test_every_sampler_injects_in_every_step(run, tmp_path, sampler):
-    code, _ = run(PHOTO, "-n", 1, "--steps", 5, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out")
+@pytest.mark.parametrize("sampler", quick(SAMPLERS, "euler-a", "dpm++2m-karras"))
+def test_the_exemplar_is_injected_in_every_step_of_every_sampler(run, tmp_path, sampler):
+    code, _ = run(PHOTO, "-n", 1, "--steps", 3, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out")
     report = report_of(tmp_path / "out")
     assert code == 0
-    assert report["steps"]["injected"] == report["steps"]["total"] == 5
-    assert report["rows"] == {"inversion": 5, "generation": 5}
+    assert report["steps"]["injected"] == report["steps"]["total"] == 3
+    assert report["rows"] == {"inversion": 3, "generation": 3}
 
 
-def test_size_and_settings_are_followed(run, tmp_path):
+def test_the_size_and_the_settings_are_used(run, tmp_path):
     options = {"--t-align": 300, "--t-early": 200, "--alignment": "latent", "--inversion-iterations": 2}
     flat = [part for pair in options.items() for part in pair]
     run(PHOTO, "-n", 1, "--steps", 5, "--size", "136x64", "--out", tmp_path / "out", *flat)
@@ -116,7 +117,7 @@ def test_size_and_settings_are_followed(run, tmp_path):
     assert report["inversion"]["evaluations"] > 5
 
 
-def test_a_photo_of_another_aspect_keeps_it(run, tmp_path):
+def test_the_images_have_the_aspect_of_the_photo(run, tmp_path):
     Image.open(PHOTO).convert("RGB").resize((300, 150)).save(tmp_path / "wide.png")
     run(tmp_path / "wide.png", "-n", 1, "--steps", 2, "--out", tmp_path / "out")
     width, height = Image.open(tmp_path / "out" / "000.png").size
@@ -127,7 +128,7 @@ def test_a_photo_of_another_aspect_keeps_it(run, tmp_path):
     ("arguments", "named"),
     [
         (["nothing.png"], "nothing.png"),
-        ([DEMO_CHECKPOINT], "not a picture"),
+        ([DEMO_CHECKPOINT], "not an image"),
         ([PHOTO, "--size", "100x128"], "multiple of 8"),
         ([PHOTO, "--size", "128"], "WIDTHxHEIGHT"),
         ([PHOTO, "--size", "128x8"], "from 64"),
@@ -170,7 +171,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, tmp_path, argumen
     ],
 )
 def test_a_checkpoint_of_another_family_is_refused_by_its_shapes(run, tmp_path, shapes, named):
-    from rival_ext.hosts.diffusers import FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION
+    from rival_ext.hosts.checkpoint import FIRST_CONVOLUTION, FIRST_CROSS_ATTENTION
 
     names = {"first": FIRST_CONVOLUTION, "cross": FIRST_CROSS_ATTENTION}
     save_file({names.get(name, name): torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "x.safetensors")
@@ -189,15 +190,15 @@ def test_a_folder_with_other_files_is_left_alone_and_an_earlier_run_is_replaced(
         assert run(PHOTO, "-n", 1, "--steps", 2, "--out", tmp_path / "out")[0] == 0
 
 
-def test_every_pasted_setting_is_an_option(run, capsys, monkeypatch):
+def test_every_setting_of_an_infotext_is_an_option(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rival_ext", "--help"])
     main()
     text = capsys.readouterr().out
-    assert all(field.flag in text for field in PASTED)
+    assert all(field.flag in text for field in INFOTEXT_FIELDS)
 
 
-def test_the_builtin_configuration_is_that_of_sd15():
-    """By the parameter counts of the published checkpoint: UNet, VAE, text encoder."""
+def test_the_configuration_of_sd15_gives_the_published_numbers_of_parameters():
+    """The numbers of parameters of the UNet, the VAE and the text encoder are those of the published checkpoint."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -214,7 +215,7 @@ def test_the_builtin_configuration_is_that_of_sd15():
 # modes
 
 
-def test_text_draws_the_prompt_at_another_size_than_the_exemplars(run, tmp_path):
+def test_mode_text_makes_images_of_another_size_than_the_exemplar(run, tmp_path):
     out = tmp_path / "out"
     code, error = run(PHOTO, "--mode", "text", "--prompt", "a red apple", "--size", "192x128", *QUICK, "--out", out)
     assert code == 0, error
@@ -223,7 +224,7 @@ def test_text_draws_the_prompt_at_another_size_than_the_exemplars(run, tmp_path)
     assert Image.open(out / "000.png").size == (192, 128)
 
 
-def test_edit_starts_in_the_exemplars_layout_whatever_the_seed(run, tmp_path):
+def test_mode_edit_makes_the_same_image_from_every_seed(run, tmp_path):
     edit = (PHOTO, "--mode", "edit", "--exemplar-prompt", "a pizza", "--prompt", "a pizza, blue background")
     for seed in (1, 2):
         assert run(*edit, *QUICK, "--seed", seed, "--out", tmp_path / str(seed))[0] == 0
@@ -231,7 +232,7 @@ def test_edit_starts_in_the_exemplars_layout_whatever_the_seed(run, tmp_path):
 
 
 @pytest.mark.parametrize("others", [(), ("--exemplar", DEMO / "house.png")])
-def test_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
+def test_mode_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
     mask = Image.new("L", (128, 128))
     mask.paste(255, (32, 32, 96, 96))
     mask.save(tmp_path / "mask.png")
@@ -244,7 +245,7 @@ def test_inpaint_keeps_every_pixel_outside_the_mask(run, tmp_path, others):
     assert difference[~kept].mean() > 3
 
 
-def test_two_exemplars_and_a_region_of_one(run, tmp_path):
+def test_two_exemplars_one_of_them_with_a_region_are_inverted(run, tmp_path):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "mask.png")

@@ -13,21 +13,25 @@ import pytest
 
 from rival_ext.cli import main
 from rival_ext.errors import RivalError
-from rival_ext.hosts.diffusers import DEMO, load_pipeline
-from tests.host.servers import ROOT
+from rival_ext.hosts.checkpoint import DEMO, load_pipeline
+from tests.host.data_folder import ROOT
 
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [*(ROOT / "rival_ext").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "install.py"]
 }
 
-COMMAND_LINE = {"rival_ext/cli.py", "rival_ext/archive.py", "rival_ext/pictures.py", "rival_ext/hosts/diffusers.py"}
-"""What opens the files that the command line's user names, and the checkout's own."""
+COMMAND_LINE = {
+    *("rival_ext/cli.py", "rival_ext/storage/disk.py", "rival_ext/images/transforms.py"),
+    "rival_ext/hosts/checkpoint.py",
+}
+"""The files that open what the user of the command line names, and the checkout's own demo model."""
 
 RUNS_OR_FETCHES = re.compile(
     r"(eval|exec|compile|__import__|execfile|globals)$"
     r"|(.*\.)?(system|popen|spawn\w*|exec[lv]\w*|fork|startfile|torch\.load|load_module|import_module|run_path)$"
-    r"|(pickle|dill|cloudpickle|marshal|shelve|joblib|subprocess|pty|socket|ssl|urllib|http|ftplib|requests|httpx)\b"
+    r"|(pickle|dill|cloudpickle|marshal|shelve|joblib|subprocess|pty|socket|ssl|urllib|http|ftplib|httpx)\b"
+    r"|requests\.(get|post|put|patch|delete|head|options|request|[Ss]ession)$|requests$"
     r"|(aiohttp|webbrowser|smtplib|yaml|gradio_client|huggingface_hub|ctypes|runpy|code)\b"
 )
 """Calls, by the name they are written with, and modules."""
@@ -35,13 +39,17 @@ RUNS_OR_FETCHES = re.compile(
 OPENS = re.compile(
     r"open$|(io|os|gzip|tempfile|shutil|glob|np|numpy|safetensors\.\w+)\.\w*(open|load|save|file|tree|move|copy|replace)"
     r"|(.*\.)?(read_text|read_bytes|write_text|write_bytes|from_single_file|from_pretrained|load_file|save_file|mkdir)$"
-    r"|(.*\.)?(unlink|rmdir|rename|touch|symlink_to|NamedTemporaryFile|TemporaryDirectory|mkstemp)$"
+    r"|(.*\.)?(unlink|rmdir|rename|touch|symlink_to|NamedTemporaryFile|TemporaryDirectory|mkstemp|safe_open)$"
+    r"|(\w+\.)*(path|file|folder)\.open$"
 )
 """Calls that open, write or remove files. `Image.open` and `.save` are judged by what they are given."""
 
 
-LOOKS_UP_MODULES = "rival_ext/hosts/webui_reliance.py"
-"""What looks up whether the WebUI has the modules that are relied on."""
+IMPORTS_BY_NAME = {
+    "rival_ext/hosts/webui/requirements.py": "for name, entries in requirements_of(webui_name()).items():",
+    "rival_ext/hosts/webui/backends/__init__.py": "module, name = MODEL_CLASSES[webui_name()]",
+}
+"""The files that import modules by name, and in each the line by which the name comes from a table in the source."""
 
 
 def name_of(node):
@@ -69,12 +77,11 @@ def found(forbidden, text):
 
 def test_no_source_runs_what_it_is_given_or_asks_the_network():
     running = {name: found(RUNS_OR_FETCHES, text) for name, text in SOURCES.items() if found(RUNS_OR_FETCHES, text)}
-    assert set(running) <= {LOOKS_UP_MODULES}
-    (called,) = (line for line in running[LOOKS_UP_MODULES] if "importlib" not in line)
-    # by the names in its own table
-    loop, call = "for name, entries in relied_on(kind()).items():", "import_module(name)"
-    assert called.endswith("import_module")
-    assert SOURCES[LOOKS_UP_MODULES].index(loop) < SOURCES[LOOKS_UP_MODULES].index(call)
+    assert set(running) == set(IMPORTS_BY_NAME)
+    for name, table in IMPORTS_BY_NAME.items():
+        (called,) = (line for line in running[name] if "importlib" not in line)
+        assert called.endswith("import_module")
+        assert SOURCES[name].index(table) < SOURCES[name].index("import_module(")
 
 
 def test_nothing_of_the_webuis_part_opens_a_file():
@@ -83,15 +90,21 @@ def test_nothing_of_the_webuis_part_opens_a_file():
     assert opening <= COMMAND_LINE
 
 
-def test_it_reads_pictures_from_memory_and_writes_them_there():
-    checked = 0
+def test_it_reads_images_from_memory_and_writes_them_there():
+    reads = writes = 0
     for name in set(SOURCES) - COMMAND_LINE:
-        for call in (node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)):
-            if name_of(call.func).endswith(("Image.open", "opener")):
-                checked += name_of(getattr(call.args[0], "func", None)) == "io.BytesIO" or pytest.fail(name)
+        tree = ast.parse(SOURCES[name])
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if name_of(call.func).endswith("Image.open"):
+                reads += 1
+                # the file in memory that counts what Pillow reads
+                assert f"{name_of(call.args[0])} = BoundedFile(" in SOURCES[name], name
+                assert [keyword.arg for keyword in call.keywords] == ["formats"]
             if name_of(call.func).endswith(".save"):
-                checked += name_of(call.args[0]) == "buffer" or pytest.fail(name)
-    assert checked >= 2
+                writes += 1
+                assert name_of(call.args[0]) == "buffer", name
+    assert reads == 1
+    assert writes >= 1
 
 
 @pytest.mark.parametrize(

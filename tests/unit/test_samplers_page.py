@@ -10,9 +10,10 @@ from PIL import Image
 
 from rival_ext.report import Report, Steps
 from tests.conftest import exemplar
-from tests.host.servers import ROOT, base64_of
+from tests.host.answers import base64_of
+from tests.host.data_folder import ROOT
 
-# the command's own folder, where Python finds its neighbours
+# the folder of the benchmarks, which import each other by name
 sys.path.append(str(ROOT / "benchmarks"))
 pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the docs extra)")
 
@@ -45,11 +46,11 @@ GOOD = {
 
 
 def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
-    """A record of two pictures; the distances' differences have a spread."""
-    picture = base64_of(Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)))
+    """Return the record of two images whose distances differ by different amounts."""
+    image = base64_of(Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)))
 
     def arm(distance):
-        return {"palette": [distance, distance + 1], "mean": [0.1, 0.3], "std": [0.2, 0.2], "picture": picture}
+        return {"palette": [distance, distance + 1], "mean": [0.1, 0.3], "std": [0.2, 0.2], "picture": image}
 
     arms = {"plain": arm(9.0), "off": arm(not_aligned), "noise": arm(aligned)}
     arms["noise"]["palette"][1] += 0.2
@@ -57,16 +58,15 @@ def variation(sampler, steps=20, aligned=3.0, not_aligned=4.0):
 
 
 @pytest.mark.parametrize("features", ["recorded", "live"])
-def test_the_report_is_read_as_it_is_written(features):
-    report = Report("variation", 600, 600, layers=16, features=features, steps=Steps(20, 19, 7))
-    report.note("the sampler finds its own noise levels")
+def test_a_report_in_an_infotext_is_read_as_it_was_written(features):
+    notes = "the sampler chooses its noise levels as it runs"
+    report = Report("variation", 600, 600, layers=16, features=features, steps=Steps(20, 19, 7), notes=[notes])
     text = f"a pizza\nSteps: 20, RIVAL report: {report.summary()}, Version: 1.10.1"
-    notes = "the sampler finds its own noise levels"
     assert parse_report(text) == {"features": features, "notes": notes, "layers": 16, "injected": 19, "total": 20}
     assert parse_report(text.replace(f"; {notes}", ""))["notes"] == ""
 
 
-def test_a_picture_without_a_report_is_an_error():
+def test_an_infotext_without_a_report_is_an_error():
     with pytest.raises(Refused):
         parse_report("a pizza\nSteps: 20")
 
@@ -95,7 +95,7 @@ def test_a_good_cell_has_no_faults_and_a_missing_one_no_mark():
         ({"after": 1}, "after"),
     ],
 )
-def test_what_does_not_hold_is_named_with_its_figures(changes, code):
+def test_a_failed_check_is_named_with_its_figures(changes, code):
     cell = {**GOOD, **changes}
     assert faults(cell) == [code]
     assert mark(cell) == f"**{code}**"
@@ -112,7 +112,7 @@ def test_what_does_not_hold_is_named_with_its_figures(changes, code):
         ({"sampler": "DPM adaptive", "injected": 21, "total": 21, "plain_calls": 24, "features": "live"}, "live ~"),
     ],
 )
-def test_a_cell_is_held_to_what_the_host_gives_by_itself(changes, shown):
+def test_a_difference_that_the_host_shows_without_rival_is_no_fault(changes, shown):
     assert mark({**GOOD, **changes}) == shown
 
 

@@ -1,15 +1,12 @@
-"""The settings: every value in or out of each field's domain, and their ways through requests and infotext."""
+"""The settings: which values each field accepts, its defaults, its presets, and exemplars in a request."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from decimal import Decimal
 from fractions import Fraction
@@ -21,8 +18,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rival_ext.errors import RivalError
-from rival_ext.settings import FIELDS, MODES, PASTED, Settings, parse_settings, similar
-from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
+from rival_ext.fields import FIELDS, MODES
+from rival_ext.settings import Settings, parse_settings, similarity_values
 
 DEFAULTS = {
     "enabled": False,
@@ -45,14 +42,14 @@ DEFAULTS = {
     "exact": False,
     "plain_inversion": False,
 }
-PICTURES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
+IMAGES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
 SHARES = ["similarity", "start_mix", "weight", "weight_2", "weight_3", "strength"]
-some_picture = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
+some_image = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
 
 VALID = {
     "enabled": st.booleans(),
     "mode": st.sampled_from(["variation", "text", "edit", "inpaint"]),
-    **dict.fromkeys(PICTURES, some_picture),
+    **dict.fromkeys(IMAGES, some_image),
     **dict.fromkeys(SHARES, st.floats(0, 1)),
     "exemplar_prompt": st.text(),
     "layers": st.sampled_from(["all", "fine", "coarse", "8", "8,16", "64"]),
@@ -113,7 +110,7 @@ def outside_fraction(minimum):
 INVALID = {
     "enabled": wrong("whole number", "text") | st.sampled_from([0, 1, "true", "false"]),
     "mode": other_choices("mode"),
-    **dict.fromkeys(PICTURES, wrong("boolean", "whole number", "text").filter(lambda value: value is not None)),
+    **dict.fromkeys(IMAGES, wrong("boolean", "whole number", "text").filter(lambda value: value is not None)),
     **dict.fromkeys(SHARES, outside_fraction(0)),
     "exemplar_prompt": wrong("boolean", "whole number"),
     "layers": st.sampled_from(
@@ -138,15 +135,15 @@ def some_valid_values():
 
 
 def png(size=(3, 2)):
-    """A small picture and the bytes of its file."""
-    picture = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
+    """Return a small image and the bytes of its file."""
+    image = Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return picture, file.getvalue()
+    image.save(file, "PNG")
+    return image, file.getvalue()
 
 
 def refusal(**values):
-    """The sentence with which the values are refused."""
+    """Return the sentence with which the values are refused."""
     with pytest.raises(RivalError) as error:
         parse_settings(values)
     assert error.value.status_code == 422
@@ -157,6 +154,7 @@ def refusal(**values):
 # domains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_a_value_outside_its_domain_is_refused_with_the_fields_name(name, data):
@@ -174,7 +172,7 @@ def test_an_unknown_field_is_refused_with_its_name_and_those_that_exist(values, 
 @given(some_valid_values())
 def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
     settings = parse_settings(values)
-    similarity = similar(values["similarity"]) if "similarity" in values else {}
+    similarity = similarity_values(values["similarity"]) if "similarity" in values else {}
     assert dict(settings) == DEFAULTS | MODES[settings.mode] | similarity | values
     assert {name: type(value) for name, value in dict(settings).items()} == {
         name: type(value) for name, value in (DEFAULTS | values).items()
@@ -182,7 +180,7 @@ def test_valid_values_are_kept_and_the_others_take_their_defaults(values):
     assert parse_settings(dict(settings)) == settings
 
 
-def test_nothing_given_is_the_defaults():
+def test_fields_that_are_left_out_take_their_defaults():
     assert dict(parse_settings({})) == DEFAULTS
 
 
@@ -191,7 +189,7 @@ def test_settings_cannot_be_changed():
         parse_settings({}).t_align = 1
 
 
-def test_a_whole_number_of_tokens_is_taken_for_the_fraction():
+def test_the_whole_number_1_counts_as_the_fraction_1():
     assert repr(parse_settings({"exemplar_tokens": 1}).exemplar_tokens) == "1.0"
 
 
@@ -214,7 +212,7 @@ def test_the_fields_are_those_of_the_settings_in_the_same_order():
 @pytest.mark.parametrize(
     "field", [field for field in FIELDS if field.maximum is not None], ids=lambda field: field.name
 )
-def test_a_fields_bounds_are_those_that_the_settings_check(field):
+def test_the_bounds_of_a_field_are_those_that_the_settings_check(field):
     for value in (field.minimum, field.maximum):
         assert dict(parse_settings({field.name: value}))[field.name] == value
     for value in (field.minimum - 1, field.maximum + 1):
@@ -222,20 +220,20 @@ def test_a_fields_bounds_are_those_that_the_settings_check(field):
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.choices], ids=lambda field: field.name)
-def test_a_fields_choices_are_those_that_the_settings_accept(field):
+def test_the_choices_of_a_field_are_those_that_the_settings_accept(field):
     assert field.default == field.choices[0]
     for choice in field.choices:
         assert dict(parse_settings({field.name: choice}))[field.name] == choice
-    # what the type itself allows, from the validator's own words
+    # the choices that the type allows, as the validator's message lists them
     with pytest.raises(ValidationError) as error:
         Settings(**{field.name: "no such choice"})
     allowed = re.findall(r"'([a-z]+)'", error.value.errors()[0]["msg"])
     assert tuple(allowed) == field.choices
 
 
-def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
+def test_only_switches_texts_and_images_have_neither_bounds_nor_choices():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
-    assert [name for name in free if name not in PICTURES] == [
+    assert [name for name in free if name not in IMAGES] == [
         *("enabled", "exemplar_prompt", "layers", "exact", "plain_inversion")
     ]
 
@@ -244,11 +242,11 @@ def test_every_field_has_a_bound_a_choice_or_a_type_of_its_own():
 
 
 @pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
-def test_an_exemplar_comes_as_base64_with_or_without_a_data_urls_head(head):
-    picture, file = png()
+def test_an_exemplar_may_be_base64_or_a_data_url(head):
+    image, file = png()
     decoded = parse_settings({"exemplar": head + base64.b64encode(file).decode()}).exemplar
-    assert decoded.tobytes() == picture.tobytes()
-    assert decoded.size == picture.size
+    assert decoded.tobytes() == image.tobytes()
+    assert decoded.size == image.size
 
 
 @given(st.text(min_size=1))
@@ -257,7 +255,7 @@ def test_text_that_is_no_base64_of_an_image_is_refused(text):
 
 
 @given(st.binary(), st.sampled_from(["", "data:image/png;base64,"]))
-def test_base64_of_something_else_is_refused(data, head):
+def test_base64_of_data_that_is_no_image_is_refused(data, head):
     assert refusal(exemplar=head + base64.b64encode(data).decode()).startswith("RIVAL: exemplar must be an image")
 
 
@@ -285,91 +283,8 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("file", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_an_image_that_pillow_refuses_in_its_own_way_is_refused(file):
+def test_an_image_for_which_pillow_raises_another_error_is_refused(file):
     assert refusal(exemplar=base64.b64encode(file).decode()).startswith("RIVAL: exemplar must be an image")
-
-
-# infotext: the host's own way to write and read it, after its `create_infotext` and `parse_generation_parameters`
-
-HOSTS_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-
-def written(parameters):
-    def quoted(value):
-        return json.dumps(value, ensure_ascii=False) if re.search("[,\n:]", str(value)) else value
-
-    return ", ".join(f"{name}: {quoted(value)}" for name, value in parameters.items())
-
-
-def read(infotext):
-    return {
-        name: json.loads(value) if value.startswith('"') else value for name, value in HOSTS_PARAMETER.findall(infotext)
-    }
-
-
-def pasted(parameters):
-    """What the panel's controls are set to, each turned into its value's own type as the host does."""
-    types = {name: type(value) for name, value in DEFAULTS.items()}
-    values = {name: target(parameters) for name, target in PASTE_TARGETS.items()}
-    return {name: None if value is None else types[name](value) for name, value in values.items()}
-
-
-# the host's format has no way to keep blanks around a value, nor quotes around one that it does not quote itself
-prompts = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(',:"\\ ()<>')).filter(
-    lambda text: text == text.strip() and not (text.startswith('"') and not re.search("[,:]", text))
-)
-
-
-@given(some_valid_values(), prompts)
-def test_settings_come_back_from_the_infotext(values, prompt):
-    settings = parse_settings(values | {"enabled": True, "exemplar_prompt": prompt})
-    back = pasted(read("Steps: 20, " + written(settings_to_infotext(settings)) + ", Version: v1.10.1"))
-    assert parse_settings(back | {name: getattr(settings, name) for name in PICTURES}) == settings
-
-
-def test_pasting_covers_every_field_but_the_image():
-    assert list(PASTE_TARGETS) == [name for name in NAMES if name not in PICTURES]
-    assert [field.name for field in PASTED] == [name for name in NAMES if name not in ("enabled", *PICTURES)]
-
-
-def test_the_infotext_names_every_pasted_field():
-    assert settings_to_infotext(parse_settings({"exemplar_prompt": "a fox"})) == {
-        "RIVAL mode": "variation",
-        "RIVAL similarity": 0.5,
-        "RIVAL t_align": 600,
-        "RIVAL t_early": 600,
-        "RIVAL start_mix": 1.0,
-        **{"RIVAL weight": 1.0, "RIVAL weight_2": 1.0, "RIVAL weight_3": 1.0},
-        "RIVAL exemplar_prompt": "a fox",
-        "RIVAL layers": "all",
-        "RIVAL strength": 1.0,
-        "RIVAL early_steps": 1000,
-        "RIVAL alignment": "noise",
-        "RIVAL inversion_iterations": 1,
-        "RIVAL exemplar_tokens": 1.0,
-        "RIVAL features": "recorded",
-        "RIVAL exact": False,
-        "RIVAL plain_inversion": False,
-    }
-
-
-def test_an_empty_exemplar_prompt_is_left_out_and_pasted_as_empty():
-    parameters = settings_to_infotext(parse_settings({"exemplar_prompt": ""}))
-    assert "RIVAL exemplar_prompt" not in parameters
-    assert pasted(parameters)["exemplar_prompt"] == ""
-
-
-def test_an_infotext_without_rival_switches_it_off_and_leaves_the_rest():
-    values = pasted({"Steps": "20", "Sampler": "DDIM"})
-    assert values.pop("enabled") is False
-    assert set(values.values()) == {None}
-
-
-def test_the_infotext_needs_neither_the_webui_nor_gradio():
-    program = "import sys, rival_ext.ui.infotext; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"rival_ext.ui.panel", "gradio", "modules", "torch"}.isdisjoint(run.stdout.split())
-    assert "rival_ext.ui.infotext" in run.stdout.split()
 
 
 # presets
@@ -379,7 +294,7 @@ def test_the_infotext_needs_neither_the_webui_nor_gradio():
     ("mode", "early_steps", "start_mix"),
     [("variation", 1000, 1), ("text", 960, 1), ("edit", 900, 0), ("inpaint", 1000, 1)],
 )
-def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, start_mix):
+def test_a_given_value_overrides_the_default_of_its_mode(mode, early_steps, start_mix):
     settings = parse_settings({"mode": mode})
     assert (settings.early_steps, settings.start_mix) == (early_steps, start_mix)
     assert (settings.t_align, settings.t_early) == (600, 600)
@@ -388,19 +303,21 @@ def test_a_mode_is_a_preset_that_every_given_value_overrides(mode, early_steps, 
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_more_similarity_is_never_farther_away_in_any_of_the_three(one, other):
+def test_more_similarity_raises_none_of_the_values_that_it_sets(one, other):
     low, high = sorted([one, other])
-    assert all(similar(high)[name] <= similar(low)[name] for name in ("t_align", "t_early", "start_mix"))
+    assert all(
+        similarity_values(high)[name] <= similarity_values(low)[name] for name in ("t_align", "t_early", "start_mix")
+    )
 
 
-def test_the_middle_of_similarity_is_the_default_and_what_is_given_wins():
-    assert similar(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
+def test_similarity_one_half_sets_the_defaults_and_a_given_value_overrides_it():
+    assert similarity_values(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
     settings = parse_settings({"similarity": 1, "t_early": 700})
     assert (settings.t_align, settings.t_early, settings.start_mix) == (200, 700, 0)
 
 
 @pytest.mark.parametrize("written", ["8, 16", [8, 16], ["8", " 16"], "8,16", (8, 16)])
-def test_layers_may_be_listed_in_several_ways(written):
+def test_token_sizes_may_be_written_in_several_ways(written):
     settings = parse_settings({"layers": written})
     assert settings.layers == "8,16"
     assert settings.token_pixels({8, 16, 32}) == {8, 16}
@@ -411,21 +328,23 @@ def test_fine_is_the_smallest_tokens_and_coarse_the_rest():
     assert [parse_settings({"layers": name}).token_pixels(sizes) for name in ("all", "fine", "coarse")] == [
         *(sizes, {16}, {32, 64})
     ]
-    with pytest.raises(RivalError, match="layers names none of this checkpoint's token sizes, 16, 32, 64"):
+    with pytest.raises(RivalError, match="layers must name at least one of this checkpoint's token sizes: 16, 32, 64"):
         parse_settings({"layers": "8"}).token_pixels(sizes)
-    with pytest.raises(RivalError, match="token sizes, 8 pixels"):
+    with pytest.raises(RivalError, match="token sizes: 8 pixels"):
         parse_settings({"layers": "coarse"}).token_pixels({8})
 
 
-def test_only_exemplars_with_a_share_and_an_image_count():
+def test_an_exemplar_without_an_image_or_with_weight_zero_is_left_out():
     image = Image.new("RGB", (3, 2))
-    slots = parse_settings({"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}).slots
-    assert slots == [(image, None, 0.5)]
-    assert parse_settings({}).slots == [(None, None, 1.0)]
+    exemplar_inputs = parse_settings(
+        {"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}
+    ).exemplar_inputs
+    assert exemplar_inputs == [(image, None, 0.5)]
+    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0)]
 
 
 @pytest.mark.parametrize("ending", ["", "_2", "_3"])
-def test_an_exemplar_that_was_painted_on_is_the_image_and_its_region(ending):
+def test_a_painted_exemplar_gives_an_image_and_a_region(ending):
     exemplar, region = "exemplar" + ending, "exemplar_mask" + ending
     image, strokes = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
     strokes.paste("white", (2, 2, 5, 5))
@@ -442,9 +361,9 @@ def test_an_exemplar_that_was_painted_on_is_the_image_and_its_region(ending):
 
 
 @pytest.mark.parametrize("painted", [{}, {"image": None}, {"image": None, "mask": None, "other": 1}])
-def test_a_painted_exemplar_is_its_image_and_its_mask_and_nothing_else(painted):
+def test_a_painted_exemplar_that_is_not_an_image_and_a_mask_is_refused(painted):
     assert refusal(exemplar=painted).startswith("RIVAL: exemplar must be an image")
 
 
-def test_a_wrong_mask_of_a_painted_exemplar_names_the_region():
+def test_the_error_of_a_wrong_mask_of_a_painted_exemplar_names_the_region():
     assert refusal(exemplar={"image": None, "mask": 3}).startswith("RIVAL: exemplar_mask must be an image")

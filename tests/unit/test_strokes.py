@@ -1,4 +1,4 @@
-"""What is painted on an exemplar, where it comes apart from it."""
+"""The strokes on an exemplar, for WebUIs that give the strokes and the exemplar separately."""
 
 from __future__ import annotations
 
@@ -6,40 +6,47 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rival_ext.settings import SLOTS, parse_settings
-from rival_ext.ui.strokes import with_strokes
+from rival_ext.fields import EXEMPLAR_SUFFIXES
+from rival_ext.settings import parse_settings
 
 
-def picture():
+@pytest.fixture(scope="module")
+def with_strokes(import_on_stand_in):
+    return import_on_stand_in("rival_ext.hosts.webui.inputs").with_strokes
+
+
+def image():
     return Image.new("RGBA", (16, 16), (200, 100, 50, 255))
 
 
 def strokes(*box):
-    """On nothing, and black, since the brush has any colour."""
+    """A transparent image with one black stroke. Black, since the brush may have any colour."""
     canvas = Image.new("RGBA", (16, 16))
     if box:
         canvas.paste((0, 0, 0, 255), box)
     return canvas
 
 
-def test_what_is_painted_is_the_exemplars_region():
-    values = with_strokes({"exemplar": picture()}, [strokes(4, 4, 8, 12)])
-    mask = np.asarray(parse_settings(values).slots[0].mask)
+def test_the_strokes_are_the_exemplars_region(with_strokes):
+    values = with_strokes({"exemplar": image()}, [strokes(4, 4, 8, 12)])
+    mask = np.asarray(parse_settings(values).exemplar_inputs[0].mask)
     assert mask[4:12, 4:8].all()
     assert mask.astype(bool).sum() == 32
 
 
-def test_nothing_painted_is_no_region():
-    assert parse_settings(with_strokes({"exemplar": picture()}, [strokes()])).slots[0].mask is None
+def test_without_strokes_there_is_no_region(with_strokes):
+    assert parse_settings(with_strokes({"exemplar": image()}, [strokes()])).exemplar_inputs[0].mask is None
 
 
-@pytest.mark.parametrize("ending", SLOTS)
-def test_each_exemplar_has_its_own(ending):
-    painted = [strokes(0, 0, 2, 2) if ending == other else None for other in SLOTS]
-    values = with_strokes({"exemplar" + other: picture() for other in SLOTS}, painted)
-    assert [isinstance(values["exemplar" + other], dict) for other in SLOTS] == [other == ending for other in SLOTS]
+@pytest.mark.parametrize("suffix", EXEMPLAR_SUFFIXES)
+def test_each_exemplar_has_its_own_strokes(with_strokes, suffix):
+    painted = [strokes(0, 0, 2, 2) if suffix == other else None for other in EXEMPLAR_SUFFIXES]
+    values = with_strokes({"exemplar" + other: image() for other in EXEMPLAR_SUFFIXES}, painted)
+    assert [isinstance(values["exemplar" + other], dict) for other in EXEMPLAR_SUFFIXES] == [
+        other == suffix for other in EXEMPLAR_SUFFIXES
+    ]
 
 
-def test_strokes_on_no_picture_are_none():
+def test_strokes_without_an_exemplar_are_ignored(with_strokes):
     values = {"exemplar": None, "mode": "edit"}
     assert with_strokes(values, [strokes(0, 0, 2, 2)]) == values

@@ -1,4 +1,4 @@
-"""Chains of several users in one memory: nobody finds, lists or gives back another's."""
+"""The chains of several users share one memory. Nobody finds, lists or releases another user's chain."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rival_ext.chain import Chain
-from rival_ext.noise import levels_tensor
-from rival_ext.prepare import prepare
-from rival_ext.report import Report
+from rival_ext.method.chain import Chain
+from rival_ext.method.noise import levels_tensor
+from rival_ext.method.prepare import prepare
 from rival_ext.settings import parse_settings
-from rival_ext.store import ChainStore
+from rival_ext.storage.store import ChainStore
 
 SIZE = 8
 
 
 def chain():
-    """One of `SIZE` bytes."""
+    """Return a chain of `SIZE` bytes."""
     return Chain(levels_tensor([0.0, 1.0]), torch.zeros(2, 1, 1, 1))
 
 
 @pytest.fixture
 def stores():
-    """Of those who have not logged in, of Ann and of Bob, with a chain in each under the same key."""
+    """The stores of those who have not logged in, of Ann and of Bob. Each holds a chain under the same key."""
     store = ChainStore()
     stores = [store, store.of("ann"), store.of("bob")]
     for one in stores:
@@ -33,59 +32,60 @@ def stores():
     return stores
 
 
-def test_each_finds_the_own_chain(stores):
+def test_each_user_finds_the_chain_of_that_user(stores):
     found = [store.get("key") for store in stores]
     assert len({id(one) for one in found}) == 3
     assert stores[0].of("ann").get("key") is found[1]
     assert stores[0].of("eve").get("key") is None
 
 
-def test_each_lists_the_own_chain(stores):
-    assert [len(store.kept) for store in stores] == [1, 1, 1]
+def test_each_user_lists_the_chains_of_that_user_only(stores):
+    assert [len(store.entries) for store in stores] == [1, 1, 1]
     assert [store.bytes for store in stores] == [SIZE] * 3
-    assert stores[1].kept[0].chain is stores[1].get("key")
-    assert stores[1].id_of(stores[1].get("key")) == stores[1].kept[0].id
+    assert stores[1].entries[0].chain is stores[1].get("key")
+    assert stores[1].id_of(stores[1].get("key")) == stores[1].entries[0].id
     assert stores[1].id_of(stores[2].get("key")) is None
 
 
-def test_each_gives_back_the_own_chain(stores):
+def test_each_user_releases_the_chains_of_that_user_only(stores):
     ann, bob = stores[1:]
-    assert not bob.remove(ann.kept[0].id)
+    assert not bob.remove(ann.entries[0].id)
     bob.clear()
-    assert [len(store.kept) for store in stores] == [1, 1, 0]
-    assert ann.remove(ann.kept[0].id)
-    assert [len(store.kept) for store in stores] == [1, 0, 0]
+    assert [len(store.entries) for store in stores] == [1, 1, 0]
+    assert ann.remove(ann.entries[0].id)
+    assert [len(store.entries) for store in stores] == [1, 0, 0]
 
 
-def test_another_checkpoint_takes_everybodys(stores):
+def test_clear_for_all_releases_the_chains_of_all_users(stores):
     stores[1].clear_for_all()
     assert [store.bytes for store in stores] == [0, 0, 0]
 
 
-def test_the_memory_is_one_for_all(stores):
+def test_all_users_share_one_memory(stores):
     nobody, ann, bob = stores
     nobody.get("key")
     bob.put("another", chain(), 3 * SIZE)
-    assert [len(store.kept) for store in stores] == [1, 0, 2]
+    assert [len(store.entries) for store in stores] == [1, 0, 2]
     assert ann.make_room(SIZE, SIZE)
     assert [store.bytes for store in stores] == [0, 0, 0]
 
 
-def test_one_users_inversion_is_no_help_to_another(make_host):
-    store, reports = ChainStore(), []
-    for user in ("ann", "bob", "ann", None):
-        reports.append(Report("variation", 600, 600))
-        prepare(make_host(steps=2), parse_settings({}), store.of(user), reports[-1])
-    assert [report.store for report in reports] == ["miss", "miss", "hit", "miss"]
+def test_a_chain_of_another_user_is_inverted_anew(make_host):
+    store = ChainStore()
+    parts = [
+        prepare(make_host(steps=2), parse_settings({}), store.of(user)).inversion
+        for user in ("ann", "bob", "ann", None)
+    ]
+    assert [part.store for part in parts] == ["miss", "miss", "hit", "miss"]
 
 
-def test_an_id_is_random_and_says_nothing_of_its_chain():
+def test_an_id_is_random_and_reveals_nothing_of_its_chain():
     store, same, ids = ChainStore(), chain(), []
     for _ in range(500):
         store.put("key", same, SIZE)
         ids.append(base64.urlsafe_b64decode(store.id_of(same) + "="))
     assert {len(one) for one in ids} == {32}
-    # no bit stands still or keeps time, as in a digest of the picture, a clock or a counter
+    # no bit is constant or periodic, as bits of a digest, a clock or a counter would be
     bits = [int.from_bytes(one, "big") for one in ids]
     for bit in range(8 * 32):
         assert 0.3 < sum(one >> bit & 1 for one in bits) / len(bits) < 0.7

@@ -1,7 +1,7 @@
-"""A page with the panel alone, under the gradio that the WebUI has; `python page.py PORT` serves it on 127.0.0.1.
+"""A page with only the panel, under the WebUI's gradio. `python page.py PORT` serves it on 127.0.0.1.
 
-What the panel takes of the WebUI is stood in for. "Generate" answers with the settings as the extension would read
-them, written as generation parameters; "Paste" sets every control from them.
+A stand-in takes the place of the WebUI. "Generate" shows the settings as the extension reads them, as generation
+parameters. "Paste" sets every control from them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import wraps
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,18 +21,18 @@ const gradioApp = () => document;
 const [get_tab_index, onUiLoaded] = [() => 0, () => {}];
 const [randomId, requestProgress, showSubmitButtons] = [() => "task(1)", () => {}, () => {}];
 """
-"""What the panel's script finds on the WebUI's page."""
+"""The JavaScript functions of the WebUI's page that the panel's script calls."""
 
 
 class ToolButton(gr.Button):
-    """As the host's."""
+    """In place of the WebUI's class."""
 
     def get_block_name(self):
         return "button"
 
 
 class InputAccordion(gr.Checkbox):
-    """An accordion with a switch, here above it."""
+    """In place of the WebUI's accordion with a switch. Here the switch is above the accordion."""
 
     def __init__(self, value, elem_id, label):
         super().__init__(value, label=label, elem_id=f"{elem_id}-checkbox")
@@ -49,14 +50,14 @@ class InputAccordion(gr.Checkbox):
 
 
 class PasteField(tuple):
-    """As the host's."""
+    """In place of the WebUI's class."""
 
     def __new__(cls, component, target):
         return super().__new__(cls, (component, target))
 
 
 def stand_in():
-    """Puts the host's modules where the panel finds them."""
+    """Put stand-ins of the WebUI's modules where the panel imports them from."""
     members = {
         "call_queue": {"wrap_queued_call": lambda function: function, "wrap_gradio_gpu_call": _as_the_host_wraps},
         "deepbooru": {"model": SimpleNamespace(tag=lambda image: "pizza, food")},
@@ -77,12 +78,14 @@ def stand_in():
     package = sys.modules["modules"] = ModuleType("modules")
     for name, attributes in members.items():
         module = sys.modules[f"modules.{name}"] = ModuleType(f"modules.{name}")
+        # `find_spec` finds a module only with its spec
+        module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
         setattr(package, name, module)
     made = gr.components.IOComponent.__init__
 
     def make(self, *args, tooltip=None, **kwargs):
-        """The host shows the tooltip, gradio knows of none."""
+        """Accept the WebUI's argument `tooltip`, which gradio does not know."""
         made(self, *args, **kwargs)
 
     gr.components.IOComponent.__init__ = make
@@ -100,7 +103,7 @@ def _as_the_host_wraps(function, extra_outputs):
 
 
 class Host:
-    """One tab of the WebUI, as far as the panel looks at it."""
+    """One tab of the WebUI, with the controls that the panel reads or sets."""
 
     def __init__(self, tab):
         self.tab = tab
@@ -110,7 +113,7 @@ class Host:
         self.followers[elem_id] = callback
 
     def built(self, component):
-        """A control of the host, of which the panel is told."""
+        """Report a control to the panel, as the WebUI does after it has built it."""
         if component.elem_id in self.followers:
             self.followers[component.elem_id](SimpleNamespace(component=component))
         return component
@@ -140,11 +143,12 @@ class Host:
 
 
 def build():
-    """The page: the img2img and the txt2img panel in a tab each."""
-    from rival_ext.settings import FIELDS, parse_settings
-    from rival_ext.ui.host_controls import HostControls
-    from rival_ext.ui.infotext import PASTE_TARGETS, settings_to_infotext
-    from rival_ext.ui.panel import Panel
+    """Build the page: a tab each for the panel of img2img and the panel of txt2img."""
+    from rival_ext.fields import FIELDS
+    from rival_ext.hosts.webui.infotext import PASTE_TARGETS, settings_to_infotext
+    from rival_ext.hosts.webui.ui.host_controls import HostControls
+    from rival_ext.hosts.webui.ui.panel import Panel
+    from rival_ext.settings import parse_settings
 
     defaults = {field.name: field.default for field in FIELDS}
 
@@ -156,7 +160,7 @@ def build():
     def paste(text, *present):
         pasted = json.loads(text)
         values = [target(pasted) for target in PASTE_TARGETS.values()]
-        # as the host does it: a text becomes what the control's first value is
+        # as the WebUI does: it converts a text to the type of the control's first value
         kinds = [type(defaults[name]) for name in PASTE_TARGETS]
         return [
             was if value is None else value if isinstance(value, kind) else kind(value)
@@ -169,11 +173,12 @@ def build():
             with gr.Tab(tab):
                 host = Host(tab)
                 controls = HostControls(tab)
-                controls.follow(host)
+                controls.watch(host)
                 host.before_the_panel()
                 panel = Panel(
                     tab, controls, lambda user: "No inversion of yours is stored.", lambda *asked: False, None
                 )
+                panel.build()
                 host.after_the_panel()
                 answer = gr.Textbox(label="Generation parameters", elem_id=f"{tab}_answer")
                 seen = [gr.Image(label=name, type="pil", elem_id=f"{tab}_{name}") for name in ("seen", "region")]
@@ -184,7 +189,7 @@ def build():
 
 
 def _script():
-    """Adds the panel's script to the page, as the WebUI does."""
+    """Return JavaScript that adds the panel's script to the page, as the WebUI does."""
     text = json.dumps(HOST_SCRIPT + (ROOT / "javascript" / "rival.js").read_text())
     return (
         f"const script = document.createElement('script'); script.textContent = {text}; document.head.append(script);"

@@ -1,4 +1,4 @@
-"""A stand-in for AUTOMATIC1111's `modules`: what the extension touches, behaving as the real host was seen to.
+"""A stand-in for AUTOMATIC1111's `modules`: the parts that the extension uses, with the real host's behaviour.
 
-Small and written for these tests; the same contract cases run on it and on a real WebUI, which is what keeps it true.
+It is small and written for these tests. The same contract cases run on it and on a real WebUI, so a difference fails.
 """

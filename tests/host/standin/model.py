@@ -9,7 +9,7 @@ from torch import nn
 
 
 class DiffusionModel(nn.Module):
-    """The wrapper that the host calls the UNet through, with the conditioning as its samplers build it."""
+    """The wrapper through which the host calls the UNet, with the conditioning as its samplers build it."""
 
     conditioning_key = "crossattn"
 
@@ -22,7 +22,7 @@ class DiffusionModel(nn.Module):
 
 
 class Checkpoint:
-    """SD 1.x as far as the extension and the samplers look."""
+    """SD 1.x, as far as the extension and the samplers use it."""
 
     is_sd1 = True
     cond_stage_key = "txt"

@@ -1,4 +1,4 @@
-"""Registers the stand-in under the names that the extension imports: `modules.*` and `gradio`."""
+"""Registers the stand-in under the names that the extension imports, `modules.*` and `gradio`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -18,15 +19,15 @@ from tests.host.standin.state import cmd_opts, opts, state
 REGISTERED = {
     event: [] for event in ("after_component", "app_started", "model_loaded", "script_unloaded", "ui_settings")
 }
-"""By event the callbacks that the host was given for it."""
+"""The registered callbacks, by event."""
 
 
 def nobody(*_, **__):
-    """In place of what the panel alone calls: nobody works it here."""
+    """Do nothing, in place of what only the panel calls."""
 
 
 class Control:
-    """A gradio component: what it was made with."""
+    """A gradio component. It keeps its arguments."""
 
     def __init__(self, *positional, value=None, label=None, **others):
         self.value = value
@@ -34,7 +35,7 @@ class Control:
         self.shown = positional
 
     def click(self, **others):
-        """Nobody clicks here."""
+        """Do nothing: nobody clicks here."""
         return self
 
     input = change = upload = clear = focus = then = click
@@ -51,7 +52,7 @@ class EventListenerMethod:
 
 
 class Request:
-    """Who asks."""
+    """A request to the page, with its user."""
 
     def __init__(self, username=None):
         self.username = username
@@ -67,12 +68,12 @@ class Script:
     args_from = args_to = 0
 
     def process(self, p, *args):
-        """What a script leaves out does nothing."""
+        """Do nothing."""
 
     process_batch = process_before_every_sampling = process
 
     def on_after_component(self, callback, *, elem_id):
-        """The host's own controls are not built here."""
+        """Do nothing: the host's own controls are not built here."""
 
 
 class PasteField(tuple):
@@ -107,7 +108,7 @@ def resize_image(resize_mode, im, width, height):
 
 
 def fill(image, mask):
-    """The masked part in the mean colour of the rest, where the host blurs the rest into it."""
+    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it."""
     pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
     pixels[masked] = pixels[~masked].mean(0)
     return Image.fromarray(pixels)
@@ -127,7 +128,7 @@ def _keep(event):
 
 
 def install(checkpoint):
-    """Puts the stand-in where `import modules` finds it, with this checkpoint loaded."""
+    """Put the stand-in where `import modules` finds it, with this checkpoint loaded."""
     from tests.host.standin import processing
 
     shared = {
@@ -204,11 +205,13 @@ def install(checkpoint):
     sys.modules["modules"] = package
     for name, attributes in members.items():
         module = ModuleType(f"modules.{name}")
+        # `find_spec` finds a module only with its spec
+        module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
         setattr(package, name, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
-    # gradio 3 is known by this
+    # gradio 3 has this class
     gradio.components = SimpleNamespace(IOComponent=Control)
     gradio.update = lambda **changed: changed
     gradio.Request = Request
@@ -235,7 +238,10 @@ def install(checkpoint):
 
 @contextmanager
 def uninstalled():
-    """Takes the stand-in away again, with whatever of the extension has imported it; one from before comes back."""
+    """Remove the stand-in and the extension's modules that import it when the context manager closes.
+
+    An earlier stand-in is put back.
+    """
     before = _taken_out()
     try:
         yield
@@ -247,7 +253,7 @@ def uninstalled():
 
 
 def _taken_out():
-    ours = ("modules", "gradio", "rival_ext.hosts.webui", "rival_ext.ui")
+    ours = ("modules", "gradio", "rival_ext.hosts.webui")
     taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(ours)}
     for name in taken:
         _set_in_package(name, None)
@@ -255,7 +261,7 @@ def _taken_out():
 
 
 def _set_in_package(name, module):
-    """`from package import name` finds the package's attribute before it looks among the modules."""
+    """Set or delete a module as an attribute of its package, where `from package import name` looks first."""
     package, _, child = name.rpartition(".")
     if package not in sys.modules:
         return

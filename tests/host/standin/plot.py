@@ -1,4 +1,4 @@
-"""The host's X/Y/Z plot: its axes, and a processing of its own for each cell."""
+"""The host's X/Y/Z plot: its axes, and one processing for each cell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AxisOption:
 
 
 def loaded_scripts():
-    """What the host keeps of its scripts' files, once for each class in them; the plot has no axis of others' yet."""
+    """Make the host's list of loaded scripts, one entry for each class. The plot has no axis of an extension yet."""
     module = ModuleType("xyz_grid.py")
     OPTIONS[:] = [AxisOption("Seed", int, lambda p, value, values: setattr(p, "seed", value))]
     module.AxisOption, module.axis_options = AxisOption, OPTIONS
@@ -38,13 +38,13 @@ def loaded_scripts():
 
 
 def loaded(script_class, file, module, basedir="webui"):
-    """What the host keeps of one class."""
+    """Make one entry of the host's list of loaded scripts."""
     return SimpleNamespace(script_class=script_class, path=f"scripts/{file}", basedir=basedir, module=module)
 
 
 def process_plot(p, axes):
-    """The cells, as `process_images`; an error in a cell leaves it out."""
-    pictures, infotexts = [], []
+    """Make the cells as `process_images` makes images. A cell that raises an error is left out."""
+    images, infotexts = [], []
     (x, xs), (y, ys) = [(axis, axis.read(p, written)) for axis, written in map(_found, axes)]
     for y_value in ys:
         for x_value in xs:
@@ -56,9 +56,9 @@ def process_plot(p, axes):
             except Exception:
                 traceback.print_exc()
             else:
-                pictures += of_cell.images[:1]
+                images += of_cell.images[:1]
                 infotexts += of_cell.infotexts[:1]
-    return SimpleNamespace(images=pictures, infotexts=infotexts)
+    return SimpleNamespace(images=images, infotexts=infotexts)
 
 
 def _found(axis):

@@ -17,11 +17,11 @@ from tests.host.standin import modules, samplers
 from tests.host.standin.state import opts, state
 
 ORIGINAL, LATENT_NOISE, LATENT_NOTHING = 1, 2, 3
-"""`inpainting_fill`; the first, 0, fills from around."""
+"""Values of `inpainting_fill`. The value 0 fills from the surroundings."""
 
 
 class BatchNoise:
-    """One generator an image, so that an image does not depend on its batch."""
+    """Noise from one generator for each image, so that an image does not depend on its batch."""
 
     def __init__(self, shape, seeds, device):
         self.shape = shape
@@ -35,7 +35,7 @@ class BatchNoise:
 
 @dataclass
 class Processing:
-    """What both tabs share of `p`: the attributes that the extension reads, with the API's defaults."""
+    """The attributes of `p` that the extension reads in both tabs, with the API's defaults."""
 
     sd_model: Any
     prompt: str = ""
@@ -77,10 +77,10 @@ class Processing:
         return 0.0
 
     def init(self):
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def close(self):
-        """Nothing to let go."""
+        """Do nothing."""
 
     def before_every_sampling(self):
         self.scripts.call("process_before_every_sampling", self)
@@ -88,7 +88,7 @@ class Processing:
 
 @dataclass
 class Txt2Img(Processing):
-    """It makes its sampler in `sample`, from noise."""
+    """txt2img. It makes its sampler in `sample`, and starts from noise."""
 
     hr_extra_network_data: dict = None
 
@@ -103,7 +103,7 @@ class Txt2Img(Processing):
 
 @dataclass
 class Img2Img(Processing):
-    """It encodes its image, and a mask with it, in `init`."""
+    """img2img. It encodes its image and its mask in `init`."""
 
     init_images: list = field(default_factory=list)
     resize_mode: int = 0
@@ -135,7 +135,11 @@ class Img2Img(Processing):
             self.init_latent = self.init_latent * self.mask + content
 
     def _mask(self, image):
-        """The masks of the picture and of the latent; the image at the size of what is made, its hole filled."""
+        """Make the masks of the image and of the latent.
+
+        Returns:
+            The image at the output's size, with its masked part filled.
+        """
         mask = self.image_mask.convert("L")
         if self.inpainting_mask_invert:
             mask = ImageOps.invert(mask)
@@ -143,7 +147,7 @@ class Img2Img(Processing):
         size = (self.width, self.height)
         if self.inpaint_full_res:
             self.mask_for_overlay = mask
-            # the host's has the aspect of what is made
+            # the host widens the box to the output's aspect
             box = _padded(mask.getbbox(), self.inpaint_full_res_padding, mask.size)
             self.paste_to = (*box[:2], box[2] - box[0], box[3] - box[1])
             mask, image = mask.crop(box).resize(size), image.crop(box).resize(size)
@@ -166,20 +170,20 @@ class Img2Img(Processing):
         )
         return x if self.mask is None else x * self.nmask + self.init_latent * self.mask
 
-    def overlay(self, picture):
-        """The kept region's own pixels."""
+    def overlay(self, image):
+        """Paste the original's pixels over the kept region."""
         if self.mask is None:
-            return picture
+            return image
         if self.paste_to is not None:
             left, top, width, height = self.paste_to
             pasted = self.original.copy()
-            pasted.paste(picture.resize((width, height)), (left, top))
-            picture = pasted
-        return Image.composite(picture, self.original, self.mask_for_overlay)
+            pasted.paste(image.resize((width, height)), (left, top))
+            image = pasted
+        return Image.composite(image, self.original, self.mask_for_overlay)
 
 
 class ScriptRunner:
-    """The scripts of a processing, each with its part of the arguments; like the host, it reports exceptions."""
+    """The scripts of a processing, each with its part of the arguments. Like the host, it only prints exceptions."""
 
     def __init__(self):
         self.scripts, self.alwayson_scripts = [], []
@@ -193,7 +197,7 @@ class ScriptRunner:
 
 
 def process_images(p):
-    """Images and one infotext each, with the options that the request asks for."""
+    """Make images and one infotext for each, with the options that the request overrides."""
     before = {name: opts.data[name] for name in p.override_settings}
     opts.data.update(p.override_settings)
     try:
@@ -204,7 +208,7 @@ def process_images(p):
 
 @torch.no_grad()
 def _process_images(p):
-    pictures, infotexts = [], []
+    images, infotexts = [], []
     p.scripts.call("process", p)
     p.init()
     if state.job_count == -1:
@@ -216,7 +220,7 @@ def _process_images(p):
         p.seeds = [p.seed + batch * p.batch_size + index for index in range(p.batch_size)]
         p.rng = BatchNoise((4, p.height // 8, p.width // 8), p.seeds, p.sd_model.device)
         p.scripts.call("process_batch", p)
-        # like the host's conditioning of a prompt with AND: for each image a list of its parts, one here
+        # like the host's conditioning of a prompt with AND: a list of parts for each image, one part here
         cond = SimpleNamespace(
             batch=[[part] for part in p.sd_model.get_learned_conditioning([p.prompt] * p.batch_size)]
         )
@@ -224,10 +228,10 @@ def _process_images(p):
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
         state.nextjob()
         pixels = ((p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5).cpu()
-        batch_pictures = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
-        pictures += [p.overlay(picture) for picture in batch_pictures] if hasattr(p, "overlay") else batch_pictures
+        batch_images = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
+        images += [p.overlay(image) for image in batch_images] if hasattr(p, "overlay") else batch_images
         infotexts += [_infotext(p, seed) for seed in p.seeds]
-    return SimpleNamespace(images=pictures, infotexts=infotexts)
+    return SimpleNamespace(images=images, infotexts=infotexts)
 
 
 def _padded(box, padding, size):

@@ -1,4 +1,4 @@
-"""Both families of samplers, with the host's habits: which levels img2img visits, what a denoiser returns."""
+"""Both families of samplers. Like the host's, they choose the levels of img2img and return from the denoiser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.host.standin.state import opts, state
 
 
 class InterruptedException(BaseException):
-    """What the host raises inside its denoiser to end a sampling."""
+    """Raised by the host inside its denoiser to end a sampling."""
 
 
 def setup_img2img_steps(p, steps=None):
@@ -22,7 +22,7 @@ def setup_img2img_steps(p, steps=None):
 
 
 class CFGDenoiser(nn.Module):
-    """The guided denoiser: rows of all prompts first, then those of the negative prompts, in one call."""
+    """The guided denoiser. One call evaluates the prompts' rows first, then the negative prompts' rows."""
 
     def __init__(self, sampler, model_wrap, blends_before):
         super().__init__()
@@ -42,8 +42,8 @@ class CFGDenoiser(nn.Module):
             "c_crossattn": [torch.cat([*(parts[0] for parts in cond.batch), *uncond]).reshape(-1, *uncond.shape[1:])],
             "c_concat": [torch.cat([image_cond, image_cond])],
         }
-        guided, unguided = self.model_wrap(torch.cat([x, x]), torch.cat([sigma, sigma]), cond=conditioning).chunk(2)
-        denoised = unguided + cond_scale * (guided - unguided)
+        of_cond, of_uncond = self.model_wrap(torch.cat([x, x]), torch.cat([sigma, sigma]), cond=conditioning).chunk(2)
+        denoised = of_uncond + cond_scale * (of_cond - of_uncond)
         return denoised if self.mask is None or self.blends_before else self.blend(denoised)
 
     def blend(self, latent):
@@ -51,13 +51,13 @@ class CFGDenoiser(nn.Module):
 
 
 class Randomness:
-    """The host's samplers draw from one generator for all, set anew for each sampling."""
+    """The global noise source of the host's samplers, which the host seeds for each sampling."""
 
     rng = None
 
 
 class Config:
-    """What the host knows of a sampler by its name."""
+    """The host's description of a sampler."""
 
     def __init__(self, second_order):
         self.second_order = second_order
@@ -67,7 +67,7 @@ class Config:
 
 
 class Sampler:
-    """What both families share."""
+    """The common part of both families."""
 
     def __init__(self, solver, model_wrap, blends_before):
         self.func, self.funcname = solver, f"sample_{solver.__name__}"
@@ -100,7 +100,7 @@ class Sampler:
             return self.last_latent
 
     def known(self, schedule):
-        """Of the schedule's forms those that the function takes, which its signature says."""
+        """Choose the arguments of the schedule that the function's signature has."""
         parameters = inspect.signature(self.func).parameters
         return {name: value for name, value in schedule.items() if name in parameters}
 
@@ -109,7 +109,7 @@ class Sampler:
 
 
 class SigmaDenoiser(nn.Module):
-    """Noise prediction as a denoiser of variance-exploding latents."""
+    """A noise prediction wrapped as a denoiser of variance-exploding latents."""
 
     def __init__(self, model):
         super().__init__()
@@ -119,9 +119,9 @@ class SigmaDenoiser(nn.Module):
 
     def forward(self, x, sigma, cond):
         log_sigmas = self.sigmas.log().numpy()
-        clock = np.interp(sigma.log().cpu().numpy(), log_sigmas, np.arange(len(log_sigmas)))
+        timestep = np.interp(sigma.log().cpu().numpy(), log_sigmas, np.arange(len(log_sigmas)))
         scale = (1 + sigma**2).sqrt()[:, None, None, None]
-        noise = self.model.apply_model(x / scale, torch.from_numpy(clock).float().to(x), cond)
+        noise = self.model.apply_model(x / scale, torch.from_numpy(timestep).float().to(x), cond)
         return x - noise * sigma[:, None, None, None]
 
 
@@ -135,12 +135,12 @@ class KDiffusionSampler(Sampler):
             rho, low, high = 7, float(sigmas[0]) ** (1 / 7), float(sigmas[-1]) ** (1 / 7)
             levels = (high + torch.linspace(0, 1, steps) * (low - high)) ** rho
         else:
-            clock = torch.linspace(len(sigmas) - 1, 0, steps).numpy()
-            levels = torch.from_numpy(np.exp(np.interp(clock, np.arange(len(sigmas)), sigmas.log().numpy()))).float()
+            timestep = torch.linspace(len(sigmas) - 1, 0, steps).numpy()
+            levels = torch.from_numpy(np.exp(np.interp(timestep, np.arange(len(sigmas)), sigmas.log().numpy()))).float()
         return torch.cat([levels, torch.zeros(1)])
 
     def schedule(self, sigmas):
-        # the adaptive one must not go down to nought
+        # the adaptive one must not go down to 0
         return {"sigmas": sigmas, "sigma_max": sigmas[0], "sigma_min": sigmas[-2]}
 
     def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
@@ -159,7 +159,7 @@ class KDiffusionSampler(Sampler):
 
 
 def evaluate(model, x, sigma, extra_args):
-    """The denoised latent and the slope there."""
+    """Return the denoised latent and the slope at this level."""
     denoised = model(x, sigma * x.new_ones(len(x)), **extra_args)
     return denoised, (x - denoised) / sigma
 
@@ -194,7 +194,7 @@ def dpm_2(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def dpm_adaptive(model, x, sigma_min, sigma_max, extra_args=None, callback=None, disable=None):
-    """Its steps depend on what it samples."""
+    """A sampler whose steps depend on the latent."""
     sigma, index = sigma_max, 0
     while sigma > sigma_min:
         denoised, slope = evaluate(model, x, sigma, extra_args)
@@ -266,7 +266,7 @@ def ddim(model, x, timesteps, extra_args=None, callback=None, disable=None):
     for index in range(len(timesteps) - 1, 0, -1):
         a, lower = alphas[timesteps[index]], alphas[timesteps[index - 1]]
         noise = model(x, float(timesteps[index]) * x.new_ones(len(x)), **extra_args)
-        # drawn even where eta leaves nothing of it
+        # the host draws it even if eta is 0
         Randomness.rng.next()
         x = lower.sqrt() * (x - (1 - a).sqrt() * noise) / a.sqrt() + (1 - lower).sqrt() * noise
         callback({"x": x, "i": len(timesteps) - index})

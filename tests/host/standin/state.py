@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 
 class State:
-    """What the user asked to stop, and how far the job is; `shown` are the latents for the live preview."""
+    """The user's interruptions and the job's progress. `shown` holds the latents of the live preview."""
 
     def __init__(self):
         self.begin()
@@ -27,11 +27,11 @@ class State:
         self.shown.append(latent)
 
     def end(self):
-        """Nothing to let go."""
+        """Do nothing."""
 
 
 class Options:
-    """What is set lies in `data`, which the host saves whole, and is looked up there after the instance's own."""
+    """The options. Their values are in `data`, which the host saves whole. Attributes of the instance come first."""
 
     def __init__(self, **data):
         vars(self).update(data=data, data_labels=dict.fromkeys(data))
@@ -49,7 +49,7 @@ class Options:
             self.data[name] = value
 
     def add_option(self, key, info):
-        """The settings page is not built here."""
+        """Do nothing: the settings page is not built here."""
 
 
 state = State()

@@ -1,4 +1,4 @@
-"""Has a Forge do as Forge Neo's files show that Neo does, wherever the two differ for RIVAL. Loaded before RIVAL."""
+"""Make a Forge behave as Forge Neo's files show, wherever the two differ for RIVAL. Loaded before RIVAL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from modules import sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_common, s
 
 SEEING = "sampler_post_cfg_function"
 
-# its presets instead of Forge's; one of the interrogators is gone, Forge's own page needs the other
+# Neo's presets instead of Forge's; Neo has none of the interrogators, but Forge's page needs one of them
 presets = ModuleType("modules_forge.presets")
 presets.__spec__ = ModuleSpec("modules_forge.presets", None)
 sys.modules["modules_forge.presets"] = presets
 sys.modules["modules.deepbooru"] = None
 
-# the encoder draws a sample, whatever a patcher asks for
+# Neo's encoder draws a sample, whatever a patcher asks for
 forges_encode = IntegratedAutoencoderKL.encode
 IntegratedAutoencoderKL.encode = lambda self, x, regulation=None: forges_encode(self, x)
 
-# the refiner comes by the noise level as well
+# Neo switches to the refiner by the noise level as well
 forges_refiner = sd_samplers_common.apply_refiner
 
 
@@ -36,7 +36,7 @@ sd_samplers_common.apply_refiner = apply_refiner
 
 
 class Common:
-    """What Forge's own denoiser sees in the module's place: it gives no noise level."""
+    """Forge's denoiser gets this in place of the module, because it gives no noise level."""
 
     apply_refiner = staticmethod(forges_refiner)
 
@@ -46,7 +46,7 @@ class Common:
 
 sd_samplers_cfg_denoiser.sd_samplers_common = Common()
 
-# the denoiser takes options for one call, with which CFG++ looks at the prediction without the prompt
+# Neo's denoiser takes options for one call; through them CFG++ sees the prediction without the prompt
 CFGDenoiser = sd_samplers_cfg_denoiser.CFGDenoiser
 forges_forward = CFGDenoiser.forward
 
@@ -65,20 +65,20 @@ CFGDenoiser.forward = forward
 
 
 def euler_cfg_pp(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Euler's steps from the guided prediction along the direction without the prompt.
+    """Take Euler's steps from the guided prediction along the direction without the prompt.
 
-    What has been changed in the one must have been changed in the other; says how often that was so.
+    The change of the one prediction must be the change of the other. The log says in how many steps it is.
     """
     seen, corrected = {}, 0
 
     def see(done):
-        seen.update(done, guided=done["denoised"].clone(), unguided=done["uncond_denoised"].clone())
+        seen.update(done, guided=done["denoised"].clone(), uncond=done["uncond_denoised"].clone())
         return done["denoised"]
 
     for i, (sigma, after) in enumerate(pairwise(sigmas)):
         clean = model(x, sigma.expand(len(x)), **extra_args, model_options={SEEING: [see]})
-        change, of_unguided = clean - seen["guided"], seen["uncond_denoised"] - seen["unguided"]
-        assert torch.allclose(change, of_unguided, atol=1e-4), "the direction is another one"
+        change, of_uncond = clean - seen["guided"], seen["uncond_denoised"] - seen["uncond"]
+        assert torch.allclose(change, of_uncond, atol=1e-4), "the direction is another one"
         corrected += bool(change.abs().max() > 1e-3)
         callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""An extension for a real WebUI under test: every run from the same state of the global generator; the queue's state.
+"""An extension for a real WebUI under test: it seeds the global generator before each run, and shows the queue.
 
-The host draws img2img's latent from the VAE's posterior with the global generator, so that without this a picture
-depends on those made before it, with or without RIVAL.
+The host draws img2img's latent from the VAE's posterior with the global generator. Without a seed an image would depend
+on the images before it, with or without RIVAL.
 """
 
 import torch
@@ -11,7 +11,7 @@ PINNED = {"seed": None}
 
 
 class Pin(scripts.Script):
-    """Before the host draws anything for a run."""
+    """Seeds the generator before the host draws from it."""
 
     def title(self):
         return "RIVAL probe: pin"
@@ -25,7 +25,7 @@ class Pin(scripts.Script):
 
 
 def add_routes(_, app):
-    """`/probe/pin` and `/probe/queue`."""
+    """Add the routes `/probe/pin`, `/probe/queue` and `/probe/idle`."""
 
     @app.post("/probe/pin")
     def pin(seed: int):
@@ -40,6 +40,12 @@ def add_routes(_, app):
             "job": state.job,
             "job_count": state.job_count,
         }
+
+    @app.get("/probe/idle")
+    def idle():
+        # the answer comes when all runs before it have ended
+        with call_queue.queue_lock:
+            return True
 
 
 script_callbacks.on_app_started(add_routes)

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).resolve().parents[2]
 
 
 def load(name):
-    """A module beside the tests, which this host's Python knows nothing of."""
+    """Load a module of the tests, which this host's Python cannot import."""
     spec = importlib.util.spec_from_file_location(f"rival_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -17,7 +17,7 @@ def load(name):
 
 
 def watched(module):
-    """The probe on the loaded checkpoint; Forge's and reForge's UNet is in a patcher."""
+    """Make the probe of the loaded checkpoint. The UNet of Forge and reForge is in a patcher."""
     if not hasattr(shared.sd_model, "forge_objects"):
         return module.Probe(lambda: unet_of(shared.sd_model), shared.state)
     patchers = load("probe_patchers")
@@ -25,19 +25,19 @@ def watched(module):
 
 
 def unet_of(model):
-    """The module that is evaluated."""
+    """Return the UNet's module."""
     holder = model.forge_objects.unet if hasattr(model, "forge_objects") else model
     return holder.model.diffusion_model
 
 
 def add_routes(_, app):
-    """`/probe/plan`, `/probe/state` and others."""
+    """Add the routes `/probe/plan`, `/probe/state` and others."""
     if hasattr(sd_models, "forge_model_reload"):
         # Forge loads no checkpoint before the first request
         sd_models.forge_model_reload()
     module = load("probe")
     probe = watched(module)
-    # a checkpoint that a request loads brings its own UNet
+    # a checkpoint that a request loads has another UNet
     script_callbacks.on_model_loaded(lambda model: probe.watch(unet_of(model)))
 
     @app.post("/probe/plan")
@@ -61,8 +61,8 @@ def add_routes(_, app):
         }
 
     @app.get("/probe/waiting")
-    def waiting():
-        return probe.waiting.is_set()
+    def waiting(seconds: float = 0):
+        return probe.waiting.wait(seconds)
 
     @app.get("/probe/memory")
     def memory():
@@ -70,7 +70,7 @@ def add_routes(_, app):
 
     @app.post("/probe/reload-ui")
     def reload_ui():
-        # what the page's button does
+        # the page's button does the same
         shared.state.request_restart()
         probe.release()
 

@@ -1,4 +1,5 @@
-"""Lets Forge load the small checkpoints of these tests: it knows checkpoints by the shapes of the published ones."""
+"""Lets Forge load the small checkpoints of these tests. It recognises checkpoints by the shapes of the published
+ones."""
 
 import json
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 from modules import paths
 
 TRAINED = Path(__file__).resolve().parents[4] / "demo" / "tiny-emoji-config"
-"""Describes the parts of the checkout's own checkpoint."""
+"""Describe the parts of the repository's checkpoint."""
 SMALL_VAE = {"block_out_channels": [96, 96, 96, 96], "layers_per_block": 0}
 SMALL_CLIP = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -23,7 +24,7 @@ HEADS_OF_16 = {"num_heads": -1, "num_head_channels": 16}
 
 
 def described(name, published, parts):
-    """A folder with the description of a published checkpoint, with other sizes of its parts."""
+    """Make a folder with the description of a published checkpoint, with other sizes of its parts."""
     folder = Path(paths.data_path) / "descriptions" / name
     shutil.copytree(Path(paths.script_path) / "backend" / "huggingface" / published, folder, dirs_exist_ok=True)
     for part, sizes in parts.items():
@@ -33,7 +34,7 @@ def described(name, published, parts):
 
 
 def smaller(published, description, unet, heads):
-    """One of the host's kinds of checkpoint, known by other sizes of its UNet."""
+    """Make a class like one of the host's checkpoints, recognised by other sizes of its UNet."""
     settings = {
         "huggingface_repo": description,
         "unet_config": {**published.unet_config, **unet},

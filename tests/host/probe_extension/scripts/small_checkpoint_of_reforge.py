@@ -1,6 +1,7 @@
-"""Lets reForge load the small checkpoints of these tests: it knows checkpoints by the shapes of the published ones.
+"""Lets reForge load the small checkpoints of these tests. It recognises checkpoints by the shapes of the published
+ones.
 
-What loads and runs them is reForge's own, as for any checkpoint of their kind.
+reForge's own code loads and runs them, as any checkpoint of their family.
 """
 
 import json
@@ -30,11 +31,11 @@ VAES = {
     128: {**SMALL_VAE, "ch": 64, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1},
     96: {**SMALL_VAE, "ch": 96, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 0},
 }
-"""By the channels at the bottom; Stable Diffusion's has 512."""
+"""By the channels of the lowest level. Stable Diffusion's has 512."""
 
 
 def make_known():
-    """Adds the small checkpoints to what reForge detects."""
+    """Add the small checkpoints to those that reForge detects."""
     from ldm_patched.modules import sd1_clip, sdxl_clip, supported_models
     from ldm_patched.modules.text_encoders import sd2_clip
     from modules_forge import forge_loader
@@ -42,7 +43,7 @@ def make_known():
     open_clip = {"layer": "hidden", "layer_idx": -2, "special_tokens": {"start": 49406, "end": 49407, "pad": 0}}
 
     def encoders(**configs):
-        """A text encoder for each: its sizes, and how the host reads it."""
+        """Make a text encoder for each: its sizes, and how the host reads it."""
 
         def make(device="cpu", dtype=None, model_options=None):
             made = {
@@ -56,7 +57,7 @@ def make_known():
         return make
 
     def smaller(published, tokenizer, clip, unet, heads):
-        """One of the host's kinds of checkpoint, known by other sizes of its UNet."""
+        """Make a class like one of the host's checkpoints, recognised by other sizes of its UNet."""
         target = SimpleNamespace(tokenizer=tokenizer, clip=clip, params={})
         settings = {
             "unet_config": {**published.unet_config, **unet},
@@ -120,7 +121,7 @@ def make_known():
 
 
 def torch_module(parts):
-    """A module with these in it."""
+    """Make a module with these attributes."""
     import torch
 
     module = torch.nn.Module()
@@ -129,6 +130,6 @@ def torch_module(parts):
     return module
 
 
-# once more where the page is built anew, which changes nothing: the first that fits is taken
+# "Reload UI" adds them once more, which changes nothing: the first that fits is taken
 if find_spec("ldm_patched") is not None:
     make_known()

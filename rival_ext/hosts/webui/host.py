@@ -1,0 +1,156 @@
+"""What the method asks of a WebUI, for one batch (`rival_ext.method.host.Host`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps, shared
+from torch import Tensor
+
+from rival_ext.errors import RivalError
+from rival_ext.hosts.webui.backends.protocol import LoadedModel
+from rival_ext.hosts.webui.fingerprint import fingerprint
+from rival_ext.hosts.webui.inputs import ExemplarConditioning, RequestImages
+from rival_ext.hosts.webui.progress import SharedJob
+from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, levels_of
+from rival_ext.method.guide import Guide
+from rival_ext.method.host import EncodedExemplar, InpaintInput
+from rival_ext.method.noise import SAME_LEVEL, levels_tensor
+from rival_ext.settings import Settings
+
+
+class WebuiHost:
+    """The loaded checkpoint, one batch of a processing, and its exemplars.
+
+    Args:
+        p: The host's processing.
+        settings: The validated settings.
+        model: The loaded checkpoint.
+        trace: What the dry run of the sampler has seen.
+        steps: The sampling steps of this pass.
+    """
+
+    def __init__(self, p: Any, settings: Settings, model: LoadedModel, trace: SamplerTrace, steps: int):
+        self.p = p
+        self.settings = settings
+        self.model = model
+        self.trace = trace
+        self.unet, self.layers = model.unet, model.layers
+        self.convention = _convention_of(p, model, trace)
+        self.schedule = self.convention.schedule
+        self.images = RequestImages(p, settings, model)
+        self.conditioning = ExemplarConditioning(p, settings, p.sampler.config.total_steps(steps), model)
+        # for each image a step evaluates the prompts' row and the negative prompts' row
+        rows = len(self.convention.sigmas_visited) * 2 * len(p.seeds)
+        self.job = SharedJob(p.sampler, rows // self.conditioning.rows)
+        self._levels = levels_of(self.convention)
+        self._prompt_schedules: list[Any] = []
+
+    def open(self) -> WebuiHost:
+        """Encode the request's images and prompts.
+
+        Returns:
+            This host.
+
+        Raises:
+            RivalError: The request leaves no step, has no exemplar, or has prompts that do not fit into one batch.
+        """
+        self._refuse_no_step()
+        self.images.encode()
+        with self.inversion_networks():
+            self._prompt_schedules = self.conditioning.schedules(self.images.exemplars[0].latent.shape)
+        return self
+
+    def noise_levels(self) -> Tensor:
+        return levels_tensor(self._levels)
+
+    def levels_are_known(self) -> bool:
+        return self.convention.levels_are_known
+
+    def adds_noise(self) -> bool:
+        return self.trace.adds_noise
+
+    def encoded_exemplars(self) -> Sequence[EncodedExemplar]:
+        return self.images.exemplars
+
+    def inpaint_input(self) -> InpaintInput | None:
+        return self.images.inpaint_input
+
+    def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
+        visited = self.convention.sigmas_visited
+        reached = (call for call, level in enumerate(visited) if level <= noise_level * (1 + SAME_LEVEL))
+        with self.inversion_networks():
+            texts, image = self.conditioning.at(latent, next(reached, len(visited)))
+            latent = latent.expand(self.conditioning.rows, -1, -1, -1)
+            # the last row's prompt is the exemplar's own
+            return self.model.predict_noise(self.convention, latent, noise_level, texts, image)[-1:]
+
+    def start(self, guide: Guide, x: Tensor) -> Tensor:
+        """Make the latent from which the sampler's function has to start.
+
+        Args:
+            guide: The guide of this sampling.
+            x: A latent of the batch, for its shape and type.
+
+        Returns:
+            `[N, C, H, W]`, in the form of the sampler's family.
+        """
+        level = self.convention.start_level
+        return (guide.start(self.p.seeds, (x.shape[2], x.shape[3]), level) * self.convention.scale(level)).to(x)
+
+    def clean_latent(self, x: Tensor) -> Tensor:
+        """Return the mean latent of the init image, used instead of `x`.
+
+        Args:
+            x: `[N, C, H, W]`, which the host sampled from the VAE's posterior.
+
+        Returns:
+            `[N, C, H, W]`, or `x` itself if the image has another size.
+        """
+        images = self.images
+        latent = images.exemplars[0].latent if images.inpaint_input is None else images.own_latent
+        return x if latent is None or latent.shape[2:] != x.shape[2:] else latent.expand_as(x).to(x)
+
+    def progress(self, done: int, total: int) -> None:
+        self.job.show_inversion(done, total)
+
+    def preview(self, latent: Tensor) -> None:
+        sd_samplers_common.store_latent(latent)
+
+    def fingerprint(self) -> Iterable[Tensor | object]:
+        networks = {} if self.model.networks_are_aside else self._networks
+        return fingerprint(self.p, self.model, self._prompt_schedules, networks)
+
+    def memory_budget(self) -> float:
+        return shared.opts.rival_memory_mb * 2**20
+
+    @contextmanager
+    def inversion_networks(self) -> Iterator[None]:
+        """Let the prompt's LoRAs act on the exemplar, or put them aside meanwhile, as the settings say."""
+        if not self.settings.plain_inversion or self.model.networks_are_aside:
+            yield
+            return
+        with self.model.without_networks():
+            yield
+
+    @property
+    def _networks(self) -> Any:
+        p = self.p
+        return (p.hr_extra_network_data if getattr(p, "is_hr_pass", False) else p.extra_network_data) or {}
+
+    def _refuse_no_step(self) -> None:
+        if len(self._levels) < 2:
+            raise RivalError(
+                f"denoising strength {self.p.denoising_strength} with {self.p.steps} sampling steps leaves no step; "
+                "raise one of them (RIVAL is meant for denoising strength 1)."
+            )
+
+
+def _convention_of(p: Any, model: LoadedModel, trace: SamplerTrace) -> SamplerConvention:
+    if isinstance(p.sampler, sd_samplers_timesteps.CompVisSampler):
+        return model.timestep_convention(p.sampler, trace)
+    if isinstance(p.sampler, sd_samplers_kdiffusion.KDiffusionSampler):
+        return model.sigma_convention(p.sampler, p, trace)
+    raise RivalError(f"sampler {p.sampler_name} is of a kind that RIVAL does not know; choose one of the WebUI's own.")

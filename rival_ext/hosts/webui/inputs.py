@@ -1,0 +1,273 @@
+"""The images and prompts of a request, as the WebUI would show them to the model: resized, cropped, encoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from modules import images, masking, prompt_parser, shared
+from PIL import Image
+from torch import Tensor
+
+from rival_ext.errors import RivalError
+from rival_ext.fields import EXEMPLAR_SUFFIXES
+from rival_ext.hosts.webui.backends.protocol import LoadedModel
+from rival_ext.hosts.webui.patching import options_set
+from rival_ext.images.transforms import fit, grey_mask, mask_array, size_of_area
+from rival_ext.method.attention import UNCOND
+from rival_ext.method.host import EncodedExemplar, InpaintInput
+from rival_ext.settings import PIXELS_PER_POSITION, ExemplarInput, Settings
+
+LATENT_UPSCALE = 3
+"""The host's `resize_mode` "Just resize (latent upscale)"."""
+
+RESIZE_AND_FILL = 2
+"""The host's `resize_mode` with which it brings a cropped inpaint area to size."""
+
+ORIGINAL = 1
+"""The host's `inpainting_fill` "original". Only with it the masked part itself is shown to the model."""
+
+FROM_THE_KEPT_REGION = (2, 3)
+"""The host's `inpainting_fill` "latent noise" and "latent nothing"."""
+
+SIZE_UNIT = 64
+"""Width and height of an exemplar with an aspect of its own are multiples of this, so that each level of the UNet
+halves them evenly."""
+
+GREY = (127, 127, 127)
+"""What inpainting checkpoints see in place of an image whose every part is to be made."""
+
+NOT_CROPPED = {"sdxl_crop_top": 0, "sdxl_crop_left": 0}
+"""SDXL is told where its image was cropped. The exemplar is whole, whatever the options say of the output."""
+
+
+class RequestImages:
+    """The exemplars and the canvas of one batch.
+
+    Args:
+        p: The host's processing.
+        settings: The validated settings.
+        model: The loaded checkpoint.
+    """
+
+    def __init__(self, p: Any, settings: Settings, model: LoadedModel):
+        self.p = p
+        self.settings = settings
+        self.model = model
+        self.mask = getattr(p, "mask", None)
+        self.own_latent: Tensor | None = None
+        self.exemplar_inputs: list[ExemplarInput] = []
+        self.exemplars: list[EncodedExemplar] = []
+
+    def encode(self) -> RequestImages:
+        """Encode all images with the mean of the VAE's posterior.
+
+        Returns:
+            These images.
+
+        Raises:
+            RivalError: There is no exemplar, or a region has too few positions.
+        """
+        if getattr(self.p, "init_images", None):
+            self.own_latent = self._encode_own_image()
+        self.exemplar_inputs = [
+            one for one in self.settings.exemplar_inputs if one.image or self.own_latent is not None
+        ]
+        self.exemplars = [self._encode_exemplar(one) for one in self.exemplar_inputs]
+        if not self.exemplars:
+            raise RivalError(_no_exemplar_sentence(self.settings))
+        return self
+
+    @property
+    def inpaint_input(self) -> InpaintInput | None:
+        """The image that is inpainted, if there is a mask.
+
+        The masked part starts from its own former content, from the kept region, or from the exemplars.
+        """
+        if self.mask is None or self.own_latent is None:
+            return None
+        mask = self._latent_mask()
+        if not any(exemplar.latent is self.own_latent for exemplar in self.exemplars):
+            return InpaintInput(self.own_latent, mask, None)
+        kept = (mask <= 0).float()
+        from_kept = self.p.inpainting_fill in FROM_THE_KEPT_REGION and kept.any()
+        return InpaintInput(self.own_latent, mask, kept if from_kept else (mask > 0).float())
+
+    def image_for_model(self, exemplar: ExemplarInput) -> Image.Image:
+        """Return an exemplar as the model sees it: without transparency, at the size at which it is encoded."""
+        if exemplar.image is None:
+            return self._own_image()
+        side = math.sqrt(self.p.width * self.p.height)
+        flat = images.flatten(exemplar.image, shared.opts.img2img_background_color)
+        return fit(flat, size_of_area(flat, side, SIZE_UNIT))
+
+    def _encode_exemplar(self, exemplar: ExemplarInput) -> EncodedExemplar:
+        if exemplar.image is None:
+            assert self.own_latent is not None
+            region = self._own_region(exemplar)
+            return EncodedExemplar(self.own_latent, exemplar.weight, region, attention_only=exemplar.mask is not None)
+        image = self.image_for_model(exemplar)
+        region = None
+        if exemplar.mask:
+            region = _latent_region(fit(grey_mask(exemplar.mask).resize(exemplar.image.size), image.size))
+        return EncodedExemplar(self.model.encode(image), exemplar.weight, region, attention_only=region is not None)
+
+    def _own_region(self, exemplar: ExemplarInput) -> Tensor | None:
+        """The seen part of the img2img image: the region that was asked for, without what is to be painted over."""
+        region = None
+        if exemplar.mask:
+            drawn = grey_mask(exemplar.mask).resize(self.p.init_images[0].size)
+            region = _latent_region(self._at_size(drawn.convert("RGB")))
+        if self.mask is None or self.p.inpainting_fill == ORIGINAL:
+            return region
+        kept = (self._latent_mask() <= 0).float()
+        if not kept.any():
+            return region
+        return kept if region is None else region * kept
+
+    def _own_image(self) -> Image.Image:
+        p = self.p
+        image = self._at_size(images.flatten(p.init_images[0], shared.opts.img2img_background_color))
+        if self.mask is not None and p.inpainting_fill != ORIGINAL:
+            image = masking.fill(image, self._at_size(p.mask_for_overlay)).convert("RGB")
+        return image
+
+    def _encode_own_image(self) -> Tensor:
+        p = self.p
+        latent = self.model.encode(self._own_image())
+        if p.resize_mode == LATENT_UPSCALE:
+            size = (p.height // PIXELS_PER_POSITION, p.width // PIXELS_PER_POSITION)
+            latent = torch.nn.functional.interpolate(latent, size=size, mode="bilinear")
+        return latent
+
+    def _at_size(self, image: Image.Image) -> Image.Image:
+        """Bring an image that lies over the input to the size of the output, as the host does."""
+        p = self.p
+        if self.mask is not None and p.paste_to is not None:
+            left, top, width, height = p.paste_to
+            image = image.crop((left, top, left + width, top + height))
+            return images.resize_image(RESIZE_AND_FILL, image, p.width, p.height)
+        if p.resize_mode == LATENT_UPSCALE or image.size == (p.width, p.height):
+            return image
+        return images.resize_image(p.resize_mode, image, p.width, p.height)
+
+    def _latent_mask(self) -> Tensor:
+        return self.p.nmask[:1].float()[None]
+
+
+class ExemplarConditioning:
+    """The host's conditionings for the exemplars of one batch. Each is made once for each size of a latent.
+
+    Args:
+        p: The host's processing.
+        settings: The validated settings.
+        steps: Calls of the denoiser. The host spreads a prompt that changes on the way over them.
+        model: The loaded checkpoint.
+    """
+
+    def __init__(self, p: Any, settings: Settings, steps: int, model: LoadedModel):
+        self.engine = p.sd_model
+        self.model = model
+        self.steps = steps
+        self.prompts = [settings.exemplar_prompt]
+        if settings.exact and settings.exemplar_prompt:
+            self.prompts.insert(UNCOND, "")
+        self._schedules: dict[torch.Size, list[Any]] = {}
+        self._images: dict[torch.Size, Tensor] = {}
+
+    @property
+    def rows(self) -> int:
+        """With how many prompts the exemplar is evaluated. The last one is its own."""
+        return len(self.prompts)
+
+    def at(self, latent: Tensor, step: int) -> tuple[dict[str, Any], Tensor]:
+        """Return the conditionings for one evaluation.
+
+        Args:
+            latent: `[1, C, H, W]`.
+            step: The call of the denoiser, from 0.
+
+        Returns:
+            The prompts' conditioning and what the UNet sees beside the latent, `rows` of each.
+
+        Raises:
+            RivalError: The two prompts of exact guidance do not fit into one batch.
+        """
+        text = prompt_parser.reconstruct_cond_batch(self.schedules(latent.shape), step)
+        # SDXL's conditioning holds the sizes beside the text
+        texts = text if isinstance(text, dict) else {"c_crossattn": [text]}
+        return texts, self._image_beside(latent).expand(self.rows, -1, -1, -1)
+
+    def schedules(self, shape: torch.Size) -> list[Any]:
+        """Return the host's schedule of each prompt, `UNCOND` first.
+
+        Args:
+            shape: Of a latent, `[1, C, H, W]`.
+
+        Returns:
+            `rows` schedules.
+
+        Raises:
+            RivalError: The two prompts of exact guidance do not fit into one batch.
+        """
+        if shape not in self._schedules:
+            height, width = (PIXELS_PER_POSITION * side for side in shape[2:])
+            texts = prompt_parser.SdConditioning(self.prompts, width=width, height=height)
+            with options_set(shared.opts, NOT_CROPPED):
+                schedules = prompt_parser.get_learned_conditioning(self.engine, texts, self.steps)
+            if len({_text_of(entry.cond).shape for schedule in schedules for entry in schedule}) > 1:
+                raise RivalError("exact guidance needs an exemplar_prompt of at most 75 tokens; shorten it.")
+            self._schedules[shape] = schedules
+        return self._schedules[shape]
+
+    def _image_beside(self, latent: Tensor) -> Tensor:
+        if latent.shape not in self._images:
+            self._images[latent.shape] = self._encode_image_beside(latent)
+        return self._images[latent.shape]
+
+    def _encode_image_beside(self, latent: Tensor) -> Tensor:
+        """What some checkpoints see beside the latent. For an exemplar: that all of it is to be made, from no image."""
+        height, width = latent.shape[2:]
+        if self.model.is_instruct_pix2pix():
+            return latent.new_zeros(1, 4, height, width)
+        if not self.model.is_inpainting():
+            return latent.new_zeros(1, 5, 1, 1)
+        grey = Image.new("RGB", (width * PIXELS_PER_POSITION, height * PIXELS_PER_POSITION), GREY)
+        return torch.nn.functional.pad(self.model.encode(grey).to(latent), (0, 0, 0, 0, 1, 0), value=1.0)
+
+
+def with_strokes(values: Mapping[str, Any], strokes: Sequence[Any]) -> dict[str, Any]:
+    """Join what was painted on the exemplars with the exemplars. Forge's canvas gives the two separately.
+
+    Args:
+        values: Values of RIVAL's fields.
+        strokes: For each exemplar an RGBA image whose alpha holds the strokes, or None. It may be shorter.
+
+    Returns:
+        The values, each painted exemplar as `{"image": ..., "mask": ...}`.
+    """
+    painted = dict(values)
+    for suffix, stroke in zip(EXEMPLAR_SUFFIXES, strokes, strict=False):
+        name = "exemplar" + suffix
+        if isinstance(stroke, Image.Image) and isinstance(values.get(name), Image.Image):
+            painted[name] = {"image": values[name], "mask": stroke.getchannel("A")}
+    return painted
+
+
+def _text_of(cond: Any) -> Tensor:
+    return cond["crossattn"] if isinstance(cond, dict) else cond
+
+
+def _latent_region(mask: Image.Image) -> Tensor:
+    width, height = (side // PIXELS_PER_POSITION for side in mask.size)
+    return torch.from_numpy(mask_array(mask, width, height))[None, None].to(shared.device)
+
+
+def _no_exemplar_sentence(settings: Settings) -> str:
+    if not settings.exemplar_inputs:
+        return "weight leaves no exemplar; raise one of the weights above 0."
+    return (
+        "exemplar is missing, and txt2img has no image to use instead; upload one, or send one in the field exemplar."
+    )

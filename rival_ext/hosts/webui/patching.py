@@ -1,0 +1,50 @@
+"""Attributes and options that hold for a while only. Each context manager undoes itself after any exit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an instance an attribute while the context manager is open.
+
+    Args:
+        target: The instance. Its class is left alone.
+        name: The name of the attribute.
+        value: The attribute's value. Afterwards the instance has its earlier value again, or no such attribute.
+    """
+    present = name in vars(target)
+    replaced = vars(target).get(name)
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        if present:
+            setattr(target, name, replaced)
+        else:
+            delattr(target, name)
+
+
+@contextmanager
+def options_set(options: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Set options of the WebUI while the context manager is open. None of these values is saved.
+
+    The values become attributes of the instance. The WebUI reads these before the instance's `data`, and saves only
+    `data`. So an option that a user sets meanwhile is saved as usual and holds afterwards.
+
+    Args:
+        options: The WebUI's `shared.opts`.
+        values: Values by the options' names.
+    """
+    attributes = vars(options)
+    before = {name: attributes[name] for name in values if name in attributes}
+    attributes.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del attributes[name]
+        attributes.update(before)

@@ -1,0 +1,48 @@
+"""What RIVAL keeps between runs in one WebUI process. The script owns the one instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import ref
+
+from rival_ext.method.chain import Chain
+from rival_ext.storage.store import ChainStore
+
+
+class Session:
+    """The inversions of earlier runs, and which preview of a run would find them.
+
+    The attribute `store` holds the chains as those see it who have not logged in, such as the API's clients.
+    """
+
+    def __init__(self) -> None:
+        self.store = ChainStore()
+        self._chains_by_preview: dict[str, list[ref[Chain]]] = {}
+
+    def remember(self, preview_key: str | None, chains: Sequence[Chain]) -> None:
+        """Remember which chains a run used, for as long as somebody keeps them.
+
+        Args:
+            preview_key: The run's key (`fingerprint.preview_key`), or None for a run that the panel cannot foresee.
+            chains: The chains of the run's exemplars.
+        """
+        if preview_key is not None:
+            self._chains_by_preview[preview_key] = [ref(chain) for chain in chains]
+        for gone in [
+            key for key, chains in list(self._chains_by_preview.items()) if not all(chain() for chain in chains)
+        ]:
+            del self._chains_by_preview[gone]
+
+    def is_stored(self, preview_key: str) -> bool:
+        """Tell whether a run will find its inversions stored, before anything is encoded.
+
+        Conservative: it may return False for stored inversions, never the reverse.
+
+        Args:
+            preview_key: The run's key.
+
+        Returns:
+            True if all chains of an earlier run with this key are still kept.
+        """
+        chains = self._chains_by_preview.get(preview_key)
+        return chains is not None and all(chain() for chain in chains)

@@ -1,0 +1,78 @@
+"""What cannot be honoured in the WebUI: one plain sentence for each, before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from modules import extra_networks
+from PIL import Image
+
+from rival_ext.errors import RivalError
+from rival_ext.hosts.webui.backends.protocol import LoadedModel
+from rival_ext.hosts.webui.compat import controlnet_reorders_rows
+from rival_ext.images.decoding import pixel_digest
+from rival_ext.settings import MASK_MISSING, Settings
+
+Validate = Callable[[Any, Settings, LoadedModel], None]
+"""(processing, settings, loaded checkpoint) -> None. Raises RivalError."""
+
+
+def validate_run(p: Any, settings: Settings, model: LoadedModel) -> None:
+    """Do `validate_inversion`, and refuse mode inpaint without a mask."""
+    validate_inversion(p, settings, model)
+    if settings.mode == "inpaint" and getattr(p, "mask", None) is None:
+        raise RivalError(MASK_MISSING)
+
+
+def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
+    """Refuse a run whose exemplars cannot be inverted, or whose sampling cannot be guided.
+
+    Args:
+        p: The host's processing.
+        settings: The validated settings.
+        model: The loaded checkpoint.
+
+    Raises:
+        RivalError: The first thing that cannot be honoured.
+    """
+    images = getattr(p, "init_images", None) or []
+    has_region = any(exemplar.mask for exemplar in settings.exemplar_inputs)
+    refusals = {
+        "this checkpoint is not supported; load a Stable Diffusion 1, 2 or XL checkpoint for text, inpainting or "
+        "instruct-pix2pix.": not model.is_supported(),
+        "an instruct-pix2pix checkpoint needs an image to change, and txt2img has none; use img2img.": (
+            model.is_instruct_pix2pix() and not images
+        ),
+        "the mask is empty, or too thin for latent positions of 8x8 pixels; paint over the whole area to fill.": (
+            getattr(p, "mask", None) is not None and not p.nmask.any()
+        ),
+        "a batch must have one input image; send each image in its own request, or set Batch size to 1 (SD upscale).": (
+            _are_different(images)
+        ),
+        f"width and height must be multiples of 8, not {p.width}x{p.height}.": p.width % 8 or p.height % 8,
+        "a variation seed is not supported; set Variation strength to 0.": p.subseed_strength > 0,
+        "resizing the seed is not supported; set Resize seed from width and height to 0.": (
+            p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
+        ),
+        "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
+        "to 0.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
+        **model.refusals(),
+        "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
+            settings.exact and bool(settings.exemplar_prompt) and controlnet_reorders_rows(p)
+        ),
+        "exemplar_prompt must not contain <...> tags; remove them: the prompt's LoRAs act in the inversion already.": (
+            bool(extra_networks.parse_prompt(settings.exemplar_prompt)[1])
+        ),
+    }
+    for sentence, holds in refusals.items():
+        if holds:
+            raise RivalError(sentence)
+
+
+def _are_different(images: Sequence[Image.Image]) -> bool:
+    """Whether these are more than one image. The host repeats one image for all images of a batch."""
+    distinct = list({id(image): image for image in images}.values())
+    if len(distinct) < 2:
+        return False
+    return len({image.size for image in distinct}) > 1 or len(set(map(pixel_digest, distinct))) > 1

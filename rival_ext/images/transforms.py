@@ -1,0 +1,158 @@
+"""What RIVAL does to images: reading one for the command line, fitting it, masks, a contact sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from rival_ext.errors import RivalError
+from rival_ext.images.decoding import MEGABYTE, MEGABYTES, image_from_bytes, in_eight_bits
+
+GAP = 8
+CAPTION_HEIGHT = 18
+PAPER = (250, 250, 250)
+INK = (40, 40, 40)
+LARGEST_ASPECT = 4
+WIDEST_ROW = 6
+"""So many images stand side by side on a contact sheet before a second row begins."""
+
+
+def read_image(name: str, path: Path) -> Image.Image:
+    """Read an image file that the user of the command line names, within the bounds of `rival_ext.images.decoding`.
+
+    Args:
+        name: The option or argument that the path was given as.
+        path: The file.
+
+    Returns:
+        The image, upright, in grey, RGB or RGBA.
+
+    Raises:
+        RivalError: The file does not exist, cannot be read, is no image, or has more bytes or pixels than allowed.
+    """
+    try:
+        with path.open("rb") as file:
+            # one byte more than allowed shows that there is more, even on a device without an end
+            data = file.read(MEGABYTES * MEGABYTE + 1)
+    except FileNotFoundError:
+        raise RivalError(f"{name} {path} does not exist.") from None
+    except (OSError, ValueError):
+        raise RivalError(f"{name} {path} cannot be opened; give a file that you may read.") from None
+    image = image_from_bytes(f"{name} {path}", data)
+    converted = image and in_eight_bits(image)
+    if converted is None:
+        raise RivalError(f"{name} {path} is not an image that can be read.")
+    return converted
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Put an image on white.
+
+    Args:
+        image: An image, transparent or not.
+
+    Returns:
+        The image as RGB; what was transparent is white.
+    """
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an image and crop what does not fit, the same on opposite sides.
+
+    Args:
+        image: Any image.
+        size: Width and height of the result.
+
+    Returns:
+        The middle of the image at that size.
+    """
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def size_of_area(image: Image.Image, side: float, unit: int) -> tuple[int, int]:
+    """Find a size with an image's aspect, 4:1 at most, and about the area of a square.
+
+    Args:
+        image: The image that gives the aspect.
+        side: The side of the square.
+        unit: Width and height are multiples of this number.
+
+    Returns:
+        Width and height.
+    """
+    aspect = min(max(image.width / image.height, 1 / LARGEST_ASPECT), LARGEST_ASPECT)
+    width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
+    return width, height
+
+
+def grey_mask(mask: Image.Image) -> Image.Image:
+    """Read a mask from an image's transparency if it has any, else from its brightness.
+
+    Args:
+        mask: The image that somebody painted or sent.
+
+    Returns:
+        The mask in grey, white where it is set.
+    """
+    if mask.mode in ("RGBA", "LA", "PA") or "transparency" in mask.info:
+        alpha = mask.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+    return mask.convert("L")
+
+
+def mask_array(mask: Image.Image, width: int, height: int) -> NDArray[np.float32]:
+    """Measure how far a mask is set in each cell of a grid.
+
+    Args:
+        mask: The mask, as `grey_mask` reads it.
+        width: The number of columns.
+        height: The number of rows.
+
+    Returns:
+        `[height, width]` from 0 to 1.
+    """
+    cells = grey_mask(mask).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(cells, dtype=np.float32) / np.float32(255)
+
+
+def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Copy an image's colours.
+
+    Args:
+        image: Any image; its transparency is ignored.
+
+    Returns:
+        `[height, width, 3]` from 0 to 255.
+    """
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Lay images side by side with a caption under each, in one row or as square as they come.
+
+    Args:
+        images: One or more images of the same size.
+        captions: One caption for each image.
+
+    Returns:
+        The sheet as RGB.
+    """
+    width, height = images[0].size
+    columns = len(images) if len(images) <= WIDEST_ROW else math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    cell_width, cell_height = width + GAP, height + GAP + CAPTION_HEIGHT
+    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = GAP + index % columns * cell_width, GAP + index // columns * cell_height
+        sheet.paste(image, (left, top))
+        draw.text((left, top + height + 3), caption, fill=INK, font=ImageFont.load_default())
+    return sheet

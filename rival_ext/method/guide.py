@@ -1,0 +1,197 @@
+"""The guide: stands beside the host's denoiser at every call, injects and aligns (paper sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rival_ext.errors import RivalError
+from rival_ext.method.alignment import align_statistics
+from rival_ext.method.attention import Features, JoinContext, Layers, concatenate, inject, record, replace
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
+from rival_ext.method.inversion import PredictNoise, refuse_not_finite
+from rival_ext.method.noise import NoiseSchedule
+from rival_ext.method.start import noise_latents, start_latents
+from rival_ext.method.tokens import LayerChoice, TokenSubset
+from rival_ext.report import FeatureSource, GuidePart
+from rival_ext.settings import Settings
+
+LoadFeatures = Callable[[Features, torch.device], Mapping[str, Tensor]]
+"""(kept features, the model's device) -> the same features where the layers can read them."""
+
+
+class Guide:
+    """The companion of one generation. It lets self-attention see the exemplars and aligns the prediction.
+
+    Args:
+        exemplars: One or more. Features that their chains recorded are used; without them an exemplar is evaluated
+            live, which means beside the step.
+        settings: The validated settings.
+        schedule: The checkpoint's noise schedule.
+        layers: The UNet's self-attention layers. The settings choose among them.
+        predict_noise: Evaluates an exemplar, as in the inversion.
+        canvas: The image that is inpainted, if any.
+        sources: The exemplars from which the start is drawn. Without them the start is drawn from `exemplars`.
+        adds_noise: Whether the sampler adds fresh noise on the way. That noise has statistics of its own.
+        features: Whether the chains are meant to hold features.
+        load: Brings kept features to the model's device.
+    """
+
+    def __init__(
+        self,
+        exemplars: Sequence[Exemplar],
+        settings: Settings,
+        schedule: NoiseSchedule,
+        layers: Layers,
+        predict_noise: PredictNoise,
+        *,
+        canvas: InpaintCanvas | None = None,
+        sources: Sequence[Exemplar] = (),
+        adds_noise: bool = False,
+        features: FeatureSource = "recorded",
+        load: LoadFeatures = lambda features, device: features,
+    ):
+        self.exemplars = exemplars
+        self.settings = settings
+        self.schedule = schedule
+        self.layers = layers
+        self.predict_noise = predict_noise
+        self.canvas = canvas
+        self.counts = GuidePart()
+        """What was really done so far."""
+        self.layer_choice = LayerChoice(settings, [exemplar.chain.latents for exemplar in exemplars])
+        self._load = load
+        self._expects_features = features == "recorded"
+        self._aligned_to = [exemplar for exemplar in exemplars if not exemplar.attention_only]
+        self._sources = sources or self._aligned_to
+        # a prediction can have the chain's statistics only if the noise in the latent has them too
+        self._aligns_latent = settings.alignment == "latent" or (settings.alignment == "noise" and adds_noise)
+        self._joint_tokens = JointTokens(exemplars)
+        subset = TokenSubset(settings.exemplar_tokens)
+        self._concatenate: JoinContext = (
+            concatenate if subset.fraction == 1 else lambda own, exemplar: concatenate(own, subset.of(exemplar))
+        )
+
+    def start(self, seeds: Sequence[int], size: tuple[int, int], noise_level: float = math.inf) -> Tensor:
+        """Make the start latents of a batch.
+
+        Args:
+            seeds: One seed for each image.
+            size: Height and width of the latents.
+            noise_level: The level at which the sampler starts. Levels above the chains' top count as the top.
+
+        Returns:
+            `[len(seeds), C, *size]`, variance-exploding.
+        """
+        canvas = self.canvas and self.canvas.below(noise_level)
+        sources = [source.below(noise_level) for source in self._sources]
+        if sources:
+            return start_latents(sources, seeds, self.settings.start_mix, size, canvas)
+        return noise_latents(self.exemplars[0].chain.below(noise_level), seeds, size, canvas)
+
+    def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
+        """Correct the sampler's own latent before a call of the denoiser. The sampler has to go on from the result.
+
+        Args:
+            latent: `[N, C, H, W]`, variance-exploding.
+            noise_level: The level of `latent`.
+
+        Returns:
+            `[N, C, H, W]`, the very object `latent` if nothing is corrected.
+        """
+        if self._aligns_latent and self._is_early(noise_level):
+            self.counts.steps.aligned += self.settings.alignment == "latent"
+            latents = [exemplar.chain.latent(noise_level) for exemplar in self._aligned_to]
+            latent = align_statistics(latent, joint_statistics(self._aligned_to, latents))
+        return self.canvas.keep_latent(latent, noise_level) if self.canvas else latent
+
+    def guided_noise(
+        self, noise_level: float, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int] = ()
+    ) -> Tensor:
+        """Call the host's denoiser with injection, and align what it predicts.
+
+        Args:
+            noise_level: The level of the call.
+            denoise: The host's own call. It returns the guided `eps`, `[N, C, H, W]`.
+            cond_or_uncond: `UNCOND` or `COND` for each UNet row that `denoise` evaluates, in its order. It matters if
+                the exemplar is evaluated with both prompts.
+
+        Returns:
+            The guided `eps`, the very object that `denoise` returned if nothing is corrected.
+
+        Raises:
+            RivalError: No layer saw the exemplar, or a prediction for the exemplar holds NaN or infinity.
+        """
+        self.counts.steps.total += 1
+        noise = self._aligned_noise(noise_level, denoise, cond_or_uncond)
+        return self.canvas.keep_noise(noise, noise_level) if self.canvas else noise
+
+    def _aligned_noise(
+        self, noise_level: float, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int]
+    ) -> Tensor:
+        join = self._join_at(noise_level)
+        is_aligned = self.settings.alignment == "noise" and self._is_early(noise_level)
+        if join is None and not is_aligned:
+            return denoise()
+        features, noises = zip(*(self._exemplar_at(one, noise_level) for one in self.exemplars), strict=True)
+        prediction = self._with_injection(features, join, denoise, cond_or_uncond) if join else denoise()
+        if not is_aligned:
+            return prediction
+        self.counts.steps.aligned += 1
+        paired = zip(self.exemplars, noises, strict=True)
+        aligned_to = [noise for exemplar, noise in paired if not exemplar.attention_only]
+        return align_statistics(prediction, joint_statistics(self._aligned_to, aligned_to))
+
+    def _exemplar_at(self, exemplar: Exemplar, noise_level: float) -> tuple[Features, Tensor]:
+        """`h_R` and `eps_R` at this noise level: recorded in the inversion, or evaluated now."""
+        chain = exemplar.chain
+        recorded = chain.features_at(noise_level)
+        if recorded is not None:
+            return recorded, chain.slope(noise_level)
+        if self._expects_features and not self.counts.evaluated_live:
+            self.counts.note(
+                "the memory budget has no room for all recorded features"
+                if chain.is_node(noise_level)
+                else "the sampler visits noise levels between those of the inversion"
+            )
+        self.counts.evaluated_live = True
+        with record(self.layers) as features:
+            exemplar_noise = self.predict_noise(chain.latent(noise_level), noise_level)
+        refuse_not_finite(bool(exemplar_noise.isfinite().all()))
+        return features, exemplar_noise
+
+    def _join_at(self, noise_level: float) -> JoinContext | None:
+        """How the exemplars are seen at this noise level: alone above t_align, beside the own tokens below it."""
+        timestep = self.schedule.timestep(noise_level)
+        if not self.layers or timestep > self.settings.early_steps or self.settings.strength == 0:
+            return None
+        return replace if timestep > self.settings.t_align else self._concatenate
+
+    def _with_injection(
+        self,
+        features: Sequence[Features],
+        join: JoinContext,
+        denoise: Callable[[], Tensor],
+        cond_or_uncond: Sequence[int],
+    ) -> Tensor:
+        loaded = [
+            self._load(self.layer_choice.of(index, recorded), self.exemplars[index].chain.latents.device)
+            for index, recorded in enumerate(features)
+        ]
+        joined = self._joint_tokens.join(loaded)
+        with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength) as seen:
+            prediction = denoise()
+        if not seen:
+            raise RivalError(
+                "no self-attention layer saw the exemplar; another extension may have replaced the UNet's forward: "
+                "disable the other extensions one by one."
+            )
+        self.counts.layers = max(self.counts.layers, len(seen))
+        self.counts.steps.injected += 1
+        return prediction
+
+    def _is_early(self, noise_level: float) -> bool:
+        return bool(self._aligned_to) and self.schedule.timestep(noise_level) > self.settings.t_early

@@ -1,0 +1,169 @@
+"""What a host and a store must give to the method. A host translates and holds no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rival_ext.errors import RivalError
+from rival_ext.method.attention import Features, Layers
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import positions_in
+from rival_ext.method.noise import NoiseSchedule
+
+FEWEST_POSITIONS = 4
+"""The statistics of fewer positions of a latent mean nothing."""
+
+
+@dataclass(frozen=True)
+class EncodedExemplar:
+    """An exemplar after the VAE and before its inversion.
+
+    Attributes:
+        latent: `[1, C, H, W]`, the mean of the VAE's posterior in the model's scaling.
+        weight: As in `Exemplar`.
+        region: As in `Exemplar`.
+        attention_only: As in `Exemplar`.
+
+    Raises:
+        RivalError: The region has too few positions to have statistics.
+    """
+
+    latent: Tensor
+    weight: float = 1.0
+    region: Tensor | None = None
+    attention_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.region is not None and len(positions_in(self.region)) < FEWEST_POSITIONS:
+            raise RivalError("exemplar_mask shows too little of the exemplar; paint a larger region white.")
+
+
+@dataclass(frozen=True)
+class InpaintInput:
+    """An image with a mask to fill, after the VAE and before its inversion.
+
+    Attributes:
+        latent: `[1, C, H, W]`, as in `EncodedExemplar`.
+        mask: `[1, 1, H, W]`, as in `InpaintCanvas`.
+        source: `[1, 1, H, W]`, 1 where the start of the masked part is drawn from this image. None draws it from the
+            exemplars.
+    """
+
+    latent: Tensor
+    mask: Tensor
+    source: Tensor | None
+
+
+class Host(Protocol):
+    """What a host gives for one sampling."""
+
+    unet: nn.Module
+    layers: Layers
+    schedule: NoiseSchedule
+
+    def noise_levels(self) -> Tensor:
+        """Return the levels that the sampler will really visit.
+
+        Returns:
+            `[N + 1]`, float64, ascending. The first is where the clean latent lies; the sampler visits the others.
+        """
+
+    def levels_are_known(self) -> bool:
+        """Tell whether the sampler visits exactly `noise_levels`. An adaptive sampler chooses its levels as it runs."""
+
+    def adds_noise(self) -> bool:
+        """Tell whether the sampler adds fresh noise on the way."""
+
+    def encoded_exemplars(self) -> Sequence[EncodedExemplar]:
+        """Return the exemplars, one or more."""
+
+    def inpaint_input(self) -> InpaintInput | None:
+        """Return the image that is inpainted, or None."""
+
+    def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
+        """Evaluate an exemplar under its own prompt at guidance 1, while nothing else steers.
+
+        Args:
+            latent: `[1, C, H, W]`, variance-exploding.
+            noise_level: The level of `latent`, above 0.
+
+        Returns:
+            `eps`, `[1, C, H, W]`.
+        """
+
+    def progress(self, done: int, total: int) -> None:
+        """Show the progress of all inversions of this run together.
+
+        Args:
+            done: UNet evaluations so far.
+            total: UNet evaluations at most.
+
+        Raises:
+            Interrupted: The user stopped the run.
+        """
+
+    def preview(self, latent: Tensor) -> None:
+        """Show what an inversion has come to.
+
+        Args:
+            latent: `[1, C, H, W]`, variance-preserving.
+        """
+
+    def fingerprint(self) -> Iterable[Tensor | object]:
+        """Return whatever changes a prediction, besides the latent and the noise level.
+
+        Returns:
+            Tensors, and other values whose `repr` tells them apart.
+        """
+
+    def memory_budget(self) -> float:
+        """Return how many bytes all chains together may take."""
+
+
+class Store(Protocol):
+    """Where the chains of earlier runs are found and this run's are kept.
+
+    Attributes:
+        keeps_chains: False for a store that never finds anything.
+    """
+
+    keeps_chains: bool
+
+    def get(self, key: str) -> Chain | None:
+        """Look up the chain of an earlier run.
+
+        Args:
+            key: The chain's key (`chain_key`). It stands for all that changes an inversion.
+
+        Returns:
+            The chain, or None if the store holds none under this key.
+
+        Raises:
+            RivalError: The store holds the chain but cannot read it.
+        """
+
+    def put(self, key: str, chain: Chain, budget: float) -> None:
+        """Keep a chain, if `budget` bytes of memory for all chains have room for it."""
+
+    def make_room(self, size: int, budget: float) -> bool:
+        """Tell whether `size` more bytes of memory can be had within `budget` bytes. Older chains leave for them."""
+
+    def keep_features(self, features: Features) -> Features:
+        """Copy a node's features to where they are kept, in 16 bits."""
+
+    def load_features(self, features: Features, device: torch.device) -> Mapping[str, Tensor]:
+        """Return features whose copy to a device is made layer by layer.
+
+        Args:
+            features: What `keep_features` returned.
+            device: The model's device.
+
+        Returns:
+            The features by layer, still in 16 bits. Each layer's copy may start before the layer is asked for, so
+            ask in network order.
+        """

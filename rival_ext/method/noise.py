@@ -1,0 +1,107 @@
+"""Noise levels and timesteps: the two scales on which a diffusion model counts noise."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAME_LEVEL = 1e-4
+"""Two noise levels whose relative difference is smaller are one level. Samplers count in 32 bits and reach the same
+level in several ways."""
+
+
+class NoiseSchedule:
+    """The checkpoint's training schedule: converts timesteps `t` in [0, T) to noise levels `sigma` above 0, and back.
+
+    A variance-preserving latent is `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e`. Its variance-exploding form is
+    `z = x_t / sqrt(a_t)` with noise level `sigma = sqrt((1 - a_t) / a_t)`. The method computes in `z`: there a
+    deterministic DDIM step is an Euler step, so one inversion serves every sampler.
+
+    Args:
+        sigmas: The T training noise levels, `[T]`, ascending, each above 0.
+    """
+
+    def __init__(self, sigmas: Tensor):
+        # moved to the CPU first: Apple's GPUs have no float64
+        self._sigmas: list[float] = sigmas.detach().cpu().double().tolist()
+        self._log_sigmas = [math.log(sigma) for sigma in self._sigmas]
+        self._timesteps = [float(timestep) for timestep in range(len(self._sigmas))]
+
+    @classmethod
+    def of_alphas(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
+        """Make a schedule from the checkpoint's `alphas_cumprod`.
+
+        Args:
+            alphas_cumprod: The T values `a_t`, `[T]`, decreasing, each in (0, 1).
+
+        Returns:
+            The schedule.
+        """
+        alphas = alphas_cumprod.detach().cpu().double()
+        return cls(((1 - alphas) / alphas).sqrt())
+
+    def noise_level(self, timestep: float) -> float:
+        """Convert a timestep to a noise level.
+
+        Args:
+            timestep: In [0, T). A fraction is interpolated in log sigma.
+
+        Returns:
+            The noise level, above 0.
+        """
+        whole = int(timestep)
+        if whole == timestep:
+            return self._sigmas[whole]
+        return math.exp(_interpolate(timestep, self._timesteps, self._log_sigmas))
+
+    def timestep(self, noise_level: float) -> float:
+        """Convert a noise level to a timestep.
+
+        Args:
+            noise_level: 0 or more.
+
+        Returns:
+            The timestep in [0, T), interpolated in log sigma and rounded to a thousandth. Without the rounding, a
+            level in float32 could fall on the other side of `t_align`.
+        """
+        if noise_level <= self._sigmas[0]:
+            return 0.0
+        return round(_interpolate(math.log(noise_level), self._log_sigmas, self._timesteps), 3)
+
+
+def scale_to_vp(noise_level: float) -> float:
+    """Return the factor `sqrt(a)` that makes a variance-exploding latent variance-preserving.
+
+    Args:
+        noise_level: 0 or more.
+
+    Returns:
+        The factor, in (0, 1].
+    """
+    return float((1 + noise_level**2) ** -0.5)
+
+
+def levels_tensor(levels: list[float]) -> Tensor:
+    """Put noise levels into a tensor as the method keeps them.
+
+    Args:
+        levels: Any number N of noise levels.
+
+    Returns:
+        `[N]`, float64, on the CPU.
+    """
+    return torch.tensor(levels, dtype=torch.float64)
+
+
+def _interpolate(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Linear interpolation of `ys` over ascending `xs`. The ends go on flat."""
+    upper = bisect_right(xs, at)
+    if upper in (0, len(xs)):
+        return ys[min(upper, len(xs) - 1)]
+    lower = upper - 1
+    slope = (ys[upper] - ys[lower]) / (xs[upper] - xs[lower])
+    return slope * (at - xs[lower]) + ys[lower]

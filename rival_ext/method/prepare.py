@@ -1,0 +1,102 @@
+"""From exemplars to a guide: what every host does before it samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rival_ext.errors import RivalError
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas
+from rival_ext.method.guide import Guide
+from rival_ext.method.host import Host, InpaintInput, Store
+from rival_ext.method.run_chains import ChainRequest, RunChains
+from rival_ext.report import InversionPart
+from rival_ext.settings import Settings
+
+
+class Prepared(NamedTuple):
+    """The guide for a sampling, and what its inversions say of themselves."""
+
+    guide: Guide
+    inversion: InversionPart
+
+
+def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
+    """Make the guide for a host's next sampling. What the store does not hold is inverted.
+
+    Args:
+        host: The host of this sampling.
+        settings: The validated settings.
+        store: Where chains are found and kept.
+
+    Returns:
+        The guide, and what its inversions say of themselves.
+
+    Raises:
+        RivalError: No layer could see the exemplar at any step. Nothing was evaluated yet.
+        Interrupted: The user stopped the run.
+    """
+    # a schedule of very many steps may visit a level twice
+    levels = torch.unique(host.noise_levels())
+    _refuse_if_unseen(host, settings, levels)
+    begun = time.perf_counter()
+    chains = RunChains(host, settings, levels, store)
+    exemplars, canvas, sources = _exemplars_and_canvas(host, chains)
+    seconds = time.perf_counter() - begun
+    guide = Guide(
+        exemplars,
+        settings,
+        host.schedule,
+        host.layers,
+        host.predict_noise,
+        canvas=canvas,
+        sources=sources,
+        adds_noise=host.adds_noise(),
+        features=chains.features,
+        load=store.load_features,
+    )
+    for index, exemplar in enumerate(exemplars):
+        for features in exemplar.chain.features.values():
+            # raises now, before sampling, if no layer has a token size that was asked for
+            guide.layer_choice.of(index, features)
+    return Prepared(guide, chains.report(len(exemplars), seconds))
+
+
+def _exemplars_and_canvas(
+    host: Host, chains: RunChains
+) -> tuple[list[Exemplar], InpaintCanvas | None, Sequence[Exemplar]]:
+    encoded, inpaint = host.encoded_exemplars(), host.inpaint_input()
+    chain_requests = [ChainRequest(one.latent, chains.recorded_layers) for one in encoded]
+    if inpaint is not None:
+        is_exemplar = any(one.latent is inpaint.latent for one in encoded)
+        # nothing attends to a canvas that is no exemplar, so its features are not recorded
+        chain_requests.append(ChainRequest(inpaint.latent, chains.recorded_layers if is_exemplar else {}))
+    made = chains.of(chain_requests)
+    exemplars = [
+        Exemplar(chain, one.weight, one.region, one.attention_only) for chain, one in zip(made, encoded, strict=False)
+    ]
+    return exemplars, *_canvas_and_sources(inpaint, made[-1])
+
+
+def _canvas_and_sources(inpaint: InpaintInput | None, chain: Chain) -> tuple[InpaintCanvas | None, Sequence[Exemplar]]:
+    if inpaint is None:
+        return None, ()
+    sources = () if inpaint.source is None else (Exemplar(chain, region=inpaint.source),)
+    return InpaintCanvas(chain, inpaint.mask), sources
+
+
+def _refuse_if_unseen(host: Host, settings: Settings, levels: Tensor) -> None:
+    if not host.layers:
+        raise RivalError("this checkpoint's UNet has no self-attention layers; load a Stable Diffusion checkpoint.")
+    lowest = host.schedule.timestep(float(levels[1]))
+    if lowest > settings.early_steps:
+        raise RivalError(
+            f"early_steps must be at least {math.ceil(lowest)} for this sampler, not {settings.early_steps}; "
+            "otherwise no step sees the exemplar."
+        )

@@ -1,1 +1,0 @@
-"""The panel of the WebUI; imported by the script alone."""

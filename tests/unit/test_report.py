@@ -1,0 +1,45 @@
+"""The report joins what the inversion, the host and the guide say of a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rival_ext.report import GuidePart, Inversion, InversionPart, Steps, join_report
+from rival_ext.settings import parse_settings
+
+INVERTED = InversionPart(2, "recorded", "miss", Inversion(20, 1, 0.0123), rows=20, seconds=1.5, notes=["first"])
+
+
+def report_of(inversion=INVERTED, guide=None, **others):
+    guide = guide or GuidePart(10, Steps(20, 19, 7))
+    return join_report(parse_settings({"t_early": 400}), inversion, guide, rows=40, seconds=2.5, **others)
+
+
+def test_the_report_holds_the_figures_of_each_part():
+    assert report_of(psnr=41.5).as_dict() == {
+        **{"mode": "variation", "t_align": 600, "t_early": 400, "exemplars": 2, "layers": 10},
+        **{"features": "recorded", "store": "miss", "steps": {"total": 20, "injected": 19, "aligned": 7}},
+        "inversion": {"evaluations": 20, "iterations": 1, "residual": 0.0123, "psnr": 41.5},
+        **{"rows": {"inversion": 20, "generation": 40}, "seconds": {"inversion": 1.5, "generation": 2.5}},
+        "notes": ["first"],
+    }
+    assert json.loads(json.dumps(report_of().as_dict())) == report_of().as_dict()
+
+
+def test_features_are_live_if_an_exemplar_was_evaluated_beside_a_step():
+    assert report_of(guide=GuidePart(evaluated_live=True)).features == "live"
+
+
+def test_the_notes_are_those_of_the_inversion_then_the_hosts_then_the_guides_each_once():
+    guide = GuidePart()
+    for _ in range(2):
+        guide.note("last")
+    assert report_of(guide=guide, notes=["middle"]).notes == ("first", "middle", "last")
+
+
+@pytest.mark.parametrize("store", ["miss", "hit"])
+def test_the_summary_has_no_character_for_which_the_host_would_quote_it(store):
+    inversion = InversionPart(2, "recorded", store, Inversion(20, 1, 0.0123), rows=20, seconds=1.5, notes=["first"])
+    assert not set(report_of(inversion).summary()) & set(",:\n")

@@ -1,0 +1,101 @@
+"""The run preview in the panel."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+GOOD = {
+    "enabled": True,
+    "mode": "variation",
+    "steps": 20,
+    "images": 4,
+    "uploads": 0,
+    "is_stored": False,
+    "sampler": "Euler",
+    "cfg_scale": 5,
+    "denoising_strength": 1,
+    "t_align": 600,
+    "t_early": 400,
+    "start_mix": 1.0,
+}
+"""A run that gives no hint."""
+
+
+@pytest.fixture(scope="module")
+def run_preview(import_on_stand_in):
+    return import_on_stand_in("rival_ext.hosts.webui.ui.run_preview")
+
+
+@pytest.fixture
+def lines(run_preview):
+    """(values that differ from `GOOD`) -> the lines of the preview as a user reads them."""
+
+    def read(**changes):
+        html = run_preview.preview_html(run_preview.PreviewedRun(**GOOD | changes))
+        return [re.sub("<[^>]+>", "", line) for line in html.split("</div>") if line]
+
+    return read
+
+
+@pytest.fixture
+def hints(run_preview):
+    """(values that differ from `GOOD`) -> the hints."""
+    return lambda **changes: list(run_preview.hints(run_preview.PreviewedRun(**GOOD | changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "Inverts the img2img image in 20 steps, then makes 4 images."),
+        ({"uploads": 1, "images": 1}, "Inverts the uploaded exemplar in 20 steps, then makes 1 image."),
+        ({"uploads": 3}, "Inverts 3 exemplars in 20 steps each, then makes 4 images."),
+        ({"is_stored": True}, "Uses the stored inversion; makes 4 images."),
+    ],
+)
+def test_the_preview_says_what_the_run_will_do(lines, changes, line):
+    assert lines(**changes) == [line, "t_align 600 · t_early 400 · start_mix 1"]
+
+
+def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image(lines):
+    first, *_ = lines(denoising_strength=None)
+    assert first == "Inverts the exemplar in 20 steps, then makes 4 images."
+
+
+def test_switched_off_the_preview_says_only_that(lines):
+    assert lines(enabled=False) == ["RIVAL is switched off: tick the box in the title of this panel."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"denoising_strength": 0.75}, "A denoising strength below 1"),
+        ({"cfg_scale": 12}, "A high CFG scale"),
+        ({"cfg_scale": 3}, "A low CFG scale"),
+        ({"denoising_strength": None}, "There is no exemplar yet"),
+        ({"sampler": "DPM adaptive"}, "DPM adaptive chooses its steps as it runs"),
+    ],
+)
+def test_a_hint_names_a_value_that_works_against_the_method(hints, changes, hint):
+    assert [found for found in hints(**changes) if found.startswith(hint)] != []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cfg_scale": 7, "mode": "text"},
+        {"cfg_scale": 1},
+        {"cfg_scale": 2, "sampler": "LCM"},
+        {"denoising_strength": 0.5, "mode": "inpaint"},
+        {"denoising_strength": None, "uploads": 1},
+    ],
+)
+def test_good_values_give_no_hint(hints, changes):
+    assert hints(**changes) == []
+
+
+@pytest.mark.parametrize("mode", ["variation", "text", "edit", "inpaint"])
+def test_the_recommended_values_give_no_hint(run_preview, hints, mode):
+    assert hints(mode=mode, **run_preview.recommended_values(mode)) == []
