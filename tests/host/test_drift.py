@@ -39,7 +39,7 @@ sys.modules["modules.deepbooru"] = None
 DRIFTS = {
     SWAPPED: "modules.sd_samplers_kdiffusion.KDiffusionSampler.sample_img2img(p, x, noise, conditioning, "
     "unconditional_conditioning, steps=, image_conditioning=)",
-    GONE: "modules.deepbooru and 1 more that it needs",
+    GONE: "modules.masking.fill(image, mask) and 1 more that it needs",
 }
 """Changes that an extension makes before RIVAL is loaded, and what RIVAL then says is missing."""
 

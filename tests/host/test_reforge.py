@@ -197,7 +197,7 @@ def test_reforge_inpainting_checkpoint_sees_its_mask_and_the_exemplar(server):
 def test_reforge_editing_checkpoint_which_it_cannot_guide_itself_is_refused(server):
     answer = server.img2img(**request({}, override_settings=SD1_EDITING.settings()))
     assert answer.status == 422
-    assert "this checkpoint is no Stable Diffusion" in answer.sentence
+    assert "this checkpoint is not supported; load a Stable Diffusion 1, 2 or XL" in answer.sentence
 
 
 @pytest.mark.parametrize(("family", "layers"), GIVEN, ids=[family.name for family, _ in GIVEN])
@@ -217,4 +217,4 @@ def test_reforge_refuses_the_refiner_alone(server):
         pytest.skip("checkpoints of other families: not found; set RIVAL_FAMILIES to their folder")
     answer = server.img2img(**request({}, width=64, height=64, override_settings=SDXL_REFINER.settings()))
     assert answer.status == 422
-    assert "this checkpoint is no Stable Diffusion" in answer.sentence
+    assert "this checkpoint is not supported; load a Stable Diffusion 1, 2 or XL" in answer.sentence

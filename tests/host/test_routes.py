@@ -255,7 +255,7 @@ def test_an_id_is_new_each_time_and_an_unknown_one_is_404(server):
     assert inverted(server)["chain_id"] != first
     answer = server.client.delete(f"/rival/v1/store/{first}")
     assert answer.status_code == 404
-    assert answer.json()["detail"].startswith("RIVAL: no inversion with this id is stored")
+    assert answer.json()["detail"].startswith("RIVAL: no stored inversion has this id")
 
 
 @pytest.mark.slow
