@@ -122,7 +122,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     given = {**values, **_painted_regions(values)}
     given |= _normalised(given)
     try:
-        return Settings(**{**_implied_values(given), **given})
+        return Settings(**{**implied_values(given), **given})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
@@ -138,6 +138,27 @@ def mode_defaults(mode: str) -> dict[str, Any]:
         The defaults by field name.
     """
     return {**DEFAULTS, **MODES.get(mode, {}), "mode": mode}
+
+
+def mode_fields() -> set[str]:
+    """List the fields that have another default in some mode."""
+    return {name for preset in MODES.values() for name in preset}
+
+
+def implied_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Look up the values of the fields that a given mode and a given similarity set.
+
+    Args:
+        given: May hold "mode" and "similarity". A wrong one sets nothing.
+
+    Returns:
+        Values by field name. The similarity's come after the mode's.
+    """
+    mode, similarity = given.get("mode"), given.get("similarity")
+    values = dict(MODES.get(mode, {})) if isinstance(mode, str) else {}
+    if isinstance(similarity, float) and 0 <= similarity <= 1:
+        values |= similarity_values(similarity)
+    return values
 
 
 def similarity_values(similarity: float) -> dict[str, Any]:
@@ -164,7 +185,7 @@ def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     if "mode" in chosen:
-        values = {name: DEFAULTS[name] for preset in MODES.values() for name in preset} | MODES[chosen["mode"]]
+        values = {name: DEFAULTS[name] for name in mode_fields()} | MODES.get(chosen["mode"], {})
     if "similarity" in chosen:
         values |= similarity_values(chosen["similarity"])
     return values
@@ -190,15 +211,6 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _implied_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the fields that a given mode and a given similarity set. A wrong one sets nothing here."""
-    mode, similarity = given.get("mode"), given.get("similarity")
-    values = dict(MODES.get(mode, {})) if isinstance(mode, str) else {}
-    if isinstance(similarity, float) and 0 <= similarity <= 1:
-        values |= similarity_values(similarity)
-    return values
 
 
 def _painted_regions(values: Mapping[str, Any]) -> dict[str, Any]:

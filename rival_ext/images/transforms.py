@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,10 @@ CAPTION_HEIGHT = 18
 PAPER = (250, 250, 250)
 INK = (40, 40, 40)
 LARGEST_ASPECT = 4
+LETTER_WIDTH = 6
+NARROWEST_TEXT = 192
+"""From twice this many pixels on, a text is enlarged."""
+
 WIDEST_ROW = 6
 """So many images stand side by side on a contact sheet before a second row begins."""
 
@@ -156,3 +161,20 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Ima
         sheet.paste(image, (left, top))
         draw.text((left, top + height + 3), caption, fill=INK, font=ImageFont.load_default())
     return sheet
+
+
+def text_image(text: str, size: tuple[int, int]) -> Image.Image:
+    """Write a text on an image, as large as it is easy to read.
+
+    Args:
+        text: A sentence or two, in Latin letters.
+        size: Width and height of the image.
+
+    Returns:
+        The image as RGB. What does not fit is cut off at the bottom.
+    """
+    scale = max(1, min(size) // NARROWEST_TEXT)
+    page = Image.new("RGB", (math.ceil(size[0] / scale), math.ceil(size[1] / scale)), PAPER)
+    lines = "\n".join(textwrap.wrap(text, max(1, (page.width - GAP) // LETTER_WIDTH)))
+    ImageDraw.Draw(page).multiline_text((GAP // 2, GAP // 2), lines, fill=INK, font=ImageFont.load_default(), spacing=2)
+    return page.resize(size, Image.Resampling.NEAREST)

@@ -51,6 +51,16 @@ def write_settings(settings: Settings, parameters: MutableMapping[str, Any]) -> 
     parameters.update(written)
 
 
+def clear_parameters(parameters: MutableMapping[str, Any]) -> None:
+    """Remove everything of RIVAL from generation parameters, for a batch that RIVAL did not guide.
+
+    Args:
+        parameters: The generation parameters of a processing.
+    """
+    for name in (MODE, REPORT, HIRES_REPORT, *(field.infotext for field in INFOTEXT_FIELDS)):
+        parameters.pop(name, None)
+
+
 def _paste_target(field: Field) -> ReadPasted:
     def read(pasted: Mapping[str, str]) -> Any:
         if field.infotext in pasted:

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+ABSENT = object()
+"""Stands for an attribute that an instance does not have."""
+
 
 @contextmanager
 def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
@@ -16,16 +19,15 @@ def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
         name: The name of the attribute.
         value: The attribute's value. Afterwards the instance has its earlier value again, or no such attribute.
     """
-    present = name in vars(target)
-    replaced = vars(target).get(name)
+    replaced = vars(target).get(name, ABSENT)
     setattr(target, name, value)
     try:
         yield
     finally:
-        if present:
-            setattr(target, name, replaced)
-        else:
+        if replaced is ABSENT:
             delattr(target, name)
+        else:
+            setattr(target, name, replaced)
 
 
 @contextmanager
@@ -40,11 +42,13 @@ def options_set(options: Any, values: Mapping[str, Any]) -> Iterator[None]:
         values: Values by the options' names.
     """
     attributes = vars(options)
-    before = {name: attributes[name] for name in values if name in attributes}
+    before = {name: attributes.get(name, ABSENT) for name in values}
     attributes.update(values)
     try:
         yield
     finally:
-        for name in values:
-            del attributes[name]
-        attributes.update(before)
+        for name, value in before.items():
+            if value is ABSENT:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = value

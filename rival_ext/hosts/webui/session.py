@@ -28,10 +28,10 @@ class Session:
         """
         if preview_key is not None:
             self._chains_by_preview[preview_key] = [ref(chain) for chain in chains]
-        for gone in [
-            key for key, chains in list(self._chains_by_preview.items()) if not all(chain() for chain in chains)
-        ]:
-            del self._chains_by_preview[gone]
+        for key, known in list(self._chains_by_preview.items()):
+            if not all(chain() for chain in known):
+                # the run of another thread may have removed it meanwhile
+                self._chains_by_preview.pop(key, None)
 
     def is_stored(self, preview_key: str) -> bool:
         """Tell whether a run will find its inversions stored, before anything is encoded.

@@ -66,11 +66,15 @@ class InputAccordion(Control):
 class Script:
     tabname = "img2img"
     args_from = args_to = 0
+    filename = None
+
+    def title(self):
+        """Do nothing: each script has its own."""
 
     def process(self, p, *args):
         """Do nothing."""
 
-    process_batch = process_before_every_sampling = process
+    process_batch = process_before_every_sampling = postprocess = process
 
     def on_after_component(self, callback, *, elem_id):
         """Do nothing: the host's own controls are not built here."""
@@ -160,6 +164,7 @@ def install(checkpoint):
             "StableDiffusionProcessingTxt2Img": processing.Txt2Img,
             "StableDiffusionProcessingImg2Img": processing.Img2Img,
             "process_images": processing.process_images,
+            "DecodedSamples": processing.DecodedSamples,
         },
         "prompt_parser": {
             "SdConditioning": SdConditioning,
@@ -181,7 +186,10 @@ def install(checkpoint):
             "store_latent": state.store_latent,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
-        "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
+        "sd_samplers_timesteps": {
+            "CompVisSampler": samplers.CompVisSampler,
+            "samplers_timesteps": [("DDIM", None, [], {})],
+        },
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
         "script_callbacks": {

@@ -14,7 +14,12 @@ from modules import devices, extra_networks, sd_hijack, sd_samplers_common, shar
 from PIL import Image
 from torch import Tensor, nn
 
-from rival_ext.hosts.webui.compat import references_without_exemplar, uses_tiled_diffusion, without_other_extensions
+from rival_ext.hosts.webui.compat import (
+    controlnet_steers,
+    references_without_exemplar,
+    uses_tiled_diffusion,
+    without_other_extensions,
+)
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
 from rival_ext.method.attention import Layers
@@ -79,6 +84,9 @@ class LdmModel:
 
     def notes(self) -> Sequence[str]:
         return ()
+
+    def is_steered(self) -> bool:
+        return controlnet_steers(self.p)
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:

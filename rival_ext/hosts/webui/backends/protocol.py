@@ -73,6 +73,9 @@ class LoadedModel(Protocol):
             Sentences for the report, often none.
         """
 
+    def is_steered(self) -> bool:
+        """Tell whether ControlNet steers the sampling that is about to begin. Reference units do not count."""
+
     def encode(self, image: Image.Image) -> Tensor:
         """Encode an image as the host does, but with the mean of the VAE's posterior.
 
