@@ -27,6 +27,7 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.method.regions import region_of_mask
 from rival_ext.settings import ExemplarInput
 
 Advance = Callable[[int, int], None]
@@ -149,10 +150,11 @@ class DiffusersHost:
 
     def encoded_exemplars(self) -> list[EncodedExemplar]:
         encoded = []
-        for image, mask, weight in self.images.exemplars:
+        for image, mask, weight, suffix in self.images.exemplars:
             assert image is not None
-            region = self._region(mask, image.size)
-            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=mask is not None))
+            covered = self._region(mask, image.size)
+            region = None if covered is None else region_of_mask(covered, "exemplar_mask" + suffix)
+            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=region is not None))
         return encoded
 
     def inpaint_input(self) -> InpaintInput | None:
@@ -195,6 +197,10 @@ class DiffusersHost:
             return self.evaluate(latent, noise_level, self.embeddings.exemplar)
         both = torch.cat([self.embeddings.negative, self.embeddings.exemplar])
         return self.evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[COND:]
+
+    def notes(self) -> Sequence[str]:
+        """List nothing: the command line does with a request what is usual."""
+        return ()
 
     def preview(self, latent: Tensor) -> None:
         """Do nothing: the command line shows no image on the way."""

@@ -19,6 +19,8 @@ from rival_ext.method.run_chains import ChainRequest, RunChains
 from rival_ext.report import InversionPart
 from rival_ext.settings import Settings
 
+NOTHING_PAINTED = "the mask covers no position of 8x8 pixels by half so nothing was painted"
+
 
 class Prepared(NamedTuple):
     """The guide for a sampling, and what its inversions say of themselves."""
@@ -65,7 +67,8 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
         for features in exemplar.chain.features.values():
             # raises now, before sampling, if no layer has a token size that was asked for
             guide.layer_choice.of(index, features)
-    return Prepared(guide, chains.report(len(exemplars), seconds))
+    notes = [*host.notes(), *_canvas_notes(canvas)]
+    return Prepared(guide, chains.report(len(exemplars), seconds, notes))
 
 
 def _exemplars_and_canvas(
@@ -89,6 +92,10 @@ def _canvas_and_sources(inpaint: InpaintInput | None, chain: Chain) -> tuple[Inp
         return None, ()
     sources = () if inpaint.source is None else (Exemplar(chain, region=inpaint.source),)
     return InpaintCanvas(chain, inpaint.mask), sources
+
+
+def _canvas_notes(canvas: InpaintCanvas | None) -> Sequence[str]:
+    return (NOTHING_PAINTED,) if canvas is not None and not len(canvas.positions) else ()
 
 
 def _refuse_if_unseen(host: Host, settings: Settings, levels: Tensor) -> None:

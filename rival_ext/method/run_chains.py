@@ -103,12 +103,13 @@ class RunChains:
             self.in_use[key] = self._invert(key, request, part_of(self.host.progress, index, len(missing)))
         return [self.in_use[key] for key in keys]
 
-    def report(self, exemplars: int, seconds: float) -> InversionPart:
+    def report(self, exemplars: int, seconds: float, notes: Sequence[str]) -> InversionPart:
         """Say how the chains of this run were made.
 
         Args:
             exemplars: How many exemplars there are.
             seconds: Wall-clock seconds of all inversions.
+            notes: Sentences on the run that belong to no chain.
 
         Returns:
             The inversion's part of the report.
@@ -119,7 +120,9 @@ class RunChains:
             iterations=self.settings.inversion_iterations if self.inverted else 0,
             residual=max((chain.residual for chain in self.inverted), default=0.0),
         )
-        return InversionPart(exemplars, self.features, store_result, inversion, self.rows, seconds, self.notes)
+        return InversionPart(
+            exemplars, self.features, store_result, inversion, self.rows, seconds, [*self.notes, *notes]
+        )
 
     def _key(self, request: ChainRequest) -> str:
         iterations, fingerprint = self.settings.inversion_iterations, self.host.fingerprint()

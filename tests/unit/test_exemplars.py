@@ -11,10 +11,10 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.attention import concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.guide import Guide
-from rival_ext.method.host import EncodedExemplar
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import ExemplarInput, parse_settings
+from rival_ext.method.regions import region_of_mask
+from rival_ext.settings import HALF, ExemplarInput, parse_settings
 from rival_ext.storage.store import ChainStore, NoStore
 from tests.conftest import exemplar, quiet
 from tests.unit.synthetic import chain, columns, left_half, noise
@@ -48,11 +48,22 @@ def test_a_small_region_still_has_a_token_in_every_layer():
     assert exemplar.seen_tokens(torch.zeros(1, 16, 2)).shape[1] >= 1
 
 
-def test_a_region_with_too_few_positions_is_refused():
-    region = torch.zeros(1, 1, 8, 8)
-    region[..., 0, 0] = 1
-    with pytest.raises(RivalError, match="exemplar_mask"):
-        EncodedExemplar(noise(1, 4, 8, 8), region=region)
+def test_a_mask_of_too_few_positions_is_refused_by_its_own_name():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 0, :3] = 1
+    # a position that is covered by less than half does not count
+    mask[..., 1, :] = 0.49
+    with pytest.raises(RivalError, match="exemplar_mask_2 shows too little of the exemplar"):
+        region_of_mask(mask, "exemplar_mask_2")
+    mask[..., 1, 0] = HALF
+    assert region_of_mask(mask, "exemplar_mask_2") is mask
+
+
+def test_a_mask_that_shows_all_of_an_exemplar_is_none():
+    mask = torch.full((1, 1, 8, 8), HALF)
+    assert region_of_mask(mask, "exemplar_mask") is None
+    # one position is all of the smallest latent
+    assert region_of_mask(mask[..., :1, :1], "exemplar_mask") is None
 
 
 def test_the_statistics_are_those_of_the_region():

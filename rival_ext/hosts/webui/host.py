@@ -116,6 +116,9 @@ class WebuiHost:
     def progress(self, done: int, total: int) -> None:
         self.job.show_inversion(done, total)
 
+    def notes(self) -> Sequence[str]:
+        return self.images.notes()
+
     def preview(self, latent: Tensor) -> None:
         sd_samplers_common.store_latent(latent)
 

@@ -108,9 +108,9 @@ def resize_image(resize_mode, im, width, height):
 
 
 def fill(image, mask):
-    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it."""
+    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it, or leaves black."""
     pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
-    pixels[masked] = pixels[~masked].mean(0)
+    pixels[masked] = 0 if masked.all() else pixels[~masked].mean(0)
     return Image.fromarray(pixels)
 
 
