@@ -340,7 +340,7 @@ def test_an_exemplar_without_an_image_or_with_weight_zero_is_left_out():
         {"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}
     ).exemplar_inputs
     assert exemplar_inputs == [(image, None, 0.5, "_2")]
-    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0)]
+    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0, "")]
 
 
 @pytest.mark.parametrize("ending", ["", "_2", "_3"])

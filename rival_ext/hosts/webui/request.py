@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rival_ext.errors import RivalError
-from rival_ext.fields import FIELDS
+from PIL import Image
+
+from rival_ext.errors import RivalError, short_repr
+from rival_ext.fields import DEFAULTS, FIELDS
 from rival_ext.hosts.webui.axes import cell_values
 from rival_ext.hosts.webui.compat import apply_controlnet_default
 from rival_ext.hosts.webui.inputs import with_strokes
@@ -63,9 +65,31 @@ def parsed_request(p: Any, args: Sequence[Any]) -> ParsedRequest:
 def _read_arguments(p: Any, args: Sequence[Any], cell: Mapping[str, Any]) -> Settings:
     """What a plot's axes say comes first, then what these stand for, then the request's own values."""
     asked = {**preset_values(cell), **cell}
+    values = dict(zip((field.name for field in FIELDS), args, strict=False))
+    others = args[len(FIELDS) :]
     if args and isinstance(args[0], Mapping):
-        asked = values = {**args[0], **asked}
+        asked = {**args[0], **asked}
+        values = _values_beside_object(values, others)
+    elif any(value and not isinstance(value, Image.Image) for value in others):
+        raise RivalError(f"args must be at most {len(FIELDS)} values, one for each field; remove the others.")
     else:
-        values = dict(zip((field.name for field in FIELDS), args, strict=False))
-        values = {**with_strokes(values, args[len(FIELDS) :]), **asked}
-    return apply_controlnet_default(p, parse_settings(values), asked)
+        values = with_strokes(values, others)
+    return apply_controlnet_default(p, parse_settings({**values, **asked}), asked)
+
+
+def _values_beside_object(values: Mapping[str, Any], others: Sequence[Any]) -> dict[str, Any]:
+    """What the host itself puts beside an object of settings: the values of the request's infotext, if it has one.
+
+    Without an infotext these are the defaults of the controls. Anything else comes from the request.
+    """
+    beside = {name: value for name, value in values.items() if name != "enabled" and value not in (None, "")}
+    if all(value == DEFAULTS[name] for name, value in beside.items()) and not any(others):
+        return {}
+    try:
+        parse_settings(beside)
+        wrong = [value for value in others if value]
+    except RivalError:
+        wrong = [value for name, value in beside.items() if value != DEFAULTS[name]]
+    if wrong:
+        raise RivalError(f"args must be one object with all settings and nothing after it, not {short_repr(wrong[0])}.")
+    return beside
