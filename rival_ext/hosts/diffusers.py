@@ -28,6 +28,7 @@ from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
 from rival_ext.method.regions import region_of_mask
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import ExemplarInput
 
 Advance = Callable[[int, int], None]
@@ -199,8 +200,7 @@ class DiffusersHost:
         return self.evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[COND:]
 
     def notes(self) -> Sequence[str]:
-        """List nothing: the command line does with a request what is usual."""
-        return ()
+        return [EXACT_WITHOUT_GUIDANCE] * (self.request.exact and self.request.guidance == 1)
 
     def preview(self, latent: Tensor) -> None:
         """Do nothing: the command line shows no image on the way."""
@@ -297,7 +297,13 @@ class DiffusersHost:
         if id(image) not in self._latents:
             vae = self.pipeline.vae
             pixels = VaeImageProcessor().preprocess(image).to(vae.device, vae.dtype)
-            self._latents[id(image)] = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            latent = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            if not latent.isfinite().all():
+                raise RivalError(
+                    "the VAE's encoder gave values that are not numbers (NaN); give a checkpoint with another VAE to "
+                    "--checkpoint."
+                )
+            self._latents[id(image)] = latent
         return self._latents[id(image)]
 
     def _region(self, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:

@@ -40,6 +40,10 @@ def chain_key(parts: Iterable[Tensor | object]) -> str:
     return sha.hexdigest()
 
 
+def _keep_nothing(features: Features, size: int) -> None:
+    return None
+
+
 class ChainRequest(NamedTuple):
     """A chain that a run needs: of a clean latent `[1, C, H, W]`, with the features of these layers."""
 
@@ -150,9 +154,10 @@ class RunChains:
                 request.latent,
                 self.levels,
                 host.predict_noise,
-                request.layers,
+                # recorded even if nothing is kept: at the first evaluation it shows whether the layers are reached
+                host.layers,
                 iterations=self.settings.inversion_iterations,
-                keep=self._keep_features,
+                keep=self._keep_features if request.layers else _keep_nothing,
                 progress=progress,
                 preview=host.preview,
             )

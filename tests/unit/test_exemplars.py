@@ -11,7 +11,7 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.attention import concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.guide import Guide
-from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.layers import count_rows, self_attention_layers
 from rival_ext.method.prepare import prepare
 from rival_ext.method.regions import region_of_mask
 from rival_ext.settings import HALF, ExemplarInput, parse_settings
@@ -142,6 +142,21 @@ def test_beside_an_exemplar_with_a_mask_the_whole_one_gives_start_and_statistics
     assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
     assert (len(guide.exemplars), guide.counts.steps.injected, guide.counts.steps.aligned) == (2, 6, 2)
+
+
+def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
+    """Above early_steps nothing is injected, so an exemplar for attention only is not evaluated there."""
+    image, mask = painted_half(exemplar("house-emojione-blue"))
+    shown = [ExemplarInput(image, mask), ExemplarInput(exemplar("pizza-emojione-yellow"))]
+    fields = {"features": "live", "early_steps": 500, "t_early": 700}
+    host, guide = guide_of(pipeline, shown, steps=8, **fields)
+    timesteps = [host.schedule.timestep(level) for level in host.noise_levels().tolist()[1:]]
+    injected = sum(timestep <= 500 for timestep in timesteps)
+    aligned = sum(timestep > 700 for timestep in timesteps)
+    assert injected + aligned < 8
+    with count_rows(host.unet) as rows:
+        host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    assert sum(rows) == 8 * 2 + injected * 2 + aligned
 
 
 def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):

@@ -18,6 +18,7 @@ from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, leve
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.noise import SAME_LEVEL, levels_tensor
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import Settings
 
 
@@ -117,7 +118,8 @@ class WebuiHost:
         self.job.show_inversion(done, total)
 
     def notes(self) -> Sequence[str]:
-        return self.images.notes()
+        at_1 = self.settings.exact and self.p.cfg_scale == 1
+        return [*self.images.notes(), *[EXACT_WITHOUT_GUIDANCE] * at_1]
 
     def preview(self, latent: Tensor) -> None:
         sd_samplers_common.store_latent(latent)
@@ -145,6 +147,8 @@ class WebuiHost:
 
     def _refuse_no_step(self) -> None:
         if len(self._levels) < 2:
+            if not hasattr(self.p, "init_images") and not self.p.is_hr_pass:
+                raise RivalError(f"sampling steps must be more than {self.p.steps} for this sampler.")
             raise RivalError(
                 f"denoising strength {self.p.denoising_strength} with {self.p.steps} sampling steps leaves no step; "
                 "raise one of them (RIVAL is meant for denoising strength 1)."

@@ -56,8 +56,9 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
         "resizing the seed is not supported; set Resize seed from width and height to 0.": (
             p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
         ),
-        "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
-        "to 0.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
+        "token merging needs layers set to all, no exemplar_mask, and with a mask Masked content set to original; "
+        "change these, or set the token merging ratio to 0.": p.get_token_merging_ratio() > 0
+        and (settings.layers != "all" or has_region),
         **model.refusals(),
         "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
             settings.exact and bool(settings.exemplar_prompt) and controlnet_reorders_rows(p)

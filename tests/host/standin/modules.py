@@ -149,7 +149,10 @@ def install(checkpoint):
             "wrap_gradio_gpu_call": lambda function, extra_outputs: function,
         },
         "deepbooru": {"model": SimpleNamespace(tag=nobody)},
-        "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+        "devices": {
+            **{"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+            "torch_gc": nobody,
+        },
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
         "images": {
             **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
