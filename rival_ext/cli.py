@@ -26,7 +26,7 @@ from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS, Field
 from rival_ext.images.transforms import contact_sheet, fit, grey_mask, on_white, read_image, rgb_array, size_of_area
 from rival_ext.report import GuidePart, Report, Rows, Seconds, Steps, join_report
-from rival_ext.settings import GUIDANCE, ExemplarInput, Settings, is_encodable, parse_settings
+from rival_ext.settings import GUIDANCE, Settings, is_encodable, parse_settings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -302,7 +302,7 @@ def _request_images(
             # an aspect of its own: no part of the exemplar has to lie where a part of the images lies
             image = on_white(one.image or photo)
             image = fit(image, size_of_area(image, math.sqrt(size[0] * size[1]), size_unit(pipeline)))
-        exemplars.append(ExemplarInput(image, one.mask and fit(grey_mask(one.mask), image.size), one.weight))
+        exemplars.append(one._replace(image=image, mask=one.mask and fit(grey_mask(one.mask), image.size)))
     if not exemplars:
         raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
     return RequestImages(exemplars, size, canvas if mask else None, mask and fit(mask, size))

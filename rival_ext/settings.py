@@ -21,6 +21,12 @@ PIXELS_PER_POSITION = 8
 GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
 """The guidance scale that the authors use in each mode."""
 
+HALF = 0.5
+"""The one rule of all masks: a mask counts in a latent position of 8x8 pixels that it covers by half or more."""
+
+MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or more"
+"""The rule in words, as a part of an error sentence."""
+
 MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
 """The error sentence for mode inpaint without a mask."""
 
@@ -41,11 +47,13 @@ class ExemplarInput(NamedTuple):
         image: The image, or None for the host's own input (the img2img image).
         mask: White where the exemplar is seen. None shows all of it.
         weight: Its share among the exemplars, from 0.0001 to 1.
+        suffix: The names of its fields end with this.
     """
 
     image: Image.Image | None
     mask: Image.Image | None = None
     weight: float = 1.0
+    suffix: str = ""
 
 
 class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=True):
@@ -56,7 +64,9 @@ class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allow
         """The exemplars with a weight. The first one may have no image; the others are there if an image is given."""
         values = dict(self)
         inputs = [
-            ExemplarInput(*(values[name + suffix] for name in ("exemplar", "exemplar_mask", "weight")))
+            ExemplarInput(
+                values["exemplar" + suffix], values["exemplar_mask" + suffix], values["weight" + suffix], suffix
+            )
             for suffix in EXEMPLAR_SUFFIXES
         ]
         present = inputs[:1] + [one for one in inputs[1:] if one.image]

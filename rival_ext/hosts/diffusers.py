@@ -27,6 +27,8 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.method.regions import region_of_mask
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import ExemplarInput
 
 Advance = Callable[[int, int], None]
@@ -149,10 +151,11 @@ class DiffusersHost:
 
     def encoded_exemplars(self) -> list[EncodedExemplar]:
         encoded = []
-        for image, mask, weight in self.images.exemplars:
+        for image, mask, weight, suffix in self.images.exemplars:
             assert image is not None
-            region = self._region(mask, image.size)
-            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=mask is not None))
+            covered = self._region(mask, image.size)
+            region = None if covered is None else region_of_mask(covered, "exemplar_mask" + suffix)
+            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=region is not None))
         return encoded
 
     def inpaint_input(self) -> InpaintInput | None:
@@ -195,6 +198,9 @@ class DiffusersHost:
             return self.evaluate(latent, noise_level, self.embeddings.exemplar)
         both = torch.cat([self.embeddings.negative, self.embeddings.exemplar])
         return self.evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[COND:]
+
+    def notes(self) -> Sequence[str]:
+        return [EXACT_WITHOUT_GUIDANCE] * (self.request.exact and self.request.guidance == 1)
 
     def preview(self, latent: Tensor) -> None:
         """Do nothing: the command line shows no image on the way."""
@@ -291,7 +297,13 @@ class DiffusersHost:
         if id(image) not in self._latents:
             vae = self.pipeline.vae
             pixels = VaeImageProcessor().preprocess(image).to(vae.device, vae.dtype)
-            self._latents[id(image)] = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            latent = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            if not latent.isfinite().all():
+                raise RivalError(
+                    "the VAE's encoder gave values that are not numbers (NaN); give a checkpoint with another VAE to "
+                    "--checkpoint."
+                )
+            self._latents[id(image)] = latent
         return self._latents[id(image)]
 
     def _region(self, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:

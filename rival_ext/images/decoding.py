@@ -9,6 +9,7 @@ import re
 from base64 import b64decode
 from collections.abc import Mapping
 from hashlib import sha256
+from string import whitespace
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def host_image(name: str, value: Any) -> Image.Image | None:
 
 
 def image_from_text(name: str, text: str) -> Image.Image | None:
-    """Decode base64 text, with or without a data URL's head.
+    """Decode base64 text, with or without a data URL's head, in one line or in many.
 
     Args:
         name: The field that the text was sent in.
@@ -131,9 +132,11 @@ def image_from_text(name: str, text: str) -> Image.Image | None:
     """
     head = DATA_URL_HEAD.match(text)
     start = head.end() if head else 0
-    refuse_bytes(name, (len(text) - start) / BASE64_CHARACTERS_PER_BYTE)
+    spaces = sum(text.count(space, start) for space in whitespace)
+    refuse_bytes(name, (len(text) - start - spaces) / BASE64_CHARACTERS_PER_BYTE)
     try:
-        data = b64decode(text[start:], validate=True)
+        # bytes, because their spaces are removed many times faster than those of text
+        data = b64decode(text[start:].encode("ascii").translate(None, whitespace.encode()), validate=True)
     except ValueError:
         return None
     return image_from_bytes(name, data)

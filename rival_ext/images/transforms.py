@@ -19,6 +19,8 @@ CAPTION_HEIGHT = 18
 PAPER = (250, 250, 250)
 INK = (40, 40, 40)
 LARGEST_ASPECT = 4
+"""An exemplar with an aspect of its own is cropped to this aspect if it is longer."""
+
 LETTER_WIDTH = 6
 NARROWEST_TEXT = 192
 """From twice this many pixels on, a text is enlarged."""
@@ -95,6 +97,25 @@ def size_of_area(image: Image.Image, side: float, unit: int) -> tuple[int, int]:
     aspect = min(max(image.width / image.height, 1 / LARGEST_ASPECT), LARGEST_ASPECT)
     width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
     return width, height
+
+
+def cropped_note(name: str, image: Image.Image) -> str | None:
+    """Say for the report that an exemplar is cropped to a size of `size_of_area`.
+
+    Args:
+        name: The field or the option of the exemplar.
+        image: The exemplar.
+
+    Returns:
+        The note, or None for an image whose aspect is 4:1 at most.
+    """
+    shorter, longer = sorted(image.size)
+    if longer <= LARGEST_ASPECT * shorter:
+        return None
+    return (
+        f"only the middle of {name} was seen because one side of its {image.width}x{image.height} pixels is over "
+        f"{LARGEST_ASPECT} times as long as the other"
+    )
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:

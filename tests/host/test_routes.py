@@ -197,7 +197,6 @@ def bomb():
         ({"steps": 0}, "RIVAL: steps: "),
         ({"width": 10**6}, "RIVAL: width: "),
         ({"denoising_strength": 10**400}, "RIVAL: denoising_strength: "),
-        ({"width": 132}, "RIVAL: width and height must be multiples of 8"),
         ({"sampler_name": "Oiler"}, "RIVAL: sampler_name must be the name of one of the WebUI's samplers"),
         ({"scheduler": "daily"}, "RIVAL: scheduler must be the name of one of the WebUI's schedules"),
         ({"override_settings": {"colour": 1}}, "RIVAL: override_settings must name options of the WebUI"),

@@ -80,7 +80,7 @@ def test_the_button_releases_the_users_own(check, script):
     check("ann")
     assert script.SESSION.release("bob") == "No inversion of yours is stored."
     assert check("ann").is_stored
-    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.SESSION.release("ann"))
+    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB for other runs\.", script.SESSION.release("ann"))
     assert not check("ann").is_stored
 
 

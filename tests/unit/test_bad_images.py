@@ -85,19 +85,34 @@ def test_a_data_urls_head_may_stand_before_it(head):
 @pytest.mark.parametrize(
     "head",
     [
-        *("data:,", "data:base64,", "data:image/png,", "data:image/png;base64", "data:image/png;base64,,", " "),
+        *("data:,", "data:base64,", "data:image/png,", "data:image/png;base64", "data:image/png;base64,,", "."),
         *(
             "http://127.0.0.1/x,",
             "file:///etc/passwd,",
             "/etc/passwd,",
             "x:image/png;base64,",
-            "data:image/png;base64,\n",
+            "data:image/png;base64;\n,",
         ),
         *("data:image/png;base64,data:image/png;base64,", "data:../../x;base64,", "blob:data:image/png;base64,"),
     ],
 )
 def test_nothing_else_may(head):
     assert refused(head + PNG).startswith(UNREADABLE)
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\t"])
+def test_base64_may_have_line_breaks(head, end):
+    """GNU's `base64` and Python's `encodebytes` write 76 characters a line, and each line has an end."""
+    lines = [PNG[start : start + 76] + end for start in range(0, len(PNG), 76)]
+    assert len(lines) > 1
+    assert decoded_image("exemplar", head + "".join(lines)).tobytes() == decoded_image("exemplar", PNG).tobytes()
+
+
+def test_line_breaks_count_nothing_of_an_images_size(monkeypatch):
+    monkeypatch.setattr(decoding, "MEGABYTES", len(PNG) * 3 / 4 / decoding.MEGABYTE)
+    assert decoded_image("exemplar", "\n".join(PNG)) is not None
+    assert "must be an image of at most" in refused(PNG + "AAAA")
 
 
 @pytest.mark.parametrize(

@@ -183,10 +183,9 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
     @routes.delete("/store", response_model=Freed)
     def clear() -> Freed:
         """Release the memory of all stored inversions."""
-        store = open_session().store
-        freed = Freed(bytes=store.bytes, chains=len(store.entries))
-        store.clear()
-        return freed
+        session = open_session()
+        chains = len(session.store.entries)
+        return Freed(bytes=session.release(None), chains=chains)
 
     @routes.delete("/store/{chain_id}", response_model=Freed, responses={404: {"model": Problem}})
     def remove(chain_id: str) -> Freed:

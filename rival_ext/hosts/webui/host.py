@@ -20,6 +20,7 @@ from rival_ext.hosts.webui.validation import no_step_sentence
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.noise import SAME_LEVEL, levels_tensor
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import Settings
 
 
@@ -115,6 +116,10 @@ class WebuiHost:
     def progress(self, done: int, total: int) -> None:
         self.job.show_inversion(done, total)
 
+    def notes(self) -> Sequence[str]:
+        at_1 = self.settings.exact and self.p.cfg_scale == 1
+        return [*self.images.notes(), *[EXACT_WITHOUT_GUIDANCE] * at_1]
+
     def preview(self, latent: Tensor) -> None:
         sd_samplers_common.store_latent(latent)
 
@@ -146,6 +151,8 @@ class WebuiHost:
 
     def _refuse_no_step(self) -> None:
         if len(self._levels) < 2:
+            if not hasattr(self.p, "init_images") and not self.p.is_hr_pass:
+                raise RivalError(f"sampling steps must be more than {self.p.steps} for this sampler.")
             raise RivalError(no_step_sentence(self.p, self.steps))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
 
 ABSENT = object()
 """Stands for an attribute that an instance does not have."""
@@ -28,6 +30,24 @@ def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
             delattr(target, name)
         else:
             setattr(target, name, replaced)
+
+
+@contextmanager
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Give the CPU's random generator and a device's their states back when the context manager closes.
+
+    Args:
+        device: The device on which the WebUI may draw. A kind of device whose generator torch cannot read has none to
+            give back.
+    """
+    generator: Any = getattr(torch, device.type, None)
+    # Apple's GPU is always one, and its functions take no device
+    which = () if device.type == "mps" else (device,)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if hasattr(generator, "get_rng_state"):
+            stack.callback(generator.set_rng_state, generator.get_rng_state(*which), *which)
+        yield
 
 
 @contextmanager

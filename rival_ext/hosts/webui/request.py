@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rival_ext.errors import RivalError
-from rival_ext.fields import DEFAULTS, FIELD_BY_NAME, FIELDS, INFOTEXT_FIELDS
+from PIL import Image
+
+from rival_ext.errors import RivalError, short_repr
+from rival_ext.fields import DEFAULTS, FIELD_BY_NAME, FIELDS
 from rival_ext.hosts.webui.axes import cell_values, rival_arguments
 from rival_ext.hosts.webui.inputs import with_strokes
 from rival_ext.settings import Settings, implied_values, mode_defaults, mode_fields, parse_settings, preset_values
@@ -91,15 +93,33 @@ def _given_values(args: Sequence[Any], cell: Mapping[str, Any]) -> dict[str, Any
 def _other_values(args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The panel's values. Beside the request's own object, those of the infotext that the request names as well.
 
-    The host puts what an infotext says in the places of the panel's values. What the given fields stand for is left
-    out, and so are the defaults of the infotext's mode if the request gives another mode.
+    What the given fields stand for is left out, and so are the defaults of the infotext's mode if the request gives
+    another mode.
     """
-    values = dict(zip((field.name for field in FIELDS), args, strict=False))
-    if not isinstance(args[0], Mapping):
-        return with_strokes(values, args[len(FIELDS) :])
-    said = {field.name: values.get(field.name, field.default) for field in INFOTEXT_FIELDS}
-    if all(value == DEFAULTS[name] for name, value in said.items()):
+    values, surplus = dict(zip((field.name for field in FIELDS), args, strict=False)), args[len(FIELDS) :]
+    if isinstance(args[0], Mapping):
+        said = _values_beside_object(values, surplus)
+        usual = mode_defaults(said.get("mode", ""))
+        of_mode = {name for name in mode_fields() & said.keys() if "mode" in given and said[name] == usual[name]}
+        return {name: value for name, value in said.items() if name not in of_mode | implied_values(given).keys()}
+    if any(value and not isinstance(value, Image.Image) for value in surplus):
+        raise RivalError(f"args must be at most {len(FIELDS)} values, one for each field; remove the others.")
+    return with_strokes(values, surplus)
+
+
+def _values_beside_object(values: Mapping[str, Any], surplus: Sequence[Any]) -> dict[str, Any]:
+    """What the host itself puts beside an object of settings: the values of the request's infotext, if it has one.
+
+    Without an infotext these are the defaults of the controls. Anything else comes from the request.
+    """
+    beside = {name: value for name, value in values.items() if name != "enabled" and value not in (None, "")}
+    if all(value == DEFAULTS[name] for name, value in beside.items()) and not any(surplus):
         return {}
-    usual = mode_defaults(str(said["mode"]))
-    of_mode = {name for name in mode_fields() if "mode" in given and said[name] == usual[name]}
-    return {name: value for name, value in said.items() if name not in of_mode | implied_values(given).keys()}
+    try:
+        parse_settings(beside)
+        wrong = [value for value in surplus if value]
+    except RivalError:
+        wrong = [value for name, value in beside.items() if value != DEFAULTS[name]]
+    if wrong:
+        raise RivalError(f"args must be one object with all settings and nothing after it, not {short_repr(wrong[0])}.")
+    return beside

@@ -31,7 +31,9 @@ _REQUEST = (
 
 def _processing(name: str) -> list[str]:
     return [
-        *_of(name, "sd_model prompt steps width height seeds sampler sampler_name scheduler denoising_strength"),
+        *_of(
+            name, "sd_model prompt steps cfg_scale width height seeds sampler sampler_name scheduler denoising_strength"
+        ),
         *_of(
             name,
             "tiling rng scripts script_args subseed_strength seed_resize_from_w seed_resize_from_h is_hr_pass user",
@@ -51,7 +53,7 @@ def _sampler(name: str) -> list[str]:
 
 REQUIREMENTS = {
     "modules.call_queue": ["queue_lock", "wrap_queued_call(func)", "wrap_gradio_gpu_call(func, extra_outputs=)"],
-    "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "unet_needs_upcast"],
+    "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "torch_gc()", "unet_needs_upcast"],
     "modules.extra_networks": ["activate(p, extra_network_data)", "parse_prompt(prompt)"],
     "modules.images": [
         *("fix_image(image)", "flatten(img, bgcolor)", "read_info_from_image(image)"),

@@ -58,12 +58,9 @@ class SessionOwner:
         Returns:
             A sentence that says how much memory that was. It is the same whether another user has stored any or not.
         """
-        store = None if self.current is None else self.current.store.of(user)
-        if store is None or not store.entries:
+        if self.current is None or not self.current.store.of(user).entries:
             return "No inversion of yours is stored."
-        freed = store.bytes
-        store.clear()
-        return f"Released {freed / 2**20:.1f} MB."
+        return f"Released {self.current.release(user) / 2**20:.1f} MB for other runs."
 
     def release_all(self, *_: Any) -> None:
         """Release the memory of every user's inversions."""

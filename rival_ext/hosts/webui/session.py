@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import ref
 
+from modules import devices
+
 from rival_ext.method.chain import Chain
 from rival_ext.storage.store import ChainStore
 
@@ -18,6 +20,21 @@ class Session:
     def __init__(self) -> None:
         self.store = ChainStore()
         self._chains_by_preview: dict[str, list[ref[Chain]]] = {}
+
+    def release(self, user: str | None) -> int:
+        """Release a user's inversions, and the memory that torch would keep of them for itself.
+
+        Args:
+            user: Whose inversions these are. None stands for everybody who has not logged in.
+
+        Returns:
+            The bytes that they held. A run that still uses one of them holds it until it ends.
+        """
+        store = self.store.of(user)
+        freed = store.bytes
+        store.clear()
+        devices.torch_gc()
+        return freed
 
     def remember(self, preview_key: str | None, chains: Sequence[Chain]) -> None:
         """Remember which chains a run used, for as long as somebody keeps them.

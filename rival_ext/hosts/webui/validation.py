@@ -15,6 +15,9 @@ from rival_ext.hosts.webui.request import settings_of_cell
 from rival_ext.images.decoding import pixel_digest
 from rival_ext.settings import MASK_MISSING, Settings
 
+MASK_EMPTY = "the mask is empty; paint over the area to fill, and lower Mask blur if that area is small."
+"""The error sentence for a mask of which nothing is set. A wide blur can leave nothing of a few pixels."""
+
 Validate = Callable[[Any, Settings, LoadedModel], None]
 """(processing, settings, loaded checkpoint) -> None. Raises RivalError."""
 
@@ -23,7 +26,8 @@ def validate_run(p: Any, settings: Settings, model: LoadedModel) -> None:
     """Do `validate_inversion`, and refuse mode inpaint without a mask, and a second pass that would have no step."""
     validate_inversion(p, settings, model)
     if settings.mode == "inpaint" and getattr(p, "mask", None) is None:
-        raise RivalError(MASK_MISSING)
+        # the host drops an empty mask if only the masked area is to be painted
+        raise RivalError(MASK_MISSING if getattr(p, "image_mask", None) is None else MASK_EMPTY)
     _raise_first(_hires_refusals(p))
 
 
@@ -45,9 +49,7 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
             "an instruct-pix2pix checkpoint needs an image to change, and txt2img has none; use img2img.": (
                 model.is_instruct_pix2pix() and not _input_images(p)
             ),
-            "the mask is empty, or too thin for latent positions of 8x8 pixels; paint over the whole area to fill.": (
-                getattr(p, "mask", None) is not None and not p.nmask.any()
-            ),
+            MASK_EMPTY: getattr(p, "mask", None) is not None and not p.nmask.any() and not p.mask_for_overlay.getbbox(),
             **_request_refusals(p, settings),
             **model.refusals(),
             "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
@@ -82,13 +84,13 @@ def _request_refusals(p: Any, settings: Settings) -> dict[str, bool]:
         "a batch must have one input image; send each image in its own request, or set Batch size to 1 (SD upscale).": (
             _are_different(_input_images(p))
         ),
-        f"width and height must be multiples of 8, not {p.width}x{p.height}.": bool(p.width % 8 or p.height % 8),
         "a variation seed is not supported; set Variation strength to 0.": p.subseed_strength > 0,
         "resizing the seed is not supported; set Resize seed from width and height to 0.": (
             p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
         ),
-        "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
-        "to 0.": p.get_token_merging_ratio() > 0 and (settings.layers != "all" or has_region),
+        "token merging needs layers set to all, no exemplar_mask, and with a mask Masked content set to original; "
+        "change these, or set the token merging ratio to 0.": p.get_token_merging_ratio() > 0
+        and (settings.layers != "all" or has_region),
         "exemplar_prompt must not contain <...> tags; remove them: the prompt's LoRAs act in the inversion already.": (
             bool(extra_networks.parse_prompt(settings.exemplar_prompt)[1])
         ),

@@ -153,7 +153,7 @@ def build():
     defaults = {field.name: field.default for field in FIELDS}
 
     def generate(*values):
-        settings = parse_settings({field.name: value for field, value in zip(FIELDS, values, strict=True)})
+        settings = parse_settings({field.name: value for field, value in zip(FIELDS, values, strict=False)})
         shown = {name: str(value) for name, value in settings_to_infotext(settings).items()}
         return json.dumps(shown), settings.exemplar, settings.exemplar_mask
 

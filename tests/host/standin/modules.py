@@ -112,9 +112,9 @@ def resize_image(resize_mode, im, width, height):
 
 
 def fill(image, mask):
-    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it."""
+    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it, or leaves black."""
     pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
-    pixels[masked] = pixels[~masked].mean(0)
+    pixels[masked] = 0 if masked.all() else pixels[~masked].mean(0)
     return Image.fromarray(pixels)
 
 
@@ -153,7 +153,10 @@ def install(checkpoint):
             "wrap_gradio_gpu_call": lambda function, extra_outputs: function,
         },
         "deepbooru": {"model": SimpleNamespace(tag=nobody)},
-        "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+        "devices": {
+            **{"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+            "torch_gc": nobody,
+        },
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
         "images": {
             **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},

@@ -149,6 +149,9 @@ class Img2Img(Processing):
             mask = ImageOps.invert(mask)
         mask = mask.filter(ImageFilter.GaussianBlur(self.mask_blur))
         size = (self.width, self.height)
+        if self.inpaint_full_res and not mask.getbbox():
+            # the host goes on as without a mask
+            return image
         if self.inpaint_full_res:
             self.mask_for_overlay = mask
             # the host widens the box to the output's aspect
@@ -183,7 +186,9 @@ class Img2Img(Processing):
             pasted = self.original.copy()
             pasted.paste(image.resize((width, height)), (left, top))
             image = pasted
-        return Image.composite(image, self.original, self.mask_for_overlay)
+        # the latent drops what lies beyond its last whole position
+        kept, mask = (whole.crop((0, 0, *image.size)) for whole in (self.original, self.mask_for_overlay))
+        return Image.composite(image, kept, mask)
 
 
 class DecodedSamples(list):

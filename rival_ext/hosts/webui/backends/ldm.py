@@ -20,7 +20,7 @@ from rival_ext.hosts.webui.compat import (
     uses_tiled_diffusion,
     without_other_extensions,
 )
-from rival_ext.hosts.webui.patching import instance_attribute
+from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
 from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
 from rival_ext.method.attention import Layers
 from rival_ext.method.layers import self_attention_layers
@@ -106,7 +106,7 @@ class LdmModel:
         handle = model.first_stage_model.quant_conv.register_forward_hook(lambda *seen: moments.append(seen[-1]))
         try:
             # the sample is not used, so it must not move the random generator
-            with torch.random.fork_rng(devices=[]):
+            with random_numbers_kept(shared.device):
                 encoded = model.encode_first_stage(pixels)
         finally:
             handle.remove()
