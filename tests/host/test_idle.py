@@ -13,7 +13,8 @@ from tests.host.idle import SWITCHED_OFF, observe
 from tests.host.servers import WEBUIS
 
 UI = ("check_button", "exemplar_tools", "gallery", "gradio_compat", "host_controls", "panel", "presets", "run_preview")
-WEBUI = ("api", "axes", "backends", "http", "infotext", "requirements", "script", "ui", *(f"ui.{name}" for name in UI))
+PAGE = ("api", "axes", "backends", "http", "infotext", "options", "requirements", "script", "ui")
+WEBUI = (*PAGE, *(f"ui.{name}" for name in UI))
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.settings"),
     *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding"),
