@@ -99,9 +99,12 @@ def test_a_run_is_the_hosts_size_and_finite_or_a_true_sentence(server, run, pain
         assert is_true(answer.sentence, run, painting, chosen), answer.sentence
         assert server.calls() == 0
         return
-    assert answer.status == 200, answer.sentence
     server.plan()
     plain = server.img2img(**{**asked(run, painting, {}), "alwayson_scripts": {}})
+    # Forge itself fails with an image of one position
+    assert answer.status == plain.status, answer.sentence
+    if answer.status != 200:
+        return
     assert answer.images[0].shape == plain.images[0].shape
     if "nothing was painted" in report(answer):
         difference = np.abs(answer.images[0].astype(int) - plain.images[0]).max()
