@@ -209,6 +209,13 @@ def test_what_is_wrong_is_a_sentence_and_nothing_is_evaluated(server, fields, se
     assert server.calls() == 0
 
 
+def test_a_size_between_two_positions_is_rounded_as_the_host_rounds_it(server):
+    answer = server.client.post("/rival/v1/invert", json=asked(width=150, height=110))
+    assert answer.status_code == 200, answer.text
+    for name in ("ceiling", "reconstruction"):
+        assert Image.open(io.BytesIO(base64.b64decode(answer.json()[name]))).size == (144, 104)
+
+
 def test_a_body_that_is_no_json_is_a_sentence_too(server):
     answer = server.client.post("/rival/v1/invert", content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 422

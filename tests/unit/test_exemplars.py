@@ -159,6 +159,13 @@ def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
     assert sum(rows) == 8 * 2 + injected * 2 + aligned
 
 
+def test_a_mask_that_shows_everything_changes_no_bit(pipeline):
+    house = exemplar("house-emojione-blue")
+    shown = [[ExemplarInput(house, mask)] for mask in (None, Image.new("L", house.size, 128))]
+    guides = [guide_of(pipeline, one, steps=3) for one in shown]
+    assert torch.equal(*(host.sample(guide.start([3], (16, 16)), [3], guide, quiet) for host, guide in guides))
+
+
 def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
     house, pizza = exemplar("house-emojione-blue"), exemplar("pizza-emojione-yellow")
     settings = parse_settings({"exemplar": house, "weight": 0, "exemplar_2": pizza})

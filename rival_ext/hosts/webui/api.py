@@ -60,8 +60,8 @@ class InvertRequest(BaseModel, extra="forbid"):
     sampler_name: str = pydantic.Field("DDIM", description="One of /sdapi/v1/samplers")
     scheduler: str = pydantic.Field("", description="One of /sdapi/v1/schedulers; empty is the sampler's own")
     steps: int = pydantic.Field(50, ge=1, le=1000, description="Sampling steps")
-    width: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
-    height: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
+    width: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, rounded down to a multiple of 8")
+    height: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, rounded down to a multiple of 8")
     denoising_strength: float = pydantic.Field(1.0, ge=0, le=1, description="For img2img; RIVAL is meant for 1")
     resize_mode: int = pydantic.Field(
         0, ge=0, le=3, description="For img2img: 0 stretch, 1 crop, 2 fill, 3 stretch the latent"
