@@ -100,6 +100,17 @@ def test_a_sampling_that_somebody_wraps_is_guided_in_every_batch(server, other):
     assert largest_difference(images_of(server, {}, n_iter=2), expected) == 0
 
 
+def test_a_sampling_that_the_host_announces_twice_is_guided_once(server, other):
+    expected = images_of(server, {})
+    (rival,) = server.scripts.alwayson_scripts
+
+    def announce_again(p, *_):
+        rival.process_before_every_sampling(p, *p.script_args[rival.args_from : rival.args_to])
+
+    other(process_before_every_sampling=announce_again)
+    assert largest_difference(images_of(server, {}), expected) == 0
+
+
 def test_a_sampler_that_somebody_replaced_after_rival_is_an_error(server, other):
     def replace(p, *_):
         p.sampler = SimpleNamespace(sample_img2img=lambda *_, **__: torch.zeros(1, 4, 16, 16))

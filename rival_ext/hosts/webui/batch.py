@@ -62,6 +62,15 @@ class WatchedBatch:
         setattr(self.p, ATTRIBUTE, self)
         self._installed.enter_context(instance_attribute(self.p, "sample", self))
 
+    def expect(self, sampling_pass: Pass, instead_of: Any) -> None:
+        """Wait for a sampling.
+
+        Args:
+            sampling_pass: What stands in for the sampling.
+            instead_of: What stood there before, if the host announces the same sampling again.
+        """
+        self.passes = [*(one for one in self.passes if one is not instead_of), sampling_pass]
+
     def close(self) -> None:
         """Give the processing back what this batch has replaced. The host saves its images before that."""
         self._unsaved.close()

@@ -174,13 +174,13 @@ class SamplingReplacement:
         sampler, method = self.p.sampler, self.sampling_pass.method
         waiting = vars(sampler).get(method)
         if isinstance(waiting, SamplingReplacement):
-            # the sampling for which it waited never came
+            # the sampling for which it waits is this one: Forge announces the second pass of hires fix twice
             waiting._installed.close()
         self._original = getattr(sampler, method)
         self._installed.enter_context(instance_attribute(sampler, method, self))
         batch = watched_batch(self.p)
         if batch is not None:
-            batch.passes.append(self)
+            batch.expect(self, instead_of=waiting)
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self._installed.close()
