@@ -190,11 +190,10 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
     @routes.delete("/store/{chain_id}", response_model=Freed, responses={404: {"model": Problem}})
     def remove(chain_id: str) -> Freed:
         """Release the memory of one stored inversion."""
-        store = open_session().store
-        size = next((entry.chain.bytes for entry in store.entries if entry.id == chain_id), 0)
-        if not store.remove(chain_id):
+        freed = open_session().release_one(chain_id)
+        if freed is None:
             raise HTTPException(404, "RIVAL: no stored inversion has this id; GET /rival/v1/store lists the ids.")
-        return Freed(bytes=size, chains=1)
+        return Freed(bytes=freed, chains=1)
 
     @routes.get("/version", response_model=Version)
     def version() -> Version:

@@ -36,6 +36,21 @@ class Session:
         devices.torch_gc()
         return freed
 
+    def release_one(self, chain_id: str) -> int | None:
+        """Do the same for one inversion of those who have not logged in.
+
+        Args:
+            chain_id: The id of its entry in the store.
+
+        Returns:
+            The bytes that it held, or None if there is no such inversion.
+        """
+        freed = next((entry.chain.bytes for entry in self.store.entries if entry.id == chain_id), 0)
+        if not self.store.remove(chain_id):
+            return None
+        devices.torch_gc()
+        return freed
+
     def remember(self, preview_key: str | None, chains: Sequence[Chain]) -> None:
         """Remember which chains a run used, for as long as somebody keeps them.
 

@@ -13,6 +13,7 @@ from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.hosts.webui.request import settings_of_cell
 from rival_ext.images.decoding import pixel_digest
+from rival_ext.images.transforms import grey_mask
 from rival_ext.settings import MASK_MISSING, Settings
 
 MASK_EMPTY = "the mask is empty; paint over the area to fill, and lower Mask blur if that area is small."
@@ -49,7 +50,7 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
             "an instruct-pix2pix checkpoint needs an image to change, and txt2img has none; use img2img.": (
                 model.is_instruct_pix2pix() and not _input_images(p)
             ),
-            MASK_EMPTY: getattr(p, "mask", None) is not None and not p.nmask.any() and not p.mask_for_overlay.getbbox(),
+            MASK_EMPTY: getattr(p, "mask", None) is not None and not p.nmask.any() and _is_empty(p),
             **_request_refusals(p, settings),
             **model.refusals(),
             "exact guidance is not supported beside ControlNet's reference units; switch one of the two off.": (
@@ -136,6 +137,12 @@ def _raise_first(refusals: Mapping[str, bool]) -> None:
 
 def _input_images(p: Any) -> Sequence[Image.Image]:
     return getattr(p, "init_images", None) or []
+
+
+def _is_empty(p: Any) -> bool:
+    """Whether the mask was given empty. One that is blurred or reduced to nothing is the host's own affair."""
+    nothing = 255 if p.inpainting_mask_invert else 0
+    return grey_mask(p.image_mask).getextrema() == (nothing, nothing)
 
 
 def _are_different(images: Sequence[Image.Image]) -> bool:
