@@ -15,9 +15,10 @@ from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.axes import PLOT_FILE
 from rival_ext.hosts.webui.backends import model_class
 from rival_ext.hosts.webui.compat import extension_cleanup
-from rival_ext.hosts.webui.infotext import REPORT, clear_parameters
+from rival_ext.hosts.webui.infotext import clear_parameters
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.images.transforms import rgb_array, text_image
+from rival_ext.infotext import REPORT
 
 ATTRIBUTE = "rival_batch"
 """The attribute of a processing that holds the watch over its latest batch."""
