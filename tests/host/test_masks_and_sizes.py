@@ -74,8 +74,8 @@ def is_true(sentence, run, painting, chosen):
         return chosen.get("mode") == "inpaint" and not painting
     if sentence.startswith("RIVAL: the mask is empty"):
         whole = painting["mask"].point(lambda value: 255 - value if painting["inpainting_mask_invert"] else value)
-        # a wide blur leaves nothing of a few pixels
-        return np.asarray(whole).max() == 0 or painting["mask_blur"]
+        # a wide blur leaves nothing of a few pixels, and with Only masked the host then drops the mask
+        return np.asarray(whole).max() == 0 or (painting["mask_blur"] and painting["inpaint_full_res"])
     if sentence.startswith("RIVAL: exemplar_mask shows too little"):
         # by the one rule, at any size at which the exemplar may be seen
         covered = mask_array(chosen["exemplar_mask"], max(1, run["width"] // 8), max(1, run["height"] // 8)) >= 0.5

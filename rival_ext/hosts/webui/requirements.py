@@ -72,7 +72,10 @@ REQUIREMENTS = {
         f"StableDiffusionProcessingImg2Img({_REQUEST}, init_images=, denoising_strength=, resize_mode=)",
         *_processing("StableDiffusionProcessingImg2Img"),
         *_of("StableDiffusionProcessingImg2Img", "init_images image_mask mask nmask mask_for_overlay paste_to"),
-        *_of("StableDiffusionProcessingImg2Img", "inpainting_fill resize_mode initial_noise_multiplier"),
+        *_of(
+            "StableDiffusionProcessingImg2Img",
+            "inpainting_fill inpainting_mask_invert resize_mode initial_noise_multiplier",
+        ),
     ],
     "modules.prompt_parser": [
         *("SdConditioning(prompts, width=, height=)", "get_learned_conditioning(model, prompts, steps)"),

@@ -12,6 +12,7 @@ from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.images.decoding import pixel_digest
+from rival_ext.images.transforms import grey_mask
 from rival_ext.settings import MASK_MISSING, Settings
 
 MASK_EMPTY = "the mask is empty; paint over the area to fill, and lower Mask blur if that area is small."
@@ -48,7 +49,7 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
         "an instruct-pix2pix checkpoint needs an image to change, and txt2img has none; use img2img.": (
             model.is_instruct_pix2pix() and not images
         ),
-        MASK_EMPTY: getattr(p, "mask", None) is not None and not p.nmask.any() and not p.mask_for_overlay.getbbox(),
+        MASK_EMPTY: getattr(p, "mask", None) is not None and not p.nmask.any() and _is_empty(p),
         "a batch must have one input image; send each image in its own request, or set Batch size to 1 (SD upscale).": (
             _are_different(images)
         ),
@@ -70,6 +71,12 @@ def validate_inversion(p: Any, settings: Settings, model: LoadedModel) -> None:
     for sentence, holds in refusals.items():
         if holds:
             raise RivalError(sentence)
+
+
+def _is_empty(p: Any) -> bool:
+    """Whether the mask was given empty. One that is blurred or reduced to nothing is the host's own affair."""
+    nothing = 255 if p.inpainting_mask_invert else 0
+    return grey_mask(p.image_mask).getextrema() == (nothing, nothing)
 
 
 def _are_different(images: Sequence[Image.Image]) -> bool:
