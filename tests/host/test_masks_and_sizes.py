@@ -74,7 +74,7 @@ def is_true(sentence, run, painting, chosen):
         return chosen.get("mode") == "inpaint" and not painting
     if sentence.startswith("RIVAL: the mask is empty"):
         whole = painting["mask"].point(lambda value: 255 - value if painting["inpainting_mask_invert"] else value)
-        # a wide blur leaves nothing of a few pixels, and the host drops such a mask if it enlarges what is masked
+        # a wide blur leaves nothing of a few pixels, and with Only masked the host then drops the mask
         return np.asarray(whole).max() == 0 or (painting["mask_blur"] and painting["inpaint_full_res"])
     if sentence.startswith("RIVAL: exemplar_mask shows too little"):
         # by the one rule, at any size at which the exemplar may be seen

@@ -95,6 +95,16 @@ def test_where_a_blur_leaves_nothing_to_paint_the_host_keeps_the_image_and_the_r
     assert largest_difference(answer.images, images_of(server, **fields)) <= 1
 
 
+@pytest.mark.parametrize(("box", "side"), [((20, 50, 100, 53), SIDE), ((60, 60, 61, 61), CELL)])
+def test_so_it_is_of_strokes_that_vanish_as_they_are_reduced(server, box, side):
+    if side == CELL and server.name == "forge":
+        pytest.skip("real Forge: it fails with an image of one position itself")
+    fields = masked(painted(box), width=side, height=side)
+    answer = answer_of(server, {"mode": "inpaint"}, **fields)
+    assert "nothing was painted" in report(answer)
+    assert largest_difference(answer.images, images_of(server, **fields)) <= 1
+
+
 @pytest.mark.parametrize("only_masked", [False, True])
 def test_an_empty_mask_is_said_to_be_empty(server, only_masked):
     fields = masked(painted(), inpaint_full_res=only_masked)
