@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError, create_model
 
 from rival_ext.errors import RivalError, short_repr
-from rival_ext.fields import DEFAULTS, EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, LONGEST_PROMPT, MODES
+from rival_ext.fields import DEFAULTS, EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, INFOTEXT_FIELDS, LONGEST_PROMPT, MODES
 from rival_ext.images.decoding import decoded_image
 
 PIXELS_PER_POSITION = 8
@@ -148,6 +148,19 @@ def mode_defaults(mode: str) -> dict[str, Any]:
         The defaults by field name.
     """
     return {**DEFAULTS, **MODES.get(mode, {}), "mode": mode}
+
+
+def changed_values(settings: Settings) -> dict[str, Any]:
+    """List the values that differ from the defaults of the settings' mode.
+
+    Args:
+        settings: The validated settings.
+
+    Returns:
+        The values by field name, without images and without the mode itself.
+    """
+    values, defaults = dict(settings), mode_defaults(settings.mode)
+    return {field.name: values[field.name] for field in INFOTEXT_FIELDS if values[field.name] != defaults[field.name]}
 
 
 def similarity_values(similarity: float) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from rival_ext.hosts.webui.compat import extension_cleanup, is_sampled_by_demofu
 from rival_ext.hosts.webui.denoiser import guided_denoiser
 from rival_ext.hosts.webui.fingerprint import preview_key_of_run
 from rival_ext.hosts.webui.host import WebuiHost
-from rival_ext.hosts.webui.infotext import HIRES_REPORT, REPORT, write_settings
+from rival_ext.hosts.webui.infotext import write_settings
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.request import parsed_request
 from rival_ext.hosts.webui.samplers import dry_run
 from rival_ext.hosts.webui.session import Session
 from rival_ext.hosts.webui.validation import Validate, validate_run
+from rival_ext.infotext import HIRES_REPORT, REPORT
 from rival_ext.method.guide import Guide
 from rival_ext.method.layers import count_rows
 from rival_ext.method.prepare import Prepared, prepare
