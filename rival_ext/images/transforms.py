@@ -1,17 +1,13 @@
-"""What RIVAL does to images: reading one for the command line, fitting it, masks, a contact sheet."""
+"""What RIVAL does to images: fitting one, masks, a contact sheet."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from rival_ext.errors import RivalError
-from rival_ext.images.decoding import MEGABYTE, MEGABYTES, image_from_bytes, in_eight_bits
 
 GAP = 8
 CAPTION_HEIGHT = 18
@@ -22,34 +18,6 @@ LARGEST_ASPECT = 4
 
 WIDEST_ROW = 6
 """So many images stand side by side on a contact sheet before a second row begins."""
-
-
-def read_image(name: str, path: Path) -> Image.Image:
-    """Read an image file that the user of the command line names, within the bounds of `rival_ext.images.decoding`.
-
-    Args:
-        name: The option or argument that the path was given as.
-        path: The file.
-
-    Returns:
-        The image, upright, in grey, RGB or RGBA.
-
-    Raises:
-        RivalError: The file does not exist, cannot be read, is no image, or has more bytes or pixels than allowed.
-    """
-    try:
-        with path.open("rb") as file:
-            # one byte more than allowed shows that there is more, even on a device without an end
-            data = file.read(MEGABYTES * MEGABYTE + 1)
-    except FileNotFoundError:
-        raise RivalError(f"{name} {path} does not exist.") from None
-    except (OSError, ValueError):
-        raise RivalError(f"{name} {path} cannot be opened; give a file that you may read.") from None
-    image = image_from_bytes(f"{name} {path}", data)
-    converted = image and in_eight_bits(image)
-    if converted is None:
-        raise RivalError(f"{name} {path} is not an image that can be read.")
-    return converted
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -1,0 +1,193 @@
+"""Which option acts in which run: what is given is used, refused in words, or mentioned in the report.
+
+docs/command-line.md shows these rules as a table of all options and modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from rival_ext.errors import RivalError
+from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELDS
+from rival_ext.settings import LEAST_WEIGHT, similarity_values
+
+FLAGS = {"photo": "PHOTO", "number": "-n"} | {field.name: field.flag for field in FIELDS}
+"""How an option is written, where that is not its name with `--` before it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options of a run.
+
+    Attributes:
+        given: The names of those that the user chose.
+        values: All values by the names of the options.
+    """
+
+    given: Set[str]
+    values: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def acts(self, suffix: str) -> bool:
+        """Tell whether an exemplar takes part. The photo is the first one if no other image is given for it."""
+        is_there = suffix == "" or self["exemplar" + suffix] is not None
+        return is_there and self["weight" + suffix] >= LEAST_WEIGHT
+
+    @property
+    def acting(self) -> list[str]:
+        """The suffixes of the exemplars that take part."""
+        return [suffix for suffix in EXEMPLAR_SUFFIXES if self.acts(suffix)]
+
+    @property
+    def fills_the_exemplar(self) -> bool:
+        """Whether the image that is inpainted is an exemplar too."""
+        return self["mask"] is not None and self["exemplar"] is None and self["mode"] != "text" and self.acts("")
+
+    @property
+    def shows_regions_only(self) -> bool:
+        """Whether every exemplar is used for attention only."""
+        return all(self["exemplar_mask" + suffix] is not None for suffix in self.acting)
+
+    @property
+    def starts_from_noise(self) -> bool:
+        """Whether no exemplar gives the start."""
+        return self.shows_regions_only and not self.fills_the_exemplar
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When options that are given do nothing.
+
+    Attributes:
+        options: The names of the options.
+        holds: Whether they do nothing in a run.
+        because: Why, after "had no effect because".
+        with_rival: Whether the rule is about RIVAL's part, which `--plain` leaves out.
+    """
+
+    options: tuple[str, ...]
+    holds: Callable[[Run], bool]
+    because: str
+    with_rival: bool = True
+
+
+SETTINGS_BUT_MODE = tuple(field.name for field in FIELDS if field.name not in ("enabled", "mode"))
+ANCESTRAL = "euler-a"
+
+
+def _exemplar_rules() -> Iterable[Rule]:
+    for suffix in EXEMPLAR_SUFFIXES:
+        weight = "weight" + suffix
+        yield Rule(
+            ("exemplar" + suffix, "exemplar_mask" + suffix),
+            lambda run, weight=weight: run[weight] < LEAST_WEIGHT,  # type: ignore[misc]
+            f"{flag(weight)} is 0",
+        )
+        yield Rule(
+            (weight,),
+            lambda run, suffix=suffix: run.acting == [suffix],  # type: ignore[misc]
+            "there is one exemplar and any weight above 0 gives it all",
+        )
+
+
+def flag(name: str) -> str:
+    """Return how an option is written on the command line.
+
+    Args:
+        name: The option's name.
+    """
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+RULES = (
+    Rule(
+        ("check", "keep_inversions", *SETTINGS_BUT_MODE),
+        lambda run: run["plain"],
+        "--plain makes images without RIVAL",
+        with_rival=False,
+    ),
+    Rule(
+        ("mode",),
+        lambda run: run["plain"] and "cfg" in run.given,
+        "--plain makes images without RIVAL and --cfg is given",
+        with_rival=False,
+    ),
+    Rule(
+        ("cfg",),
+        lambda run: not run["prompt"] and run["cfg"] != 1 and (run["plain"] or not _is_exact(run)),
+        "--prompt is empty and guidance follows the prompt",
+        with_rival=False,
+    ),
+    Rule(
+        ("seed", "number"),
+        lambda run: run["start_mix"] == 0 and run["sampler"] != ANCESTRAL and not run.starts_from_noise,
+        "every seed gives the same image with --start-mix 0 and a sampler that adds no noise",
+    ),
+    Rule(
+        ("photo",),
+        lambda run: run["exemplar"] is not None and run["mask"] is None,
+        "--exemplar takes its place and PHOTO gave only the aspect",
+    ),
+    *_exemplar_rules(),
+    Rule(
+        ("similarity",),
+        lambda run: all(run[name] != value for name, value in similarity_values(run["similarity"]).items()),
+        "--t-align and --t-early and --start-mix are given",
+    ),
+    Rule(
+        ("t_align", "exemplar_tokens", "layers", "early_steps", "exact"),
+        lambda run: run["strength"] == 0,
+        "--strength is 0",
+    ),
+    Rule(("exemplar_tokens",), lambda run: run["t_align"] == 0, "no step lies below --t-align 0"),
+    Rule(("exact",), lambda run: not run["exemplar_prompt"], "--exemplar-prompt is empty"),
+    Rule(("exact",), lambda run: run["cfg"] == 1, "--cfg 1 evaluates no negative prompt"),
+    Rule(("t_early",), lambda run: run["alignment"] == "off", "--alignment is off"),
+    Rule(("alignment",), lambda run: run["t_early"] == 1000, "no step lies above --t-early 1000"),
+    Rule(
+        ("alignment", "t_early"),
+        lambda run: run.shows_regions_only,
+        "every exemplar has a mask and gives no statistics",
+    ),
+    Rule(("start_mix",), lambda run: run.starts_from_noise, "every exemplar has a mask and gives no start"),
+    Rule(("plain_inversion",), lambda run: True, "the command line reads no LoRAs"),
+)
+"""When an option that is given does nothing. The report says so."""
+
+PARTNERS = {
+    name + suffix: "exemplar" + suffix for suffix in EXEMPLAR_SUFFIXES[1:] for name in ("exemplar_mask", "weight")
+}
+"""Options that are refused without another option, and that option."""
+
+
+def check_usage(run: Run) -> list[str]:
+    """Refuse options that lack what they are about, and say which options do nothing.
+
+    Args:
+        run: The options.
+
+    Returns:
+        Sentences for the report, without a full stop.
+
+    Raises:
+        RivalError: An option is given without the one that it belongs to.
+    """
+    for name, partner in PARTNERS.items():
+        if name in run.given and run[partner] is None:
+            raise RivalError(f"{flag(name)} needs {flag(partner)}; give both or neither.")
+    notes = []
+    silent = set(run.given)
+    for rule in RULES:
+        idle = [name for name in rule.options if name in silent]
+        if idle and (not rule.with_rival or not run["plain"]) and rule.holds(run):
+            notes.append(f"{' and '.join(map(flag, idle))} had no effect because {rule.because}")
+            silent -= set(idle)
+    return notes
+
+
+def _is_exact(run: Run) -> bool:
+    return bool(run["exact"] and run["exemplar_prompt"])
