@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import DEFAULTS, FIELD_BY_NAME, FIELDS, Field
 from rival_ext.files import NamedFile, NamedImage, read_image_file
 from rival_ext.images.transforms import contact_sheet, grey_mask, mask_array, on_white
-from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, prepare_folder, replaced_run
+from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, prepare_folder, refuse_file, replaced_run
 from rival_ext.record import RUN, VERSION, WEBUI_SAMPLERS, Recorded, file_entry, png_info, read_record
 from rival_ext.settings import GUIDANCE, changed_values, is_encodable, mode_defaults, parse_settings, preset_values
 from rival_ext.usage import Run, check_usage, flag
@@ -118,6 +119,7 @@ class Call:
 
     def checkpoint(self, path: Path | None) -> NamedFile:
         """Look into the checkpoint, by default the demo's."""
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         # imported late: `--help` and bad input answer at once
         from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, identify
 
@@ -217,6 +219,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     call.notes += check_usage(Run(call.given(values), values))
     mask = _mask(values, files)
     prepare_folder(values["out"], values["number"])
+    if values["keep_inversions"]:
+        refuse_file("--keep-inversions", values["keep_inversions"])
     checkpoint = call.checkpoint(values["checkpoint"])
     job = Job(
         photo=on_white(files["photo"].image),

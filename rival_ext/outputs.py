@@ -53,13 +53,27 @@ def prepare_folder(out: Path, number: int) -> None:
         if not _exists(out):
             _refuse_unwritable(next(folder for folder in out.absolute().parents if folder.exists()), out)
             return
-        if not out.is_dir():
-            raise RivalError(f"--out {out} is a file; give a folder.")
+        refuse_file("--out", out)
         _refuse_unwritable(out, out)
         _finish(out)
         _refuse_others(out, {REPORT, SHEET, *map(image_name, range(number))})
     except (OSError, ValueError) as error:
         raise _unwritable(out, error) from None
+
+
+def refuse_file(option: str, folder: Path) -> None:
+    """Refuse a file in place of a folder.
+
+    Args:
+        option: The option that names the folder.
+        folder: A path that may not exist.
+
+    Raises:
+        RivalError: The path exists and is no folder.
+    """
+    # false for what does not exist and for what cannot be: those are refused where they are written
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise RivalError(f"{option} {folder} is a file; give a folder.")
 
 
 @contextmanager

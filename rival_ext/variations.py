@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -186,7 +185,6 @@ def _store(job: Job, host: DiffusersHost) -> Store:
 
 
 def _load_host(job: Job, notes: list[str]) -> DiffusersHost:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # imported late: `--help` and bad input answer at once
     from rival_ext.hosts.checkpoint import load_pipeline, quieten_libraries
     from rival_ext.hosts.diffusers import DiffusersHost, Request

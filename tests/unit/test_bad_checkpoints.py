@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,14 @@ def test_what_is_no_file_is_named(tmp_path):
     assert "is a folder; give a .safetensors file to --checkpoint." in refused(tmp_path)
     assert "is a device;" in refused(Path("/dev/null"))
     assert "does not exist." in refused(tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_no_advice_of_the_libraries_stands_beside_the_sentence(tmp_path):
+    command = [sys.executable, "-m", "rival_ext", PHOTO, "--checkpoint", tmp_path, "--out", tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"RIVAL: the checkpoint {tmp_path} is a folder; give a .safetensors file to --checkpoint.\n"
 
 
 @pytest.mark.parametrize("description", ["", "[]", "{}", '{"block_out_channels": []}', "\udcff"])

@@ -129,8 +129,12 @@ def test_text_with_half_a_character_is_refused(begin, flag):
     assert "must be text that UTF-8 can encode" in begin(PHOTO, flag, "a\udcff")
 
 
+@pytest.mark.parametrize("flag", ["--out", "--keep-inversions"])
+def test_a_file_in_place_of_a_folder_is_refused(begin, flag):
+    assert begin(PHOTO, flag, PHOTO) == f"RIVAL: {flag} {PHOTO} is a file; give a folder."
+
+
 def test_a_path_that_is_too_long_is_refused_in_a_sentence(begin):
-    assert begin(PHOTO, "--out", PHOTO).endswith("is a file; give a folder.")
     assert "cannot be written: File name too long" in begin(PHOTO, "--out", "x" * 5000)
 
 
