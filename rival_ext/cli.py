@@ -17,13 +17,13 @@ from PIL import Image
 
 from rival_ext import __version__
 from rival_ext.errors import RivalError, short_repr
-from rival_ext.fields import DEFAULTS, FIELD_BY_NAME, FIELDS, Field
+from rival_ext.fields import DEFAULTS, FIELDS, Field
 from rival_ext.files import NamedFile, NamedImage, read_image_file
 from rival_ext.images.transforms import contact_sheet, grey_mask, mask_array, on_white
 from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, prepare_folder, refuse_file, replaced_run
 from rival_ext.record import RUN, VERSION, WEBUI_SAMPLERS, Recorded, file_entry, png_info, read_record
 from rival_ext.settings import GUIDANCE, changed_values, is_encodable, mode_defaults, parse_settings, preset_values
-from rival_ext.usage import Run, check_usage, flag
+from rival_ext.usage import Run, check_usage, flag, in_options
 from rival_ext.variations import THE_PHOTO, Job, Made, make, refuse_unset
 
 SAMPLERS = tuple(WEBUI_SAMPLERS)
@@ -241,7 +241,7 @@ def main() -> None:
     except click.ClickException as error:
         sys.exit(_complain(error.format_message()))
     except RivalError as error:
-        sys.exit(_complain(_with_option(str(error))))
+        sys.exit(_complain(in_options(str(error))))
     except click.Abort:
         sys.exit(130)
 
@@ -268,7 +268,7 @@ def _mask(values: Mapping[str, Any], files: Mapping[str, NamedImage]) -> Image.I
             raise RivalError("mode inpaint needs --mask, an image that is white where PHOTO is filled.")
         return None
     mask = grey_mask(files["mask"].image)
-    refuse_unset("--mask", mask_array(mask, *mask.size))
+    refuse_unset(mask_array(mask, *mask.size))
     return mask
 
 
@@ -295,12 +295,6 @@ def _write(job: Job, made: Made, out: Path, files: Mapping[str, NamedFile]) -> N
         from rival_ext.method.quality import judge
 
         click.echo(judge(made.report.inversion.psnr, job.settings, job.steps).sentence)
-
-
-def _with_option(sentence: str) -> str:
-    """Name the option at the beginning of a sentence as the command line writes it."""
-    prefix, first, rest = sentence.partition(" ")[0], *sentence.split(" ", 2)[1:]
-    return f"{prefix} {flag(first) if first in FIELD_BY_NAME else first} {rest}"
 
 
 def _complain(sentence: str) -> int:

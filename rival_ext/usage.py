@@ -1,6 +1,7 @@
 """Which option acts in which run: what is given is used, refused in words, or mentioned in the report.
 
-docs/command-line.md shows these rules as a table of all options and modes.
+docs/command-line.md shows these rules as a table of all options and modes. Settings that have no effect on any host are
+found by `rival_ext.method.unused`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rival_ext.errors import RivalError
-from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELDS
-from rival_ext.settings import LEAST_WEIGHT, similarity_values
+from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS
+from rival_ext.images.transforms import grey_mask
+from rival_ext.settings import HALF, LEAST_WEIGHT, similarity_values
 
 FLAGS = {"photo": "PHOTO", "number": "-n"} | {field.name: field.flag for field in FIELDS}
 """How an option is written, where that is not its name with `--` before it."""
@@ -50,7 +54,8 @@ class Run:
     @property
     def shows_regions_only(self) -> bool:
         """Whether every exemplar is used for attention only."""
-        return all(self["exemplar_mask" + suffix] is not None for suffix in self.acting)
+        masks = (self["exemplar_mask" + suffix] for suffix in self.acting)
+        return all(mask is not None and np.asarray(grey_mask(mask)).min() < HALF * 255 for mask in masks)
 
     @property
     def starts_from_noise(self) -> bool:
@@ -143,17 +148,12 @@ RULES = (
         lambda run: run["strength"] == 0,
         "--strength is 0",
     ),
-    Rule(("exemplar_tokens",), lambda run: run["t_align"] == 0, "no step lies below --t-align 0"),
-    Rule(("exact",), lambda run: not run["exemplar_prompt"], "--exemplar-prompt is empty"),
-    Rule(("exact",), lambda run: run["cfg"] == 1, "--cfg 1 evaluates no negative prompt"),
-    Rule(("t_early",), lambda run: run["alignment"] == "off", "--alignment is off"),
     Rule(("alignment",), lambda run: run["t_early"] == 1000, "no step lies above --t-early 1000"),
     Rule(
-        ("alignment", "t_early"),
+        ("alignment",),
         lambda run: run.shows_regions_only,
         "every exemplar has a mask and gives no statistics",
     ),
-    Rule(("start_mix",), lambda run: run.starts_from_noise, "every exemplar has a mask and gives no start"),
     Rule(("plain_inversion",), lambda run: True, "the command line reads no LoRAs"),
 )
 """When an option that is given does nothing. The report says so."""
@@ -187,6 +187,20 @@ def check_usage(run: Run) -> list[str]:
             notes.append(f"{' and '.join(map(flag, idle))} had no effect because {rule.because}")
             silent -= set(idle)
     return notes
+
+
+def in_options(sentence: str) -> str:
+    """Name the setting at the beginning of a sentence as the command line writes it.
+
+    Args:
+        sentence: A sentence of an error, with or without the prefix, or a note.
+
+    Returns:
+        The sentence with the option in place of the field.
+    """
+    prefix = "RIVAL: " if sentence.startswith("RIVAL: ") else ""
+    first, space, rest = sentence.removeprefix(prefix).partition(" ")
+    return prefix + (flag(first) if first in FIELD_BY_NAME else first) + space + rest
 
 
 def _is_exact(run: Run) -> bool:

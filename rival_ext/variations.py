@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from rival_ext import __version__
 from rival_ext.errors import RivalError, is_out_of_memory
-from rival_ext.fields import FIELDS
-from rival_ext.images.transforms import fit, grey_mask, mask_array, on_white, rgb_array, size_of_area
+from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, on_white, rgb_array, size_of_area
 from rival_ext.report import GuidePart, Report, Rows, Seconds, Steps, join_report
-from rival_ext.settings import PIXELS_PER_POSITION, ExemplarInput, Settings
+from rival_ext.settings import HALF, MASK_RULE, PIXELS_PER_POSITION, Settings
+from rival_ext.usage import flag, in_options
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 
 
 THE_PHOTO = "the photo"
-
-MOST_CUT_OFF = 0.05
-"""If a crop takes more of an image away, the report says so."""
-
-SET = 0.5
-"""From this value on a place of a mask counts as set: 128 of 255."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,8 @@ def make(job: Job, notes: list[str]) -> Made:
                 "memory ran out; give a smaller --size, set --features to live, or close other programs."
             ) from None
         raise
-    return Made(images, fit(job.photo, host.images.size), replace(report, notes=(*notes, *report.notes)))
+    report = replace(report, notes=(*notes, *map(in_options, report.notes)))
+    return Made(images, fit(job.photo, host.images.size), report)
 
 
 def _plain_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Report]:
@@ -202,7 +197,6 @@ def _request_images(job: Job, pipeline: StableDiffusionPipeline, notes: list[str
 
     size = job.size or native_size(pipeline, job.photo)
     canvas = fit(job.photo, size)
-    flags = {id(image): field.flag for field in FIELDS if (image := dict(job.settings)[field.name]) is not None}
     exemplars = []
     for one in [] if job.plain else job.settings.exemplar_inputs:
         image, source = canvas, job.photo
@@ -210,52 +204,41 @@ def _request_images(job: Job, pipeline: StableDiffusionPipeline, notes: list[str
             # an aspect of its own: no part of the exemplar has to lie where a part of the images lies
             source = on_white(one.image or job.photo)
             image = fit(source, size_of_area(source, math.sqrt(size[0] * size[1]), size_unit(pipeline)))
-        _note_crop(flags.get(id(one.image), THE_PHOTO), source, image.size, notes)
-        region = one.mask and _region(flags[id(one.mask)], one.mask, image.size, notes)
-        exemplars.append(ExemplarInput(image, region, one.weight))
+        _note_crop(flag("exemplar" + one.suffix) if one.image else THE_PHOTO, source, image.size, notes)
+        region = one.mask and _fitted_mask(flag("exemplar_mask" + one.suffix), one.mask, image.size, notes)
+        exemplars.append(one._replace(image=image, mask=region))
     if not exemplars and not job.plain:
         raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
     if job.mask is None:
         return RequestImages(exemplars, size)
     _note_crop(THE_PHOTO, job.photo, size, notes)
-    return RequestImages(exemplars, size, canvas, _region("--mask", job.mask, size, notes))
+    mask = _fitted_mask("--mask", job.mask, size, notes)
+    refuse_unset(mask_array(mask, *(side // PIXELS_PER_POSITION for side in size)))
+    return RequestImages(exemplars, size, canvas, mask)
 
 
-def _region(name: str, mask: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
-    """A mask at the size of its image. Refuses one that is set in no cell of the latent."""
+def _fitted_mask(name: str, mask: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
     _note_crop(name, mask, size, notes)
-    fitted = fit(grey_mask(mask), size)
-    refuse_unset(name, mask_array(fitted, size[0] // PIXELS_PER_POSITION, size[1] // PIXELS_PER_POSITION))
-    return fitted
+    return fit(grey_mask(mask), size)
 
 
-def refuse_unset(name: str, mask: NDArray[np.float32]) -> None:
-    """Refuse a mask that is set nowhere.
+def refuse_unset(mask: NDArray[np.float32]) -> None:
+    """Refuse a mask to fill that counts nowhere.
 
     Args:
-        name: The option of the mask.
         mask: How far it is set at each place, from 0 to 1.
 
     Raises:
         RivalError: It is set by half nowhere.
     """
-    if mask.max() < SET:
-        raise RivalError(
-            f"{name} is black: no 8x8 pixels of it are white by half or more (128 of 255); paint a larger area white."
-        )
+    if mask.max() < HALF:
+        raise RivalError(f"--mask marks nothing to fill ({MASK_RULE}); paint a larger area white.")
 
 
 def _note_crop(name: str, image: Image.Image, size: tuple[int, int], notes: list[str]) -> None:
-    """Say how much of an image is cut off to fit a size, if it is much."""
-    aspect, fitted = image.width / image.height, size[0] / size[1]
-    lost = 1 - min(aspect / fitted, fitted / aspect)
-    note = f"{name}'s aspect of {_ratio(aspect)} was cropped to {_ratio(fitted)}, which cut off {lost:.0%}"
-    if lost > MOST_CUT_OFF and note not in notes:
+    note = crop_note(name, image, size)
+    if note and note not in notes:
         notes.append(note)
-
-
-def _ratio(aspect: float) -> str:
-    return f"{aspect:.3g}:1" if aspect >= 1 else f"1:{1 / aspect:.3g}"
 
 
 def _over_canvas(images: RequestImages, image: Image.Image) -> Image.Image:

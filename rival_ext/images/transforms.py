@@ -16,6 +16,9 @@ INK = (40, 40, 40)
 LARGEST_ASPECT = 4
 """An exemplar with an aspect of its own is cropped to this aspect if it is longer."""
 
+MOST_CUT_OFF = 0.05
+"""If a crop takes more of an image away, the report says so."""
+
 WIDEST_ROW = 6
 """So many images stand side by side on a contact sheet before a second row begins."""
 
@@ -62,23 +65,23 @@ def size_of_area(image: Image.Image, side: float, unit: int) -> tuple[int, int]:
     return width, height
 
 
-def cropped_note(name: str, image: Image.Image) -> str | None:
-    """Say for the report that an exemplar is cropped to a size of `size_of_area`.
+def crop_note(name: str, image: Image.Image, size: tuple[int, int]) -> str | None:
+    """Say for the report that `fit` cuts much of an image off.
 
     Args:
-        name: The field or the option of the exemplar.
-        image: The exemplar.
+        name: What the image is called: the field or the option that it was given in.
+        image: The image.
+        size: Width and height that it is fitted to.
 
     Returns:
-        The note, or None for an image whose aspect is 4:1 at most.
+        The note, without a comma and a colon; None if next to nothing is cut off.
     """
-    shorter, longer = sorted(image.size)
-    if longer <= LARGEST_ASPECT * shorter:
+    aspect, fitted = image.width / image.height, size[0] / size[1]
+    lost = 1 - min(aspect / fitted, fitted / aspect)
+    if lost <= MOST_CUT_OFF:
         return None
-    return (
-        f"only the middle of {name} was seen because one side of its {image.width}x{image.height} pixels is over "
-        f"{LARGEST_ASPECT} times as long as the other"
-    )
+    pixels, fitted_pixels = f"{image.width}x{image.height}", f"{size[0]}x{size[1]}"
+    return f"{lost:.0%} of {name} was cut off to fit its {pixels} pixels into {fitted_pixels}"
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from PIL import Image
 from rival_ext import cli, variations
 from rival_ext.fields import FIELDS
 from rival_ext.hosts.checkpoint import DEMO
+from rival_ext.settings import MASK_RULE
 from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars
 
 PHOTO = DEMO / "pizza.png"
@@ -147,7 +148,7 @@ def test_control_characters_in_a_name_are_not_printed(begin):
 def test_a_mask_that_is_nowhere_half_white_is_refused_before_the_model_is_loaded(begin, tmp_path, grey, flags):
     Image.new("L", (16, 16), grey).save(tmp_path / "mask.png")
     assert begin(PHOTO, *flags, tmp_path / "mask.png") == (
-        "RIVAL: --mask is black: no 8x8 pixels of it are white by half or more (128 of 255); paint a larger area white."
+        f"RIVAL: --mask marks nothing to fill ({MASK_RULE}); paint a larger area white."
     )
 
 

@@ -221,7 +221,7 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
             "alignment is off",
             "every exemplar has a mask",
         ],
-        "images/transforms.py": ["only the middle of ", "was seen because one side of its "],
+        "images/transforms.py": [" was cut off to fit its "],
         "hosts/webui/script.py": ["No inversion of yours is stored.", "Released "],
         "hosts/webui/ui/run_preview.py": ["RIVAL is switched off: tick the box in the title of this panel."],
         "hosts/webui/ui/check_button.py": ["The inversion is not stored: it needs more memory than the setting "],

@@ -20,7 +20,7 @@ from rival_ext.settings import parse_settings
 from tests.bad_input import cases, said, values
 
 PHOTO = DEMO / "pizza.png"
-SMALL = ("--steps", 2, "--size", "64x64")
+SMALL = ("--steps", 3, "--size", "64x64")
 PROMPTS = [
     *("a pizza", "", 'a "pizza", red: blue', "a pizza\nwith olives", "été, 猫 \N{PILE OF POO}", "Steps: 20"),
     *("100% \\ backslash", "a, b: c, d: e, f: g", "  blanks around "),
@@ -69,7 +69,7 @@ def test_the_report_says_what_the_run_was_made_of(made):
     assert report["run"] == {
         "photo": {"path": "../photos/a pizza, 'hot'; été.png", "sha256": sha256(PHOTO)},
         "checkpoint": report["run"]["checkpoint"] | {"sha256": sha256(DEMO_CHECKPOINT)},
-        **{"prompt": "a pizza", "number": 2, "seed": 7, "steps": 2, "size": "64x64", "cfg": 5.0, "sampler": "ddim"},
+        **{"prompt": "a pizza", "number": 2, "seed": 7, "steps": 3, "size": "64x64", "cfg": 5.0, "sampler": "ddim"},
         **{"plain": False, "check": False, "mode": "variation", "t_align": 300},
     }
     assert (out / report["run"]["checkpoint"]["path"]).samefile(DEMO_CHECKPOINT)
@@ -101,10 +101,10 @@ def test_an_image_has_the_parameters_that_the_webui_reads(made, sampler):
     prompt, parameters = as_documented(Image.open(out / "001.png").info["parameters"])
     webui_sampler, schedule = WEBUI_SAMPLERS[sampler]
     report = parameters.pop("RIVAL report")
-    assert report.startswith("10 layers; 2 of 2 steps injected")
+    assert report.startswith("10 layers; 3 of 3 steps injected")
     assert prompt == "a pizza"
     assert parameters == {
-        **{"Steps": "2", "Sampler": webui_sampler, "CFG scale": "5.0", "Seed": "2", "Size": "64x64"},
+        **{"Steps": "3", "Sampler": webui_sampler, "CFG scale": "5.0", "Seed": "2", "Size": "64x64"},
         **({"Schedule type": schedule} if schedule else {}),
         **{"Model hash": sha256(DEMO_CHECKPOINT)[:10], "Model": "tiny-emoji", "Denoising strength": "1"},
         **{"RIVAL mode": "variation", "RIVAL exemplar_prompt": "a: b, c", "RIVAL version": __version__},
@@ -175,7 +175,7 @@ def test_what_is_given_beside_it_wins(made):
     out = made(
         made.photo, *SMALL, "-n", 1, "--similarity", 0.8, "--mode", "edit", "--start-mix", 0.5, "--prompt", "a star"
     )
-    given = {"seed": 9, "steps": 3, "size": "72x64", "prompt": "a pizza", "sampler": "euler", "cfg": 2.0}
+    given = {"seed": 9, "steps": 4, "size": "72x64", "prompt": "a pizza", "sampler": "euler", "cfg": 2.0}
     flags = [part for name, value in given.items() for part in (f"--{name}", value)]
     again = report_of(repeated(made, out / "report.json", *flags))
     assert again["run"] == report_of(out)["run"] | given

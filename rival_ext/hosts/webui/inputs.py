@@ -15,7 +15,7 @@ from rival_ext.errors import RivalError
 from rival_ext.fields import EXEMPLAR_SUFFIXES
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.patching import options_set
-from rival_ext.images.transforms import cropped_note, fit, grey_mask, mask_array, size_of_area
+from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, size_of_area
 from rival_ext.method.attention import UNCOND
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.regions import FEWEST_POSITIONS, positions_in, region_of_mask
@@ -96,17 +96,22 @@ class RequestImages:
         return InpaintInput(self.own_latent, mask, (mask > 0).float() if kept is None else kept)
 
     def notes(self) -> list[str]:
-        """List the uploaded exemplars whose aspect is so extreme that only their middle is seen."""
-        notes = (one.image and cropped_note("exemplar" + one.suffix, one.image) for one in self.exemplar_inputs)
+        """List the uploaded exemplars of which much is cut off."""
+        uploaded = [(one.suffix, one.image) for one in self.exemplar_inputs if one.image]
+        notes = (crop_note("exemplar" + suffix, image, self._size_for_model(image)) for suffix, image in uploaded)
         return [note for note in notes if note]
 
     def image_for_model(self, exemplar: ExemplarInput) -> Image.Image:
         """Return an exemplar as the model sees it: without transparency, at the size at which it is encoded."""
         if exemplar.image is None:
             return self._own_image()
-        side = PIXELS_PER_POSITION * math.sqrt(math.prod(self._output_latent_size))
         flat = images.flatten(exemplar.image, shared.opts.img2img_background_color)
-        return fit(flat, size_of_area(flat, side, SIZE_UNIT))
+        return fit(flat, self._size_for_model(flat))
+
+    def _size_for_model(self, image: Image.Image) -> tuple[int, int]:
+        """The size at which an uploaded exemplar is encoded: its own aspect, at the area of the output."""
+        side = PIXELS_PER_POSITION * math.sqrt(math.prod(self._output_latent_size))
+        return size_of_area(image, side, SIZE_UNIT)
 
     def _encode_exemplar(self, exemplar: ExemplarInput) -> EncodedExemplar:
         if exemplar.image is None:
