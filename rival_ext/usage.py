@@ -58,9 +58,10 @@ class Run:
         return all(mask is not None and np.asarray(grey_mask(mask)).min() < HALF * 255 for mask in masks)
 
     @property
-    def starts_from_noise(self) -> bool:
-        """Whether no exemplar gives the start."""
-        return self.shows_regions_only and not self.fills_the_exemplar
+    def starts_as_inverted(self) -> bool:
+        """Whether every image starts from the exemplar's noise as it was inverted, whatever the seed."""
+        is_drawn = self.fills_the_exemplar or not self.shows_regions_only
+        return bool(self["start_mix"] == 0 and is_drawn and not self["plain"])
 
 
 @dataclass(frozen=True)
@@ -71,32 +72,30 @@ class Rule:
         options: The names of the options.
         holds: Whether they do nothing in a run.
         because: Why, after "had no effect because".
-        with_rival: Whether the rule is about RIVAL's part, which `--plain` leaves out.
     """
 
     options: tuple[str, ...]
     holds: Callable[[Run], bool]
     because: str
-    with_rival: bool = True
 
 
 SETTINGS_BUT_MODE = tuple(field.name for field in FIELDS if field.name not in ("enabled", "mode"))
 ANCESTRAL = "euler-a"
 
 
-def _exemplar_rules() -> Iterable[Rule]:
-    for suffix in EXEMPLAR_SUFFIXES:
-        weight = "weight" + suffix
-        yield Rule(
-            ("exemplar" + suffix, "exemplar_mask" + suffix),
-            lambda run, weight=weight: run[weight] < LEAST_WEIGHT,  # type: ignore[misc]
-            f"{flag(weight)} is 0",
-        )
-        yield Rule(
-            (weight,),
-            lambda run, suffix=suffix: run.acting == [suffix],  # type: ignore[misc]
-            "there is one exemplar and any weight above 0 gives it all",
-        )
+def _exemplar_rules(suffix: str) -> Iterable[Rule]:
+    """The rules about one of the exemplars."""
+    weight = "weight" + suffix
+    yield Rule(
+        ("exemplar" + suffix, "exemplar_mask" + suffix),
+        lambda run: run[weight] < LEAST_WEIGHT,
+        f"{flag(weight)} is 0",
+    )
+    yield Rule(
+        (weight,),
+        lambda run: run.acting == [suffix],
+        "there is one exemplar and any weight above 0 gives it all",
+    )
 
 
 def flag(name: str) -> str:
@@ -113,31 +112,28 @@ RULES = (
         ("check", "keep_inversions", *SETTINGS_BUT_MODE),
         lambda run: run["plain"],
         "--plain makes images without RIVAL",
-        with_rival=False,
     ),
     Rule(
         ("mode",),
         lambda run: run["plain"] and "cfg" in run.given,
         "--plain makes images without RIVAL and --cfg is given",
-        with_rival=False,
     ),
     Rule(
         ("cfg",),
         lambda run: not run["prompt"] and run["cfg"] != 1 and (run["plain"] or not _is_exact(run)),
         "--prompt is empty and guidance follows the prompt",
-        with_rival=False,
     ),
     Rule(
         ("seed", "number"),
-        lambda run: run["start_mix"] == 0 and run["sampler"] != ANCESTRAL and not run.starts_from_noise,
+        lambda run: run.starts_as_inverted and run["sampler"] != ANCESTRAL,
         "every seed gives the same image with --start-mix 0 and a sampler that adds no noise",
     ),
     Rule(
         ("photo",),
-        lambda run: run["exemplar"] is not None and run["mask"] is None,
+        lambda run: run["exemplar"] is not None and run["mask"] is None and not run["plain"],
         "--exemplar takes its place and PHOTO gave only the aspect",
     ),
-    *_exemplar_rules(),
+    *(rule for suffix in EXEMPLAR_SUFFIXES for rule in _exemplar_rules(suffix)),
     Rule(
         ("similarity",),
         lambda run: all(run[name] != value for name, value in similarity_values(run["similarity"]).items()),
@@ -180,10 +176,11 @@ def check_usage(run: Run) -> list[str]:
         if name in run.given and run[partner] is None:
             raise RivalError(f"{flag(name)} needs {flag(partner)}; give both or neither.")
     notes = []
+    # each option is mentioned once, for the first reason
     silent = set(run.given)
     for rule in RULES:
         idle = [name for name in rule.options if name in silent]
-        if idle and (not rule.with_rival or not run["plain"]) and rule.holds(run):
+        if idle and rule.holds(run):
             notes.append(f"{' and '.join(map(flag, idle))} had no effect because {rule.because}")
             silent -= set(idle)
     return notes

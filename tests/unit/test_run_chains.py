@@ -189,7 +189,9 @@ def test_an_encoder_that_gives_no_numbers_is_named(make_host, pipeline, value):
     host = make_host(steps=2)
     host.predict_noise = None
     try:
-        with pytest.raises(RivalError, match=r"the VAE's encoder gave values that are not numbers .* --checkpoint"):
+        with pytest.raises(
+            RivalError, match=r"the VAE of --checkpoint gave values that are not numbers .* in encoding an image"
+        ):
             prepare(host, parse_settings({}), NoStore())
     finally:
         handle.remove()
