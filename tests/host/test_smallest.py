@@ -11,7 +11,7 @@ from tests.host.answers import base64_of
 from tests.host.asking import images_of, largest_difference, report, request, text_request, uploaded
 from tests.host.quick import quick_first
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 SIDE, CELL = 128, 8
 HOLE = (64, 64, 64 + CELL, 64 + CELL)

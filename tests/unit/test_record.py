@@ -136,6 +136,7 @@ def test_a_value_comes_back_from_an_infotext(value):
 # repeating
 
 
+@pytest.mark.slow
 def test_every_kind_of_run_is_repeated_bit_by_bit(made, tmp_path):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 40, 64))
