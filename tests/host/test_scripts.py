@@ -193,7 +193,7 @@ def test_loras_are_put_aside_once_a_run(server, other, monkeypatch):
     assert "the LoRAs act on the exemplar where it is evaluated beside the steps" in answer.infotexts[0]
 
 
-@pytest.mark.parametrize("value", ["much", None, True, -1, [512], {}])
+@pytest.mark.parametrize("value", ["much", None, True, -1])
 def test_a_wrong_memory_budget_is_a_sentence_that_names_it(server, value):
     answer = server.img2img(**request({}, override_settings={"rival_memory_mb": value}))
     assert answer.status == 422

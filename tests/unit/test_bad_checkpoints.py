@@ -64,18 +64,21 @@ def test_a_part_that_is_missing_is_named(file, weights, run, beginning, part):
     assert not (file.parent / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beginning", [VAE + "quant_conv", UNET + "out.2.bias", TEXT + "transformer.text_model.final"])
 def test_tensors_that_are_missing_are_a_sentence(file, weights, beginning):
     save_file(without(weights, beginning), file)
     assert "cannot be loaded (some of its tensors are missing); give another one to --checkpoint." in refused(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OUT, POSITIONS, UNET + "time_embed.0.bias"])
 def test_a_tensor_of_another_shape_is_named(file, weights, name):
     save_file(weights | {name: reshaped(weights[name])}, file)
     assert "expected shape" in refused(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_numbers_are_refused(file, weights, value):
     save_file(weights | {OUT: torch.full_like(weights[OUT], value)}, file)
@@ -89,6 +92,7 @@ def test_quantised_weights_are_refused(file, weights):
     assert "holds quantised weights" in refused(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
 def test_other_floating_point_weights_are_loaded(file, weights, dtype):
     save_file({name: tensor.to(dtype) for name, tensor in weights.items() if tensor.is_floating_point()}, file)
@@ -172,6 +176,7 @@ def test_any_damage_is_a_sentence_or_loads(tmp_path_factory, data):
 # numbers that are none, from a checkpoint whose weights are numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "part", "when"),
     [
