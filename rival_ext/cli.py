@@ -6,41 +6,50 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any
 
 import click
-import numpy as np
+from click.core import ParameterSource
 from PIL import Image
-from tqdm import tqdm
 
 from rival_ext import __version__
 from rival_ext.errors import RivalError, short_repr
-from rival_ext.fields import FIELDS, Field
-from rival_ext.images.transforms import contact_sheet, fit, grey_mask, on_white, read_image, rgb_array, size_of_area
-from rival_ext.report import GuidePart, Report, Rows, Seconds, Steps, join_report
-from rival_ext.settings import GUIDANCE, ExemplarInput, Settings, is_encodable, parse_settings
+from rival_ext.fields import DEFAULTS, FIELDS, Field
+from rival_ext.files import NamedFile, NamedImage, read_image_file
+from rival_ext.images.transforms import contact_sheet, grey_mask, mask_array, on_white
+from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, prepare_folder, refuse_file, replaced_run
+from rival_ext.record import RUN, VERSION, WEBUI_SAMPLERS, Recorded, file_entry, png_info, read_record
+from rival_ext.settings import GUIDANCE, changed_values, is_encodable, mode_defaults, parse_settings, preset_values
+from rival_ext.usage import Run, check_usage, flag, in_options
+from rival_ext.variations import THE_PHOTO, Job, Made, make, refuse_unset
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-    from torch import Tensor
-
-    from rival_ext.hosts.diffusers import DiffusersHost, RequestImages
-    from rival_ext.method.guide import Guide
-    from rival_ext.method.host import Store
-
-SAMPLERS = ("ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras")
+SAMPLERS = tuple(WEBUI_SAMPLERS)
 LARGEST_SIDE = 2048
+LAST_SEED = 2**32 - 1
 SIZE = re.compile(r"(\d{1,4})x(\d{1,4})", re.ASCII)
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+TAG = re.compile(r"<\w+:[^>]*>")
+"""What the WebUI reads as a LoRA or another network in a prompt."""
+
 OFFERED = tuple(field for field in FIELDS if field.name != "enabled")
 """The fields of the settings that have an option."""
+
+IMAGES = ("photo", "mask", *(field.name for field in OFFERED if field.is_image))
+"""The options that name an image."""
+
+
+class FilePath(click.ParamType[Path]):
+    """A path. An address is refused as it is written, which a path would not keep."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if ADDRESS.match(str(value)):
+            self.fail(f"{value} is an address, and no address is opened; give a path on this computer.", param, ctx)
+        return Path(value)
 
 
 class Size(click.ParamType["tuple[int, int]"]):
@@ -68,24 +77,67 @@ class Guidance(click.FloatRange):
         return number
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one call of the command does, beside the method's own settings."""
+class Call:
+    """One call of the command: its options, which of them the user chose, and what is said of them.
 
-    photo: Path
-    mask: Path | None
-    out: Path
-    prompt: str
-    number: int
-    seed: int
-    steps: int
-    size: tuple[int, int] | None
-    cfg: float | None
-    sampler: str
-    checkpoint: Path | None
-    keep_inversions: Path | None
-    plain: bool
-    check: bool
+    Args:
+        ctx: The context of the command.
+        options: The values of all options. Those that a chosen preset sets are removed by `forget_what_presets_set`.
+    """
+
+    def __init__(self, ctx: click.Context, options: dict[str, Any]):
+        self.options = options
+        self.defaults = {param.name: param.default for param in ctx.command.params}
+        self.recorded: Recorded = ctx.obj or Recorded(Path(), {})
+        self.chosen = {name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        self.notes = list(self.recorded.notes)
+
+    def forget_what_presets_set(self) -> None:
+        """Let a mode or a similarity that is given beside `--from` set what it sets, as in the panel."""
+        taken = self.recorded.options
+        presets = [name for name in self.chosen & {"mode", "similarity"} if str(self.options[name]) != taken.get(name)]
+        for name in preset_values({name: DEFAULTS[name] for name in presets}).keys() - self.chosen:
+            self.options[name] = None
+
+    def given(self, values: Mapping[str, Any]) -> set[str]:
+        """Return the names of the options with a value that is not just their default."""
+        defaults = self.defaults | mode_defaults(values["mode"]) | {"cfg": GUIDANCE[values["mode"]]}
+        taken = (name for name in self.recorded.options if values[name] is not False)
+        several = {"number"} if values["number"] > 1 else set()
+        return (self.chosen - {"number"}) | {name for name in taken if values[name] != defaults[name]} | several
+
+    def read_image(self, name: str, path: Path) -> NamedImage:
+        """Read the image that an option names."""
+        label = THE_PHOTO if name == "photo" else flag(name)
+        if name not in self.chosen and name in self.recorded.hashes and not path.exists():
+            raise RivalError(
+                f"{label} {path} of --from {self.recorded.source} does not exist; give it as {flag(name)}."
+            )
+        file = read_image_file(label, path)
+        self._compare(name, f"{label} {path}", file.sha256)
+        return file
+
+    def checkpoint(self, path: Path | None) -> NamedFile:
+        """Look into the checkpoint, by default the demo's."""
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        # imported late: `--help` and bad input answer at once
+        from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, identify
+
+        file = NamedFile(path or DEMO_CHECKPOINT, identify(path or DEMO_CHECKPOINT))
+        self._compare("checkpoint", f"the checkpoint {file.path}", file.sha256)
+        return file
+
+    def _compare(self, name: str, what: str, sha256: str) -> None:
+        """Refuse another file than that of the run that is repeated, unless the user chose it; then say so."""
+        expected = self.recorded.hashes.get(name)
+        if expected is None or sha256.startswith(expected):
+            return
+        if name not in self.chosen:
+            raise RivalError(
+                f"{what} is not the file of --from {self.recorded.source}, which had the SHA-256 {expected[:10]}; give "
+                f"{flag(name)} to use it or another one."
+            )
+        self.notes.append(f"{flag(name)} is another file than in the run that is repeated")
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,7 +149,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option_kind(field: Field) -> dict[str, Any]:
     if field.is_image:
-        return {"type": click.Path(path_type=Path)}
+        return {"type": FilePath()}
     if field.default is False:
         return {"is_flag": True}
     # shown as text, since a default that differs by mode must not count as given
@@ -105,14 +157,35 @@ def _option_kind(field: Field) -> dict[str, Any]:
     return shown | {"type": click.Choice(field.choices) if field.choices else type(field.default)}
 
 
+def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> None:
+    """Take the options of an earlier run as defaults of this one."""
+    if source is None:
+        return
+    recorded = read_record(source)
+    unknown = recorded.options.keys() - {one.name for one in ctx.command.params} | recorded.options.keys() & {"out"}
+    if unknown:
+        raise RivalError(f"--from {source} has an option that is not known here: {short_repr(min(unknown))}.")
+    ctx.obj, ctx.default_map = recorded, dict(recorded.options)
+
+
 @click.command("python -m rival_ext", context_settings={"max_content_width": 110})
-@click.argument("photo", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images, sheet and report.")
+@click.argument("photo", type=FilePath())
+@click.option("--out", type=FilePath(), required=True, help="Folder for images, sheet and report.")
+@click.option(
+    "--from",
+    "source",
+    type=FilePath(),
+    is_eager=True,
+    expose_value=False,
+    callback=_repeat,
+    help="A report.json or a PNG of an earlier run, which is repeated: everything but --out is taken from it, PHOTO "
+    "too. Options that are given beside it win.",
+)
 @click.option("--prompt", default="", help="What to draw. If empty, content and style come from the photo alone.")
 @click.option("-n", "number", type=click.IntRange(1, 999), default=4, show_default=True, help="How many variations.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="Seed of the first one.")
+@click.option("--seed", type=click.IntRange(0, LAST_SEED), default=1, show_default=True, help="Seed of the first one.")
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
-@click.option("--mask", type=click.Path(path_type=Path), help="For inpainting: white where PHOTO is filled.")
+@click.option("--mask", type=FilePath(), help="For inpainting: white where PHOTO is filled.")
 @click.option(
     "--size",
     type=Size(),
@@ -122,56 +195,43 @@ def _option_kind(field: Field) -> dict[str, Any]:
     "--cfg", type=Guidance(1, 30), show_default="5 in mode variation, else 7", help="Guidance scale; 1 is off."
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="An SD 1.x .safetensors file. Default: the demo model."
-)
+@click.option("--checkpoint", type=FilePath(), help="An SD 1.x .safetensors file. Default: the demo model.")
 @click.option(
     "--keep-inversions",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Folder to store inversions in. The next run with the same photo, checkpoint, sampler and steps finds the "
     "inversion there. Each takes about 450 MB for 20 steps at 512x512.",
 )
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
 @click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")
 @setting_options
-def command(**options: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Makes variations of PHOTO in the folder --out: 000.png ..., sheet.png and report.json."""
-    given = {field.name: options.pop(field.name) for field in OFFERED}
-    given = {name: value for name, value in given.items() if value is not None}
-    for field in OFFERED:
-        if field.is_image and field.name in given:
-            given[field.name] = read_image(field.flag, given[field.name])
-    vary(Job(**options), parse_settings(given | {"enabled": True}))
-
-
-def vary(job: Job, settings: Settings) -> None:
-    """Make the images, the contact sheet and the report. All of them are written, or none.
-
-    Args:
-        job: What the command was asked for.
-        settings: The validated settings.
-
-    Raises:
-        RivalError: Something cannot be honoured.
-    """
-    if not is_encodable(job.prompt):
-        raise RivalError(f"--prompt must be text that UTF-8 can encode, not {short_repr(job.prompt)}.")
-    photo = on_white(read_image("the photo", job.photo))
-    mask = _read_mask(job, settings)
-    _refuse_folder(job.out)
-    host = _load_host(job, settings, photo, mask)
-    images, report = _plain_images(job, host, settings) if job.plain else _rival_images(job, host, settings)
-    captions = ["photo", *(f"seed {seed}" for seed in _seeds(job))]
-    with _all_or_nothing(job.out) as folder:
-        for index, image in enumerate(images):
-            image.save(folder / f"{index:03d}.png")
-        contact_sheet([fit(photo, host.images.size), *images], captions).save(folder / "sheet.png")
-        (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    click.echo(f"{len(images)} images and {job.out / 'sheet.png'}: {report.summary()}")
-    if report.inversion.psnr is not None:
-        from rival_ext.method.quality import judge
-
-        click.echo(judge(report.inversion.psnr, settings, job.steps).sentence)
+    call = Call(ctx, options)
+    call.forget_what_presets_set()
+    files = {name: call.read_image(name, path) for name in IMAGES if (path := options[name])}
+    given = {field.name: options[field.name] for field in OFFERED if options[field.name] is not None}
+    images = {name: file.image for name, file in files.items() if name in given}
+    settings = parse_settings(given | images | {"enabled": True})
+    values = options | dict(settings) | {"cfg": options["cfg"] or GUIDANCE[settings.mode]}
+    _refuse_values(values)
+    call.notes += check_usage(Run(call.given(values), values))
+    mask = _mask(values, files)
+    prepare_folder(values["out"], values["number"])
+    if values["keep_inversions"]:
+        refuse_file("--keep-inversions", values["keep_inversions"])
+    checkpoint = call.checkpoint(values["checkpoint"])
+    job = Job(
+        photo=on_white(files["photo"].image),
+        mask=mask,
+        settings=settings,
+        seeds=range(values["seed"], values["seed"] + values["number"]),
+        checkpoint=checkpoint.path,
+        **{name: values[name] for name in ("prompt", "steps", "size", "cfg", "sampler")},
+        **{name: values[name] for name in ("keep_inversions", "plain", "check")},
+    )
+    _write(job, make(job, call.notes), values["out"], files | {"checkpoint": checkpoint})
 
 
 def main() -> None:
@@ -181,190 +241,60 @@ def main() -> None:
     except click.ClickException as error:
         sys.exit(_complain(error.format_message()))
     except RivalError as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_complain(in_options(str(error))))
     except click.Abort:
         sys.exit(130)
 
 
-class Sampled(NamedTuple):
-    """Images, and the UNet rows and seconds that they took."""
-
-    images: list[Image.Image]
-    rows: int
-    seconds: float
-
-
-def _plain_images(job: Job, host: DiffusersHost, settings: Settings) -> tuple[list[Image.Image], Report]:
-    """Images without RIVAL, from the same seeds, for comparison."""
-    sampled = _sample(job, host, host.noise, None)
-    report = Report(
-        "plain",
-        settings.t_align,
-        settings.t_early,
-        steps=Steps(total=len(host.scheduler.timesteps)),
-        rows=Rows(generation=sampled.rows),
-        seconds=Seconds(generation=sampled.seconds),
-    )
-    return sampled.images, report
+def _refuse_values(values: Mapping[str, Any]) -> None:
+    """Refuse prompts that would not be read as they are meant, and seeds beyond the last one."""
+    for name in ("prompt", "exemplar_prompt"):
+        if not is_encodable(values[name]):
+            raise RivalError(f"{flag(name)} must be text that UTF-8 can encode, not {short_repr(values[name])}.")
+        if tag := TAG.search(values[name]):
+            raise RivalError(
+                f"{flag(name)} has the tag {short_repr(tag[0])}, but the command line reads no LoRAs; remove the tag."
+            )
+    last = values["seed"] + values["number"] - 1
+    if last > LAST_SEED:
+        raise RivalError(
+            f"--seed {values['seed']} with -n {values['number']} goes beyond {LAST_SEED}; lower one of them."
+        )
 
 
-def _rival_images(job: Job, host: DiffusersHost, settings: Settings) -> tuple[list[Image.Image], Report]:
-    from rival_ext.method.prepare import prepare
-
-    with _progress("Inverting") as host.progress:
-        guide, inversion = prepare(host, settings, _store(job, host))
-    psnr = _check(host, guide) if job.check else None
-
-    def start(seed: int) -> Tensor:
-        # the report counts the steps of one image
-        guide.counts = GuidePart()
-        return guide.start([seed], host.latent_size)
-
-    images, rows, seconds = _sample(job, host, start, guide)
-    return images, join_report(settings, inversion, guide.counts, rows=rows, seconds=seconds, psnr=psnr)
-
-
-def _sample(job: Job, host: DiffusersHost, start: Callable[[int], Tensor], guide: Guide | None) -> Sampled:
-    from rival_ext.method.inversion import part_of
-    from rival_ext.method.layers import count_rows
-
-    begun = time.perf_counter()
-    images = []
-    with count_rows(host.unet) as rows, _progress("Sampling") as advance:
-        for index, seed in enumerate(_seeds(job)):
-            latents = host.sample(start(seed), [seed], guide, part_of(advance, index, job.number))
-            images += [_over_canvas(host.images, image) for image in host.decode(latents)]
-    return Sampled(images, sum(rows), time.perf_counter() - begun)
-
-
-def _check(host: DiffusersHost, guide: Guide) -> float:
-    """Lead the exemplar back from its inversion, and measure how exactly it comes back, in dB."""
-    import torch
-
-    from rival_ext.method.inversion import reconstruct
-    from rival_ext.method.quality import exactness
-
-    with _progress("Checking") as advance:
-        reconstruction = reconstruct(guide.exemplars[0].chain, host.predict_noise, advance)
-    decoded = (host.decode(latent)[0] for latent in (host.exemplar_latent(), reconstruction))
-    return exactness(*(torch.from_numpy(rgb_array(image)) for image in decoded))
-
-
-def _store(job: Job, host: DiffusersHost) -> Store:
-    from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT
-    from rival_ext.storage.disk import DiskStore
-    from rival_ext.storage.store import NoStore
-
-    if job.keep_inversions is None:
-        return NoStore()
-    checkpoint = (job.checkpoint or DEMO_CHECKPOINT).resolve()
-    made_by = [__version__, str(checkpoint), checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns]
-    return DiskStore(job.keep_inversions, made_by, host.unet.device, host.memory_budget()).open()
-
-
-def _read_mask(job: Job, settings: Settings) -> Image.Image | None:
-    if job.mask is None:
-        if settings.mode == "inpaint":
+def _mask(values: Mapping[str, Any], files: Mapping[str, NamedImage]) -> Image.Image | None:
+    if "mask" not in files:
+        if values["mode"] == "inpaint":
             raise RivalError("mode inpaint needs --mask, an image that is white where PHOTO is filled.")
         return None
-    mask = grey_mask(read_image("--mask", job.mask))
-    if np.asarray(mask).max() < 255:
-        raise RivalError(f"--mask {job.mask} has no white part; paint white what is to be filled.")
+    mask = grey_mask(files["mask"].image)
+    refuse_unset(mask_array(mask, *mask.size))
     return mask
 
 
-def _load_host(job: Job, settings: Settings, photo: Image.Image, mask: Image.Image | None) -> DiffusersHost:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # imported late: `--help` and bad input answer at once
-    from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
-    from rival_ext.hosts.diffusers import DiffusersHost, Request
+def _write(job: Job, made: Made, out: Path, files: Mapping[str, NamedFile]) -> None:
+    """Write images, contact sheet and report, and say what was done."""
+    run: dict[str, Any] = {name: file_entry(file.path, file.sha256, out) for name, file in files.items()}
+    run |= {"prompt": job.prompt, "number": len(job.seeds), "seed": job.seeds[0], "steps": job.steps}
+    run |= {"size": "{}x{}".format(*made.photo.size), "cfg": job.cfg, "sampler": job.sampler}
+    run |= {"plain": job.plain, "check": job.check, "mode": job.settings.mode, **changed_values(job.settings)}
+    summary = made.report.summary()
+    names = [image_name(index) for index in range(len(made.images))]
+    captions = ["photo", *(f"seed {seed}" for seed in job.seeds)]
+    with replaced_run(out) as folder:
+        for name, seed, image in zip(names, job.seeds, made.images, strict=True):
+            info = png_info(run | {"seed": seed, "number": 1}, job.settings, summary)
+            image.save(folder / name, pnginfo=info)
+        sheet = contact_sheet([made.photo, *made.images], captions)
+        sheet.save(folder / SHEET, pnginfo=png_info(run, job.settings, summary))
+        listed = {FILES: files_entry(folder, dict(zip(names, job.seeds, strict=True)))}
+        report = {VERSION: __version__, RUN: run} | made.report.as_dict() | listed
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    click.echo(f"{len(made.images)} image{'s' * (len(made.images) > 1)} and {out / SHEET}: {summary}")
+    if made.report.inversion.psnr is not None:
+        from rival_ext.method.quality import judge
 
-    quieten_libraries()
-    pipeline = load_pipeline(job.checkpoint or DEMO_CHECKPOINT)
-    guidance = job.cfg or GUIDANCE[settings.mode]
-    request = Request(job.prompt, settings.exemplar_prompt, guidance, job.sampler, job.steps, settings.exact)
-    images = _request_images(job, settings, pipeline, photo, mask)
-    return DiffusersHost(pipeline, request, images, lambda done, total: None)
-
-
-def _request_images(
-    job: Job, settings: Settings, pipeline: StableDiffusionPipeline, photo: Image.Image, mask: Image.Image | None
-) -> RequestImages:
-    from rival_ext.hosts.checkpoint import native_size, size_unit
-    from rival_ext.hosts.diffusers import RequestImages
-
-    size = job.size or native_size(pipeline, photo)
-    canvas = fit(photo, size)
-    exemplars = []
-    for one in settings.exemplar_inputs:
-        image = canvas
-        if one.image is not None or settings.mode == "text":
-            # an aspect of its own: no part of the exemplar has to lie where a part of the images lies
-            image = on_white(one.image or photo)
-            image = fit(image, size_of_area(image, math.sqrt(size[0] * size[1]), size_unit(pipeline)))
-        exemplars.append(ExemplarInput(image, one.mask and fit(grey_mask(one.mask), image.size), one.weight))
-    if not exemplars:
-        raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
-    return RequestImages(exemplars, size, canvas if mask else None, mask and fit(mask, size))
-
-
-def _over_canvas(images: RequestImages, image: Image.Image) -> Image.Image:
-    """Put the canvas's own pixels where they are kept."""
-    if images.canvas is None or images.mask is None:
-        return image
-    return Image.composite(image, images.canvas, images.mask)
-
-
-def _seeds(job: Job) -> range:
-    return range(job.seed, job.seed + job.number)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told (done, total); it appears with the first step, so an earlier error stands alone."""
-    with ExitStack() as stack:
-        bar: tqdm[NoReturn] | None = None
-
-        def advance(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(tqdm(desc=title, unit="step", total=total))
-            bar.update(done - bar.n)
-
-        yield advance
-
-
-@contextmanager
-def _all_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder whose files appear in `out` together, when all of them are written."""
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            yield Path(folder)
-            for file in sorted(Path(folder).iterdir()):
-                os.replace(file, out / file.name)
-    except OSError as error:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise _unwritable(out, error) from None
-
-
-def _refuse_folder(out: Path) -> None:
-    """Nothing of the user's is overwritten: an `out` that holds other files than an earlier run's is refused."""
-    try:
-        is_file, holds_something = out.exists() and not out.is_dir(), out.is_dir() and any(out.iterdir())
-        is_of_earlier_run = (out / "report.json").is_file()
-    except (OSError, ValueError) as error:
-        raise _unwritable(out, error) from None
-    if is_file:
-        raise RivalError(f"--out {out} is a file; give a folder.")
-    if holds_something and not is_of_earlier_run:
-        raise RivalError(f"--out {out} holds other files; give a new or empty folder.")
-
-
-def _unwritable(out: Path, error: Exception) -> RivalError:
-    return RivalError(f"--out {out} cannot be written: {getattr(error, 'strerror', None) or error}.")
+        click.echo(judge(made.report.inversion.psnr, job.settings, job.steps).sentence)
 
 
 def _complain(sentence: str) -> int:

@@ -34,6 +34,7 @@ class RivalError(Exception):
 
     def __init__(self, sentence: str):
         super().__init__(f"RIVAL: {sentence}")
+        self.sentence = sentence
         self.status_code = 422
         self.detail = str(self)
 

@@ -119,13 +119,22 @@ class Report:
     seconds: Seconds = field(default_factory=Seconds)
     notes: Sequence[str] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the run was one without RIVAL."""
+        return self.mode == "plain"
+
     def as_dict(self) -> dict[str, Any]:
         """The object of `report.json`."""
         return asdict(self) | {"notes": list(self.notes)}
 
     def lines(self) -> list[str]:
         """Sentences for people, in the order in which things were done."""
+        notes = (note[0].upper() + note[1:] + "." for note in self.notes)
         steps, inversion, rows = self.steps, self.inversion, self.rows
+        if self.is_plain:
+            generated = f"{steps.total} steps, {rows.generation} UNet rows, {self.seconds.generation:.1f} s."
+            return [f"Plain images, without RIVAL. {generated}", *notes]
         inverted = (
             f"Inverted in {inversion.evaluations} evaluations, {self.seconds.inversion:.1f} s; "
             f"the last update was {inversion.residual:.2g} of the latent."
@@ -139,11 +148,14 @@ class Report:
             f"{steps.total} steps; statistics were aligned in {steps.aligned}.",
             f"{rows.inversion} UNet rows for the inversion and {rows.generation} for the images, "
             f"{self.seconds.generation:.1f} s.",
-            *(note[0].upper() + note[1:] + "." for note in self.notes),
+            *notes,
         ]
 
     def summary(self) -> str:
         """One line for the infotext. It has no comma and no colon, because the WebUI would have to quote them."""
+        notes = "".join(f"; {note}" for note in self.notes)
+        if self.is_plain:
+            return f"plain images without RIVAL; {self.steps.total} steps; {self.rows.generation} UNet rows" + notes
         inverted = (
             f"inverted in {self.inversion.evaluations} evaluations (residual {self.inversion.residual:.2g})"
             if self.store != "hit"
@@ -153,7 +165,7 @@ class Report:
         return exemplars + (
             f"{self.layers} layers; {self.steps.injected} of {self.steps.total} steps injected; "
             f"{self.steps.aligned} aligned; {self.features} features; {inverted}; "
-            f"{self.rows.inversion} + {self.rows.generation} UNet rows" + "".join(f"; {note}" for note in self.notes)
+            f"{self.rows.inversion} + {self.rows.generation} UNet rows" + notes
         )
 
 

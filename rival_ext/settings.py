@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError, create_model
 
 from rival_ext.errors import RivalError, short_repr
-from rival_ext.fields import DEFAULTS, EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, LONGEST_PROMPT, MODES
+from rival_ext.fields import DEFAULTS, EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, INFOTEXT_FIELDS, LONGEST_PROMPT, MODES
 from rival_ext.images.decoding import decoded_image
 
 PIXELS_PER_POSITION = 8
@@ -20,6 +20,12 @@ PIXELS_PER_POSITION = 8
 
 GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
 """The guidance scale that the authors use in each mode."""
+
+HALF = 0.5
+"""The one rule of all masks: a mask counts in a latent position of 8x8 pixels that it covers by half or more."""
+
+MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or more"
+"""The rule in words, as a part of an error sentence."""
 
 MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
 """The error sentence for mode inpaint without a mask."""
@@ -41,11 +47,13 @@ class ExemplarInput(NamedTuple):
         image: The image, or None for the host's own input (the img2img image).
         mask: White where the exemplar is seen. None shows all of it.
         weight: Its share among the exemplars, from 0.0001 to 1.
+        suffix: The names of its fields end with this.
     """
 
     image: Image.Image | None
     mask: Image.Image | None = None
     weight: float = 1.0
+    suffix: str = ""
 
 
 class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allowed=True):
@@ -56,7 +64,9 @@ class SettingsBase(BaseModel, extra="forbid", frozen=True, arbitrary_types_allow
         """The exemplars with a weight. The first one may have no image; the others are there if an image is given."""
         values = dict(self)
         inputs = [
-            ExemplarInput(*(values[name + suffix] for name in ("exemplar", "exemplar_mask", "weight")))
+            ExemplarInput(
+                values["exemplar" + suffix], values["exemplar_mask" + suffix], values["weight" + suffix], suffix
+            )
             for suffix in EXEMPLAR_SUFFIXES
         ]
         present = inputs[:1] + [one for one in inputs[1:] if one.image]
@@ -122,7 +132,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     given = {**values, **_painted_regions(values)}
     given |= _normalised(given)
     try:
-        return Settings(**{**_implied_values(given), **given})
+        return Settings(**{**implied_values(given), **given})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
@@ -138,6 +148,40 @@ def mode_defaults(mode: str) -> dict[str, Any]:
         The defaults by field name.
     """
     return {**DEFAULTS, **MODES.get(mode, {}), "mode": mode}
+
+
+def mode_fields() -> set[str]:
+    """List the fields that have another default in some mode."""
+    return {name for preset in MODES.values() for name in preset}
+
+
+def implied_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Look up the values of the fields that a given mode and a given similarity set.
+
+    Args:
+        given: May hold "mode" and "similarity". A wrong one sets nothing.
+
+    Returns:
+        Values by field name. The similarity's come after the mode's.
+    """
+    mode, similarity = given.get("mode"), given.get("similarity")
+    values = dict(MODES.get(mode, {})) if isinstance(mode, str) else {}
+    if isinstance(similarity, float) and 0 <= similarity <= 1:
+        values |= similarity_values(similarity)
+    return values
+
+
+def changed_values(settings: Settings) -> dict[str, Any]:
+    """List the values that differ from the defaults of the settings' mode.
+
+    Args:
+        settings: The validated settings.
+
+    Returns:
+        The values by field name, without images and without the mode itself.
+    """
+    values, defaults = dict(settings), mode_defaults(settings.mode)
+    return {field.name: values[field.name] for field in INFOTEXT_FIELDS if values[field.name] != defaults[field.name]}
 
 
 def similarity_values(similarity: float) -> dict[str, Any]:
@@ -164,7 +208,7 @@ def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     if "mode" in chosen:
-        values = {name: DEFAULTS[name] for preset in MODES.values() for name in preset} | MODES[chosen["mode"]]
+        values = {name: DEFAULTS[name] for name in mode_fields()} | MODES.get(chosen["mode"], {})
     if "similarity" in chosen:
         values |= similarity_values(chosen["similarity"])
     return values
@@ -190,15 +234,6 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _implied_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the fields that a given mode and a given similarity set. A wrong one sets nothing here."""
-    mode, similarity = given.get("mode"), given.get("similarity")
-    values = dict(MODES.get(mode, {})) if isinstance(mode, str) else {}
-    if isinstance(similarity, float) and 0 <= similarity <= 1:
-        values |= similarity_values(similarity)
-    return values
 
 
 def _painted_regions(values: Mapping[str, Any]) -> dict[str, Any]:

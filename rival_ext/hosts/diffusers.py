@@ -27,6 +27,8 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.method.regions import region_of_mask
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import ExemplarInput
 
 Advance = Callable[[int, int], None]
@@ -149,10 +151,11 @@ class DiffusersHost:
 
     def encoded_exemplars(self) -> list[EncodedExemplar]:
         encoded = []
-        for image, mask, weight in self.images.exemplars:
+        for image, mask, weight, suffix in self.images.exemplars:
             assert image is not None
-            region = self._region(mask, image.size)
-            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=mask is not None))
+            covered = self._region(mask, image.size)
+            region = None if covered is None else region_of_mask(covered, "exemplar_mask" + suffix)
+            encoded.append(EncodedExemplar(self._latent_of(image), weight, region, attention_only=region is not None))
         return encoded
 
     def inpaint_input(self) -> InpaintInput | None:
@@ -191,10 +194,14 @@ class DiffusersHost:
     @torch.no_grad()
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         latent = latent * scale_to_vp(noise_level)
-        if not self.has_two_rows:
-            return self.evaluate(latent, noise_level, self.embeddings.exemplar)
-        both = torch.cat([self.embeddings.negative, self.embeddings.exemplar])
-        return self.evaluate(latent.expand(2, -1, -1, -1), noise_level, both)[COND:]
+        prompts = self.embeddings.exemplar
+        if self.has_two_rows:
+            prompts, latent = torch.cat([self.embeddings.negative, prompts]), latent.expand(2, -1, -1, -1)
+        # the last row is the one with the exemplar's prompt
+        return self._finite(self.evaluate(latent, noise_level, prompts)[-1:], "UNet", "for the exemplar")
+
+    def notes(self) -> Sequence[str]:
+        return [EXACT_WITHOUT_GUIDANCE] * (self.request.exact and self.request.guidance == 1)
 
     def preview(self, latent: Tensor) -> None:
         """Do nothing: the command line shows no image on the way."""
@@ -248,7 +255,7 @@ class DiffusersHost:
             noise = self._guided_noise(latent, level, prompts, guide)
             x = scheduler.step(noise, timestep, x, **randomness).prev_sample
         advance(len(scheduler.timesteps), len(scheduler.timesteps))
-        return x
+        return self._finite(x, "UNet", "in sampling")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -262,7 +269,7 @@ class DiffusersHost:
         """
         vae = self.pipeline.vae
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        return VaeImageProcessor().postprocess(pixels)
+        return VaeImageProcessor().postprocess(self._finite(pixels, "VAE", "in decoding an image"))
 
     def evaluate(self, latent: Tensor, noise_level: float, prompts: Tensor) -> Tensor:
         """Evaluate the UNet.
@@ -291,8 +298,20 @@ class DiffusersHost:
         if id(image) not in self._latents:
             vae = self.pipeline.vae
             pixels = VaeImageProcessor().preprocess(image).to(vae.device, vae.dtype)
-            self._latents[id(image)] = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            latent = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+            self._latents[id(image)] = self._finite(latent, "VAE", "in encoding an image")
         return self._latents[id(image)]
+
+    def _finite(self, values: Tensor, part: str, when: str) -> Tensor:
+        """Return values that a part of the checkpoint gave, or raise RivalError if they hold NaN or infinity."""
+        if values.isfinite().all():
+            return values
+        in_float32 = self.unet.dtype == torch.float32
+        remedy = "" if in_float32 else ", or set CUDA_VISIBLE_DEVICES=-1 to compute in float32 on the CPU"
+        raise RivalError(
+            f"the {part} of --checkpoint gave values that are not numbers (NaN or infinity) {when}; give a checkpoint "
+            f"with another {part}{remedy}."
+        )
 
     def _region(self, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:
         if mask is None:

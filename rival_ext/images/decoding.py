@@ -9,6 +9,7 @@ import re
 from base64 import b64decode
 from collections.abc import Mapping
 from hashlib import sha256
+from string import whitespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from PIL.ImageFile import ImageFile
 
 from rival_ext.errors import RivalError, short_repr
 from rival_ext.images.containers import BoundedFile, covers_its_pixels_once, is_sound, without_costly_metadata
+from rival_ext.images.foreign import foreign_kind
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """The formats that are read: none of them starts another program or names another file.
 
 AVIF is last because a Pillow without AVIF raises KeyError when it gets there; no other format has matched by then.
 """
+
+READ_FORMATS = "PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF"
+"""`FORMATS` in the words of an error sentence."""
 
 MEGABYTES = 128
 """The most that an image's data may take: a camera's 16-bit TIFF of 20 megapixels fits."""
@@ -46,6 +51,9 @@ ORIENTATION = 0x0112
 """The number of EXIF's tag, and TIFF's, that says how an image lies."""
 
 UPRIGHT = 1
+
+SUBFILE_TYPE = 254
+"""The number of TIFF's tag that is odd if the image is a small preview. A camera's raw file begins with one."""
 
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,7 +125,7 @@ def host_image(name: str, value: Any) -> Image.Image | None:
 
 
 def image_from_text(name: str, text: str) -> Image.Image | None:
-    """Decode base64 text, with or without a data URL's head.
+    """Decode base64 text, with or without a data URL's head, in one line or in many.
 
     Args:
         name: The field that the text was sent in.
@@ -131,9 +139,11 @@ def image_from_text(name: str, text: str) -> Image.Image | None:
     """
     head = DATA_URL_HEAD.match(text)
     start = head.end() if head else 0
-    refuse_bytes(name, (len(text) - start) / BASE64_CHARACTERS_PER_BYTE)
+    spaces = sum(text.count(space, start) for space in whitespace)
+    refuse_bytes(name, (len(text) - start - spaces) / BASE64_CHARACTERS_PER_BYTE)
     try:
-        data = b64decode(text[start:], validate=True)
+        # bytes, because their spaces are removed many times faster than those of text
+        data = b64decode(text[start:].encode("ascii").translate(None, whitespace.encode()), validate=True)
     except ValueError:
         return None
     return image_from_bytes(name, data)
@@ -150,9 +160,11 @@ def image_from_bytes(name: str, data: bytes) -> Image.Image | None:
         The image, without metadata other than transparency; None for bytes that are no image or a damaged one.
 
     Raises:
-        RivalError: The image has more bytes or pixels than allowed.
+        RivalError: The image has more bytes or pixels than allowed, or is of a known format that is not read.
     """
     refuse_bytes(name, len(data))
+    if kind := foreign_kind(data):
+        raise RivalError(_of_foreign_kind(name, kind))
     try:
         return _decoded(name, data)
     except RivalError:
@@ -164,6 +176,25 @@ def image_from_bytes(name: str, data: bytes) -> Image.Image | None:
         ) from None
     except Exception:  # Pillow raises nearly any exception for a damaged file, MemoryError among them
         return None
+
+
+def png_texts(data: bytes) -> dict[str, str]:
+    """Read the texts that stand before the pixels of a PNG.
+
+    Args:
+        data: Any bytes.
+
+    Returns:
+        The texts by their names. Empty for bytes that are no PNG, or a damaged one.
+    """
+    if not is_sound(data):
+        return {}
+    file = BoundedFile(data)
+    try:
+        image = Image.open(file, formats=["PNG"])
+    except Exception:  # the same exceptions as in `image_from_bytes`
+        return {}
+    return {str(name): value for name, value in image.info.items() if isinstance(value, str)}
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image | None:
@@ -245,6 +276,8 @@ def _decoded(name: str, data: bytes) -> Image.Image | None:
         return None
     file.allow_loading()
     if image.format == "TIFF":
+        if _tags(image).get(SUBFILE_TYPE, 0) % 2:
+            raise RivalError(_of_foreign_kind(name, "a raw file of a camera"))
         _forget_directories(image)
     image.load()
     return _bare(image)
@@ -318,6 +351,10 @@ def _scaled(image: Image.Image) -> Image.Image:
     values *= 255 / white
     values += 0.5
     return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
+
+
+def _of_foreign_kind(name: str, kind: str) -> str:
+    return f"{name} must be {READ_FORMATS}, not {kind}; convert it to PNG or JPEG."
 
 
 def _not_an_image(name: str, value: Any) -> str:

@@ -1,53 +1,31 @@
-"""What RIVAL does to images: reading one for the command line, fitting it, masks, a contact sheet."""
+"""What RIVAL does to images: fitting one, masks, a contact sheet."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from rival_ext.errors import RivalError
-from rival_ext.images.decoding import MEGABYTE, MEGABYTES, image_from_bytes, in_eight_bits
 
 GAP = 8
 CAPTION_HEIGHT = 18
 PAPER = (250, 250, 250)
 INK = (40, 40, 40)
 LARGEST_ASPECT = 4
+"""An exemplar with an aspect of its own is cropped to this aspect if it is longer."""
+
+LETTER_WIDTH = 6
+NARROWEST_TEXT = 192
+"""From twice this many pixels on, a text is enlarged."""
+
+MOST_CUT_OFF = 0.05
+"""If a crop takes more of an image away, the report says so."""
+
 WIDEST_ROW = 6
 """So many images stand side by side on a contact sheet before a second row begins."""
-
-
-def read_image(name: str, path: Path) -> Image.Image:
-    """Read an image file that the user of the command line names, within the bounds of `rival_ext.images.decoding`.
-
-    Args:
-        name: The option or argument that the path was given as.
-        path: The file.
-
-    Returns:
-        The image, upright, in grey, RGB or RGBA.
-
-    Raises:
-        RivalError: The file does not exist, cannot be read, is no image, or has more bytes or pixels than allowed.
-    """
-    try:
-        with path.open("rb") as file:
-            # one byte more than allowed shows that there is more, even on a device without an end
-            data = file.read(MEGABYTES * MEGABYTE + 1)
-    except FileNotFoundError:
-        raise RivalError(f"{name} {path} does not exist.") from None
-    except (OSError, ValueError):
-        raise RivalError(f"{name} {path} cannot be opened; give a file that you may read.") from None
-    image = image_from_bytes(f"{name} {path}", data)
-    converted = image and in_eight_bits(image)
-    if converted is None:
-        raise RivalError(f"{name} {path} is not an image that can be read.")
-    return converted
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -90,6 +68,25 @@ def size_of_area(image: Image.Image, side: float, unit: int) -> tuple[int, int]:
     aspect = min(max(image.width / image.height, 1 / LARGEST_ASPECT), LARGEST_ASPECT)
     width, height = (max(1, round(side * aspect**power / unit)) * unit for power in (0.5, -0.5))
     return width, height
+
+
+def crop_note(name: str, image: Image.Image, size: tuple[int, int]) -> str | None:
+    """Say for the report that `fit` cuts much of an image off.
+
+    Args:
+        name: What the image is called: the field or the option that it was given in.
+        image: The image.
+        size: Width and height that it is fitted to.
+
+    Returns:
+        The note, without a comma and a colon; None if next to nothing is cut off.
+    """
+    aspect, fitted = image.width / image.height, size[0] / size[1]
+    lost = 1 - min(aspect / fitted, fitted / aspect)
+    if lost <= MOST_CUT_OFF:
+        return None
+    pixels, fitted_pixels = f"{image.width}x{image.height}", f"{size[0]}x{size[1]}"
+    return f"{lost:.0%} of {name} was cut off to fit its {pixels} pixels into {fitted_pixels}"
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:
@@ -156,3 +153,20 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Ima
         sheet.paste(image, (left, top))
         draw.text((left, top + height + 3), caption, fill=INK, font=ImageFont.load_default())
     return sheet
+
+
+def text_image(text: str, size: tuple[int, int]) -> Image.Image:
+    """Write a text on an image, as large as it is easy to read.
+
+    Args:
+        text: A sentence or two, in Latin letters.
+        size: Width and height of the image.
+
+    Returns:
+        The image as RGB. What does not fit is cut off at the bottom.
+    """
+    scale = max(1, min(size) // NARROWEST_TEXT)
+    page = Image.new("RGB", (math.ceil(size[0] / scale), math.ceil(size[1] / scale)), PAPER)
+    lines = "\n".join(textwrap.wrap(text, max(1, (page.width - GAP) // LETTER_WIDTH)))
+    ImageDraw.Draw(page).multiline_text((GAP // 2, GAP // 2), lines, fill=INK, font=ImageFont.load_default(), spacing=2)
+    return page.resize(size, Image.Resampling.NEAREST)

@@ -18,14 +18,14 @@ def channel_statistics(latent: Tensor) -> Statistics:
     """Compute the mean and the standard deviation of each channel over the positions.
 
     Args:
-        latent: `[N, C, H, W]`, more than one position.
+        latent: `[N, C, H, W]`, one position or more. A single position is its own mean and has no deviation.
 
     Returns:
         Both in float32, each `[N, C, 1, 1]`.
     """
     latent = latent.float()
     mean = latent.mean(dim=(2, 3), keepdim=True)
-    variance = latent.var(dim=(2, 3), keepdim=True, unbiased=True)
+    variance = latent.var(dim=(2, 3), keepdim=True, correction=min(1, _positions(latent) - 1))
     return mean, (variance + VARIANCE_FLOOR).sqrt()
 
 
@@ -54,12 +54,19 @@ def align_statistics(generation: Tensor, exemplar: Statistics) -> Tensor:
         exemplar: The statistics to take on, `[1, C, 1, 1]` each.
 
     Returns:
-        `[N, C, H, W]` in the type of `generation`. It is computed in float32.
+        `[N, C, H, W]` in the type of `generation`. It is computed in float32. A single position is returned as it is:
+        it is its own mean, so the exemplar's mean would take its place and nothing of it would be left.
     """
+    if _positions(generation) < 2:
+        return generation
     own_mean, own_deviation = channel_statistics(generation)
     mean, deviation = (value.to(generation.device) for value in exemplar)
     aligned = (generation.float() - own_mean) / own_deviation * deviation + mean
     return aligned.to(generation.dtype)
+
+
+def _positions(latent: Tensor) -> int:
+    return latent.shape[2] * latent.shape[3]
 
 
 def _weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

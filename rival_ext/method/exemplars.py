@@ -13,19 +13,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from rival_ext.method.alignment import Statistics, blend_statistics, channel_statistics
 from rival_ext.method.chain import Chain
+from rival_ext.method.regions import positions_in
 from rival_ext.method.tokens import TokenSubset, token_grid
-
-
-def positions_in(region: Tensor) -> Tensor:
-    """Find the positions of a latent that belong to a region by half or more.
-
-    Args:
-        region: `[1, 1, H, W]`, from 0 (outside) to 1 (inside).
-
-    Returns:
-        Row-major indices, `[n]`, on the CPU.
-    """
-    return (region.flatten() >= 0.5).nonzero().flatten().cpu()
+from rival_ext.settings import HALF
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ class Exemplar:
             height, width, _ = token_grid(self.chain.latents, h.shape[1])
             # on the CPU, because Apple's GPUs pool into even parts only
             covered = adaptive_avg_pool2d(self.region.cpu(), (height, width)).flatten()
-            is_seen = covered >= covered.max().clamp(max=0.5)
+            is_seen = covered >= covered.max().clamp(max=HALF)
             self._token_positions[key] = is_seen.nonzero().flatten().to(h.device)
         return h[:, self._token_positions[key]]
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rival_ext.errors import RivalError
 from rival_ext.method.alignment import align_statistics
 from rival_ext.method.attention import Features, JoinContext, Layers, concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
-from rival_ext.method.inversion import PredictNoise, refuse_not_finite
+from rival_ext.method.inversion import PredictNoise, refuse_not_finite, refuse_unreached
 from rival_ext.method.noise import NoiseSchedule
 from rival_ext.method.start import noise_latents, start_latents
 from rival_ext.method.tokens import LayerChoice, TokenSubset
@@ -65,8 +64,10 @@ class Guide:
         self.layer_choice = LayerChoice(settings, [exemplar.chain.latents for exemplar in exemplars])
         self._load = load
         self._expects_features = features == "recorded"
-        self._aligned_to = [exemplar for exemplar in exemplars if not exemplar.attention_only]
-        self._sources = sources or self._aligned_to
+        self.aligned_to = [exemplar for exemplar in exemplars if not exemplar.attention_only]
+        """The exemplars whose statistics count."""
+        self.sources = sources or self.aligned_to
+        """The exemplars from which the start is drawn. If there are none, the start is fresh noise."""
         # a prediction can have the chain's statistics only if the noise in the latent has them too
         self._aligns_latent = settings.alignment == "latent" or (settings.alignment == "noise" and adds_noise)
         self._joint_tokens = JointTokens(exemplars)
@@ -87,7 +88,7 @@ class Guide:
             `[len(seeds), C, *size]`, variance-exploding.
         """
         canvas = self.canvas and self.canvas.below(noise_level)
-        sources = [source.below(noise_level) for source in self._sources]
+        sources = [source.below(noise_level) for source in self.sources]
         if sources:
             return start_latents(sources, seeds, self.settings.start_mix, size, canvas)
         return noise_latents(self.exemplars[0].chain.below(noise_level), seeds, size, canvas)
@@ -104,8 +105,8 @@ class Guide:
         """
         if self._aligns_latent and self._is_early(noise_level):
             self.counts.steps.aligned += self.settings.alignment == "latent"
-            latents = [exemplar.chain.latent(noise_level) for exemplar in self._aligned_to]
-            latent = align_statistics(latent, joint_statistics(self._aligned_to, latents))
+            latents = [exemplar.chain.latent(noise_level) for exemplar in self.aligned_to]
+            latent = align_statistics(latent, joint_statistics(self.aligned_to, latents))
         return self.canvas.keep_latent(latent, noise_level) if self.canvas else latent
 
     def guided_noise(
@@ -136,14 +137,16 @@ class Guide:
         is_aligned = self.settings.alignment == "noise" and self._is_early(noise_level)
         if join is None and not is_aligned:
             return denoise()
-        features, noises = zip(*(self._exemplar_at(one, noise_level) for one in self.exemplars), strict=True)
+        # without injection, an exemplar that is used for attention only is not evaluated
+        needed = self.exemplars if join else self.aligned_to
+        features, noises = zip(*(self._exemplar_at(one, noise_level) for one in needed), strict=True)
         prediction = self._with_injection(features, join, denoise, cond_or_uncond) if join else denoise()
         if not is_aligned:
             return prediction
         self.counts.steps.aligned += 1
-        paired = zip(self.exemplars, noises, strict=True)
+        paired = zip(needed, noises, strict=True)
         aligned_to = [noise for exemplar, noise in paired if not exemplar.attention_only]
-        return align_statistics(prediction, joint_statistics(self._aligned_to, aligned_to))
+        return align_statistics(prediction, joint_statistics(self.aligned_to, aligned_to))
 
     def _exemplar_at(self, exemplar: Exemplar, noise_level: float) -> tuple[Features, Tensor]:
         """`h_R` and `eps_R` at this noise level: recorded in the inversion, or evaluated now."""
@@ -184,14 +187,10 @@ class Guide:
         joined = self._joint_tokens.join(loaded)
         with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength) as seen:
             prediction = denoise()
-        if not seen:
-            raise RivalError(
-                "no self-attention layer saw the exemplar; another extension may have replaced the UNet's forward: "
-                "disable the other extensions one by one."
-            )
+        refuse_unreached(seen)
         self.counts.layers = max(self.counts.layers, len(seen))
         self.counts.steps.injected += 1
         return prediction
 
     def _is_early(self, noise_level: float) -> bool:
-        return bool(self._aligned_to) and self.schedule.timestep(noise_level) > self.settings.t_early
+        return bool(self.aligned_to) and self.schedule.timestep(noise_level) > self.settings.t_early

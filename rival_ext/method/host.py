@@ -9,14 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rival_ext.errors import RivalError
 from rival_ext.method.attention import Features, Layers
 from rival_ext.method.chain import Chain
-from rival_ext.method.exemplars import positions_in
 from rival_ext.method.noise import NoiseSchedule
-
-FEWEST_POSITIONS = 4
-"""The statistics of fewer positions of a latent mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +21,14 @@ class EncodedExemplar:
     Attributes:
         latent: `[1, C, H, W]`, the mean of the VAE's posterior in the model's scaling.
         weight: As in `Exemplar`.
-        region: As in `Exemplar`.
+        region: As in `Exemplar`. From a mask `rival_ext.method.regions.region_of_mask` makes it.
         attention_only: As in `Exemplar`.
-
-    Raises:
-        RivalError: The region has too few positions to have statistics.
     """
 
     latent: Tensor
     weight: float = 1.0
     region: Tensor | None = None
     attention_only: bool = False
-
-    def __post_init__(self) -> None:
-        if self.region is not None and len(positions_in(self.region)) < FEWEST_POSITIONS:
-            raise RivalError("exemplar_mask shows too little of the exemplar; paint a larger region white.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +93,13 @@ class Host(Protocol):
 
         Raises:
             Interrupted: The user stopped the run.
+        """
+
+    def notes(self) -> Sequence[str]:
+        """List what this host did otherwise than usual with the request.
+
+        Returns:
+            Sentences for the report, without a comma, a colon and a full stop. Often none.
         """
 
     def preview(self, latent: Tensor) -> None:

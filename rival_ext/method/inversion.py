@@ -8,7 +8,7 @@ noise level during generation. So its self-attention inputs are recorded, and th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,22 @@ def refuse_not_finite(are_finite: bool) -> None:
     if not are_finite:
         raise RivalError(
             "the inversion gave values that are not numbers (NaN); start the WebUI with --no-half or --upcast-sampling."
+        )
+
+
+def refuse_unreached(layers: Collection[str]) -> None:
+    """Raise an error if an evaluation has reached no self-attention layer.
+
+    Args:
+        layers: The names of the layers that were reached.
+
+    Raises:
+        RivalError: There is none, because the layers' forwards are not called (torch.compile, a replaced forward).
+    """
+    if not layers:
+        raise RivalError(
+            "no self-attention layer saw the exemplar; another extension may have replaced the UNet's forward: "
+            "disable the other extensions one by one."
         )
 
 
@@ -107,7 +123,7 @@ def invert(
         latent: `[1, C, H, W]`, the mean of the VAE's posterior in the model's scaling. It lies at the lowest level.
         noise_levels: The nodes of the chain, `[N + 1]`, ascending. The sampler visits all but the lowest.
         predict_noise: Evaluates the exemplar.
-        layers: The layers to record. If there are none, nothing is recorded.
+        layers: The layers to record. If there are none, nothing is recorded. Each evaluation must reach one.
         iterations: The most fixed-point iterations of a step, 1 or more. Each is one evaluation.
         first_guess: Where each step's iteration starts.
         keep: Asked after each step what to keep of its features.
@@ -118,7 +134,7 @@ def invert(
         The chain.
 
     Raises:
-        RivalError: A prediction holds NaN or infinity.
+        RivalError: A prediction holds NaN or infinity, or an evaluation has reached none of the layers.
     """
     levels = noise_levels.tolist()
     # variance-exploding form of a latent at the lowest level, which is 0 or nearly 0
@@ -137,6 +153,8 @@ def invert(
             progress((node - 1) * iterations + iteration, steps * iterations)
             with record(layers) as features:
                 prediction = predict_noise(guess, levels[node])
+            if layers:
+                refuse_unreached(features)
             evaluations += 1
             latest = latents[-1] + step * prediction
             update = float((latest - guess).norm() / latest.norm())

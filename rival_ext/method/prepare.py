@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,8 +16,11 @@ from rival_ext.method.exemplars import Exemplar, InpaintCanvas
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import Host, InpaintInput, Store
 from rival_ext.method.run_chains import ChainRequest, RunChains
+from rival_ext.method.unused import settings_without_effect
 from rival_ext.report import InversionPart
-from rival_ext.settings import Settings
+from rival_ext.settings import Settings, mode_defaults
+
+NOTHING_PAINTED = "the mask covers no position of 8x8 pixels by half so nothing was painted"
 
 
 class Prepared(NamedTuple):
@@ -65,7 +68,8 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
         for features in exemplar.chain.features.values():
             # raises now, before sampling, if no layer has a token size that was asked for
             guide.layer_choice.of(index, features)
-    return Prepared(guide, chains.report(len(exemplars), seconds))
+    notes = [*host.notes(), *_notes(host, guide, levels)]
+    return Prepared(guide, chains.report(len(exemplars), seconds, notes))
 
 
 def _exemplars_and_canvas(
@@ -91,12 +95,26 @@ def _canvas_and_sources(inpaint: InpaintInput | None, chain: Chain) -> tuple[Inp
     return InpaintCanvas(chain, inpaint.mask), sources
 
 
+def _notes(host: Host, guide: Guide, levels: Tensor) -> Iterator[str]:
+    """What of the request has no effect."""
+    visited = levels[1:].tolist() if host.levels_are_known() else []
+    yield from settings_without_effect(
+        guide.settings,
+        [host.schedule.timestep(level) for level in visited],
+        is_aligned=bool(guide.aligned_to),
+        is_start_drawn=bool(guide.sources),
+    )
+    if guide.canvas is not None and not len(guide.canvas.positions):
+        yield NOTHING_PAINTED
+
+
 def _refuse_if_unseen(host: Host, settings: Settings, levels: Tensor) -> None:
     if not host.layers:
         raise RivalError("this checkpoint's UNet has no self-attention layers; load a Stable Diffusion checkpoint.")
     lowest = host.schedule.timestep(float(levels[1]))
     if lowest > settings.early_steps:
+        by_mode = mode_defaults(settings.mode)["early_steps"] == settings.early_steps
         raise RivalError(
-            f"early_steps must be at least {math.ceil(lowest)} for this sampler, not {settings.early_steps}; "
-            "otherwise no step sees the exemplar."
+            f"early_steps must be at least {math.ceil(lowest)} for this sampler, not {settings.early_steps}"
+            f"{f', the value of mode {settings.mode}' if by_mode else ''}; otherwise no step sees the exemplar."
         )

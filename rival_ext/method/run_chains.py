@@ -40,6 +40,10 @@ def chain_key(parts: Iterable[Tensor | object]) -> str:
     return sha.hexdigest()
 
 
+def _keep_nothing(features: Features, size: int) -> None:
+    return None
+
+
 class ChainRequest(NamedTuple):
     """A chain that a run needs: of a clean latent `[1, C, H, W]`, with the features of these layers."""
 
@@ -103,12 +107,13 @@ class RunChains:
             self.in_use[key] = self._invert(key, request, part_of(self.host.progress, index, len(missing)))
         return [self.in_use[key] for key in keys]
 
-    def report(self, exemplars: int, seconds: float) -> InversionPart:
+    def report(self, exemplars: int, seconds: float, notes: Sequence[str]) -> InversionPart:
         """Say how the chains of this run were made.
 
         Args:
             exemplars: How many exemplars there are.
             seconds: Wall-clock seconds of all inversions.
+            notes: Sentences on the run that belong to no chain.
 
         Returns:
             The inversion's part of the report.
@@ -119,7 +124,9 @@ class RunChains:
             iterations=self.settings.inversion_iterations if self.inverted else 0,
             residual=max((chain.residual for chain in self.inverted), default=0.0),
         )
-        return InversionPart(exemplars, self.features, store_result, inversion, self.rows, seconds, self.notes)
+        return InversionPart(
+            exemplars, self.features, store_result, inversion, self.rows, seconds, [*self.notes, *notes]
+        )
 
     def _key(self, request: ChainRequest) -> str:
         iterations, fingerprint = self.settings.inversion_iterations, self.host.fingerprint()
@@ -147,9 +154,10 @@ class RunChains:
                 request.latent,
                 self.levels,
                 host.predict_noise,
-                request.layers,
+                # recorded even if nothing is kept: at the first evaluation it shows whether the layers are reached
+                host.layers,
                 iterations=self.settings.inversion_iterations,
-                keep=self._keep_features,
+                keep=self._keep_features if request.layers else _keep_nothing,
                 progress=progress,
                 preview=host.preview,
             )

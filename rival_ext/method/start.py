@@ -122,7 +122,7 @@ def _start_latent(
     exemplars: Sequence[Exemplar], layout: Tensor, background: Tensor, positions: Tensor, mix: float, seed: int
 ) -> Tensor:
     inverted = layout.flatten(2)[:, :, positions, None]
-    if mix == 0:
+    if mix == 0 or not len(positions):
         values = inverted
     else:
         drawn = _drawn_values(exemplars, len(positions), seed)

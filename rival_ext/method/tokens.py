@@ -118,7 +118,7 @@ def token_grid(latent: Tensor, tokens: int) -> tuple[int, int, int]:
         height, width, side = -(-height // 2), -(-width // 2), 2 * side
     if height * width != tokens:
         raise RivalError(
-            "token merging needs layers set to all and no exemplar_mask; change these, or set the token merging ratio "
-            "to 0."
+            "token merging needs layers set to all, no exemplar_mask, and with a mask Masked content set to original; "
+            "change these, or set the token merging ratio to 0."
         )
     return height, width, side

@@ -73,7 +73,7 @@ class DiskStore(FeatureTransfer):
         try:
             return self._read(file)
         except (SafetensorError, OSError, KeyError, ValueError):
-            raise RivalError(f"{file} is damaged, or is not an inversion; delete it.") from None
+            raise RivalError(f"{file} of --keep-inversions is damaged, or is not an inversion; delete it.") from None
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
         """Write a chain. The file appears when it is whole. A chain that lacks some of its features is not written.

@@ -20,6 +20,8 @@ import pytest
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Path(__file__).parent / "alone"
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
@@ -19,9 +22,7 @@ def hosts(request, tmp_path_factory):
     if request.param == "stand-in":
         with modules.uninstalled():
             modules.install(new_checkpoint())
-            yield tuple(
-                StandInServer(Checkpoint(load_pipeline(DEMO_CHECKPOINT)), extended) for extended in (True, False)
-            )
+            yield tuple(StandInServer(new_checkpoint(), extended) for extended in (True, False))
         return
     webui = WEBUIS[request.param]
     folder = webui.folder()
@@ -37,9 +38,16 @@ def hosts(request, tmp_path_factory):
             server.stop()
 
 
+@cache
+def loaded_pipeline():
+    """The small model, loaded once for all files."""
+    return load_pipeline(DEMO_CHECKPOINT)
+
+
 def new_checkpoint():
-    """Load the small model again, so that no two servers share one with its hooks."""
-    return Checkpoint(load_pipeline(DEMO_CHECKPOINT))
+    """Copy the small model, so that no two servers share one with its hooks."""
+    pipeline = loaded_pipeline()
+    return Checkpoint(deepcopy(pipeline, {id(pipeline.tokenizer): pipeline.tokenizer}))
 
 
 @pytest.fixture

@@ -106,7 +106,8 @@ class StandInServer:
         try:
             p = getattr(processing, kind)(self.checkpoint, **payload)
             # the arguments of a selected script come first
-            p.scripts, p.script_args = self.scripts, [0, *given, *self.defaults[len(given) :]]
+            self.scripts.selectable_scripts = [plot.SCRIPT]
+            p.scripts, p.script_args = self.scripts, [int(bool(axes)), *given, *self.defaults[len(given) :]]
             made = plot.process_plot(p, axes) if axes else processing.process_images(p)
         except Exception as error:
             return Answer(getattr(error, "status_code", 500), sentence=str(error))

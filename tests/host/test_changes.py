@@ -229,13 +229,16 @@ def test_real_options_set_during_a_check_are_the_users(server, twins):
 
 @pytest.mark.parametrize("action", ["error", "memory", "interrupt", "one nan"])
 def test_real_a_fault_after_the_switch_to_a_refiner(server, twins, action):
-    refined = VARIED | {"refiner_checkpoint": REFINER, "refiner_switch_at": 0.6}
+    refiner = {"refiner_checkpoint": REFINER, "refiner_switch_at": 0.6}
+    # on some machines a plain image differs by rounding once a refiner was loaded, without the extension too
+    made(server, PLAIN | refiner)
+    after_a_refiner = made(server, PLAIN), made(server, VARIED), twins[2]
     server.forget()
     server.plan(2 * STEPS, action)
-    answer = server.img2img(**refined)
+    answer = server.img2img(**(VARIED | refiner))
     assert server.calls() >= 2 * STEPS
     assert answer.status in {"interrupt": {200}, "one nan": {200, 500}}.get(action, {500}), answer.sentence
-    assert_as_good_as_new(server, twins)
+    assert_as_good_as_new(server, after_a_refiner)
 
 
 @pytest.mark.parametrize("at_call", [INVERTING, SAMPLING])

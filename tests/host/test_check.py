@@ -171,7 +171,6 @@ def test_an_interrupt_on_either_way_is_a_plain_sentence(run, server, at_call):
         ({"image": None}, "exemplar is missing"),
         ({"sampler_name": "Oiler"}, "sampler_name must be the name of one of the WebUI's samplers, not 'Oiler'"),
         ({"scheduler": "daily"}, "scheduler must be the name of one of the WebUI's schedules, not 'daily'"),
-        ({"width": 132}, "multiples of 8"),
         ({"denoising_strength": 0.05, "sampler_name": "DDIM"}, "denoising strength"),
     ],
 )

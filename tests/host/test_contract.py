@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from rival_ext.fields import FIELDS
 from tests.conftest import exemplar
 from tests.host.answers import base64_of
 from tests.host.asking import STEPS, images_of, infotext, largest_difference, request
@@ -101,6 +102,33 @@ def test_left_out_fields_take_the_panels_defaults(server):
     assert largest_difference(images_of(server, {}), images_of(server, full)) == 0
 
 
+VALUES = [True, *(field.default for field in FIELDS[1:])]
+"""The values of the panel's controls, switched on."""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [{"enabled": True}, {"mode": "edit"}],
+        [{"enabled": True}, 5],
+        [{"enabled": True}, *VALUES[1:], "too many"],
+        [*VALUES, "too many"],
+        [*VALUES, *["too many"] * 40],
+    ],
+)
+def test_arguments_that_would_be_dropped_are_refused(server, args):
+    answer = server.img2img(**request(args))
+    assert answer.status == 422
+    assert answer.sentence.startswith("RIVAL: args must be ")
+    assert server.calls() == 0
+
+
+def test_the_panels_own_values_may_end_with_those_of_no_field(server):
+    ends = [VALUES, [*VALUES, ""], [*VALUES, None, None, None, ""]]
+    first, *others = (images_of(server, values) for values in ends)
+    assert all(largest_difference(other, first) == 0 for other in others)
+
+
 def test_the_panels_positional_form_is_the_same(server):
     positional = [True, "variation", 0.5, 500, 400, 0.5, None, None, 1, None, None, 1, None, None, 1, "a pizza", "fine"]
     named = {"exemplar_prompt": "a pizza", "t_align": 500, "t_early": 400, "start_mix": 0.5, "layers": "fine"}
@@ -171,7 +199,6 @@ def test_a_wrong_field_is_an_error_that_names_it_and_nothing_is_sampled(server, 
     ("fields", "named"),
     [
         ({"settings": {"early_steps": 0}, "sampler_name": "DDIM"}, "early_steps"),
-        ({"width": 132}, "multiples of 8"),
         ({"subseed_strength": 0.3}, "Variation strength"),
         ({"denoising_strength": 0.05, "sampler_name": "DDIM"}, "denoising strength"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 
@@ -169,6 +170,22 @@ def test_after_a_prediction_that_is_no_number(server, twins, memory, action, at_
         # the host checks the first value only
         assert "NaN" in answer.sentence
     assert_as_if_nothing_had_been(server, twins, memory)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("scene", ["variation", "text"])
+def test_an_encoder_that_gives_no_numbers_is_told_from_the_unet(server, scene, value):
+    """The UNet's remedy, --no-half, would not help."""
+    if server.name != "stand-in":
+        pytest.skip("real WebUI: its VAE is in another process")
+    handle = server.checkpoint.first_stage_model.quant_conv.register_forward_hook(lambda *call: call[-1] * value)
+    try:
+        answer = with_fault(server, 0, "", scene)
+    finally:
+        handle.remove()
+    assert (answer.status, server.calls()) == (422, 0)
+    assert answer.sentence.startswith("RIVAL: the VAE's encoder gave values that are not numbers (NaN)")
+    assert "--no-half-vae" in answer.sentence
 
 
 @cache

@@ -13,10 +13,11 @@ from tests.host.idle import SWITCHED_OFF, observe
 from tests.host.servers import WEBUIS
 
 UI = ("check_button", "exemplar_tools", "gallery", "gradio_compat", "host_controls", "panel", "presets", "run_preview")
-WEBUI = ("api", "axes", "backends", "http", "infotext", "requirements", "script", "ui", *(f"ui.{name}" for name in UI))
+PAGE = ("api", "axes", "backends", "http", "infotext", "options", "requirements", "script", "ui")
+WEBUI = (*PAGE, *(f"ui.{name}" for name in UI))
 PANEL = {
-    *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.settings"),
-    *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding"),
+    *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.infotext", "rival_ext.settings"),
+    *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding", "rival_ext.images.foreign"),
     *("rival_ext.hosts", "rival_ext.hosts.webui", *(f"rival_ext.hosts.webui.{name}" for name in WEBUI)),
 }
 """The modules that the panel, the settings page and the API's routes need. None of them imports torch, and none is of

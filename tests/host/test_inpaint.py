@@ -165,17 +165,6 @@ def test_inpaint_without_a_mask_is_a_plain_sentence_before_sampling(server, kind
     assert server.leftovers() == []
 
 
-@pytest.mark.parametrize("thickness", [0, 3])
-def test_a_mask_without_a_latent_position_is_a_plain_sentence_before_sampling(server, thickness):
-    server.plan()
-    mask = Image.new("L", (SIDE, SIDE))
-    mask.paste(255, (20, 50, 100, 50 + thickness))
-    answer = server.img2img(**request({"mode": "inpaint"}, mask=base64_of(mask), inpaint_full_res=False))
-    assert answer.status == 422
-    assert "the mask is empty, or too thin" in answer.sentence
-    assert server.calls() == 0
-
-
 # a checkpoint for inpainting
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 
 from tests.host.asking import from_text, images_of, largest_difference, report, request, text_request, uploaded
@@ -37,21 +36,15 @@ def test_an_inversion_without_loras_is_the_one_of_a_prompt_without(server, memor
     assert largest_difference(images_of(server, {"plain_inversion": True}, **fields), plain) == 0
 
 
-def test_live_features_without_loras_are_the_recorded_ones(server):
+def test_beside_the_steps_the_loras_act_on_the_exemplar_and_the_report_says_so(server):
     only_on_the_real_host(server, "LoRA")
-    # a well solved inversion records the live features; a few large steps do not
-    settings = {"plain_inversion": True, "inversion_iterations": 10}
-    fields = {"prompt": f"a pizza <lora:{LORA}:0.05>", "steps": 20}
-    nothing = {"override_settings": {"rival_memory_mb": 0}}
-    (recorded,) = images_of(server, settings, **fields)
-    (live,) = images_of(server, settings, **fields, **nothing)
-    (with_lora,) = images_of(server, {**settings, "plain_inversion": False}, **fields, **nothing)
-
-    def distance(one, other):
-        return np.sqrt(np.mean((one.astype(float) - other) ** 2))
-
-    assert distance(live, recorded) < 1
-    assert distance(live, recorded) < 0.5 * distance(live, with_lora)
+    fields = {"prompt": f"a pizza <lora:{LORA}:0.05>", "steps": 20, "override_settings": {"rival_memory_mb": 0}}
+    apart_from = server.img2img(**request({"plain_inversion": True}, **fields))
+    with_lora = server.img2img(**request({}, **fields))
+    note = "the LoRAs act on the exemplar where it is evaluated beside the steps"
+    assert [note in report(answer) for answer in (apart_from, with_lora)] == [True, False]
+    # the chain is another one
+    assert largest_difference(apart_from.images, with_lora.images) > 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -73,10 +66,10 @@ def test_both_passes_of_hires_fix_see_the_exemplar(server, sampler):
 
 
 @pytest.mark.parametrize("kind", ["img2img", "txt2img"])
-def test_injection_ends_with_the_switch_to_a_refiner(server, kind):
+def test_injection_ends_with_the_switch_to_a_refiner(server, hosts, kind):
     only_on_the_real_host(server, "refiner")
 
-    def ask(settings, **fields):
+    def ask(settings, server=server, **fields):
         fields = {"steps": 10, **fields}
         server.plan()
         answer = getattr(server, kind)(**(request if kind == "img2img" else text_request)(settings, **fields))
@@ -94,5 +87,9 @@ def test_injection_ends_with_the_switch_to_a_refiner(server, kind):
     assert "10 of 10 steps injected" in report(guided)
     others = (plain, guided, plain_refined)
     assert min(largest_difference(both.images, other.images) for other in others) > 5
-    assert largest_difference(ask(None).images, plain.images) == 0
-    assert largest_difference(ask(settings).images, guided.images) == 0
+    # on some machines a checkpoint that is loaded again differs in the last bit, without the extension too
+    bare = hosts[1]
+    before, _, after = ask(None, bare), ask(None, bare, **refined), ask(None, bare)
+    tolerated = 2 * largest_difference(before.images, after.images)
+    assert largest_difference(ask(None).images, plain.images) <= tolerated
+    assert largest_difference(ask(settings).images, guided.images) <= 2 * tolerated

@@ -357,7 +357,7 @@ def test_nothing_is_registered_but_the_leave(off):
     assert [(event, len(callbacks)) for event, callbacks in modules.REGISTERED.items() if callbacks] == [
         ("script_unloaded", 1)
     ]
-    assert [option.label for option in plot.OPTIONS] == ["Seed"]
+    assert [option.label for option in plot.OPTIONS] == ["Seed", "Var. strength"]
 
 
 @pytest.mark.slow

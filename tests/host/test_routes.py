@@ -197,7 +197,6 @@ def bomb():
         ({"steps": 0}, "RIVAL: steps: "),
         ({"width": 10**6}, "RIVAL: width: "),
         ({"denoising_strength": 10**400}, "RIVAL: denoising_strength: "),
-        ({"width": 132}, "RIVAL: width and height must be multiples of 8"),
         ({"sampler_name": "Oiler"}, "RIVAL: sampler_name must be the name of one of the WebUI's samplers"),
         ({"scheduler": "daily"}, "RIVAL: scheduler must be the name of one of the WebUI's schedules"),
         ({"override_settings": {"colour": 1}}, "RIVAL: override_settings must name options of the WebUI"),
@@ -208,6 +207,13 @@ def test_what_is_wrong_is_a_sentence_and_nothing_is_evaluated(server, fields, se
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(sentence)
     assert server.calls() == 0
+
+
+def test_a_size_between_two_positions_is_rounded_as_the_host_rounds_it(server):
+    answer = server.client.post("/rival/v1/invert", json=asked(width=150, height=110))
+    assert answer.status_code == 200, answer.text
+    for name in ("ceiling", "reconstruction"):
+        assert Image.open(io.BytesIO(base64.b64decode(answer.json()[name]))).size == (144, 104)
 
 
 def test_a_body_that_is_no_json_is_a_sentence_too(server):

@@ -80,8 +80,26 @@ def test_the_button_releases_the_users_own(check, script):
     check("ann")
     assert script.SESSION.release("bob") == "No inversion of yours is stored."
     assert check("ann").is_stored
-    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB\.", script.SESSION.release("ann"))
+    assert re.fullmatch(r"Released (?!0\.0)\d+\.\d MB for other runs\.", script.SESSION.release("ann"))
     assert not check("ann").is_stored
+
+
+@pytest.mark.parametrize("way", ["button", "route of all", "route of one"])
+def test_with_the_inversions_goes_the_memory_that_torch_keeps_of_them(check, script, monkeypatch, way):
+    """Otherwise the megabytes that are said to be released would stay in torch's cache."""
+    from modules import devices, shared
+
+    monkeypatch.setattr(shared.cmd_opts, "api", True)
+    chain = check(None).chain
+    stored = []
+    monkeypatch.setattr(devices, "torch_gc", lambda: stored.append(len(script.SESSION.current.store.entries)))
+    if way == "button":
+        script.SESSION.release(None)
+    else:
+        path = "/rival/v1/store" + f"/{chain}" * (way == "route of one")
+        assert client_of_routes().delete(path).json()["bytes"] > 0
+    # after they are gone, and once
+    assert stored == [0]
 
 
 @pytest.mark.slow

@@ -61,6 +61,21 @@ def test_alignment_of_a_constant_channel_is_finite_and_takes_the_exemplars_mean(
     assert (aligned - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("height", [0, 1])
+def test_what_has_no_statistics_is_not_aligned(height):
+    """A single position would become the exemplar's mean, and a half-finished picture nothing but that."""
+    generation = noise(2, 4, height, 1)
+    assert align_statistics(generation, channel_statistics(noise(1, 4, 8, 8))) is generation
+
+
+def test_an_exemplar_of_one_position_gives_its_mean():
+    one = noise(1, 4, 1, 1)
+    mean, deviation = channel_statistics(one)
+    assert torch.equal(mean, one)
+    assert deviation.flatten().tolist() == pytest.approx([1e-5**0.5] * 4)
+    assert align_statistics(noise(1, 4, 8, 8), (mean, deviation)).isfinite().all()
+
+
 def test_alignment_computes_in_float32_and_returns_the_generations_type():
     # in half precision the sum of squares would overflow
     generation = (noise(1, 4, 32, 32) * 300).half()

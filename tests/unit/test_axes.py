@@ -29,7 +29,12 @@ def processing(*args):
     )
 
 
-AXES = {axis.label: axis for axis in axes(option)}
+def seen(p, cell):
+    """Note each cell that an axis asks to validate."""
+    p.seen = [*getattr(p, "seen", []), cell]
+
+
+AXES = {axis.label: axis for axis in axes(option, seen)}
 
 
 def test_axes_are_added_once_to_the_plot_of_each_loading(monkeypatch):
@@ -39,8 +44,8 @@ def test_axes_are_added_once_to_the_plot_of_each_loading(monkeypatch):
     data = [SimpleNamespace(path="/webui/scripts/xyz_grid.py", module=plot)] * 2
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     sys.modules["modules"].scripts = SimpleNamespace(scripts_data=data)
-    add_axes()
-    add_axes()
+    add_axes(seen)
+    add_axes(seen)
     assert plot.axis_options is own
     assert [axis.label for axis in own] == ["Seed", *AXES]
 
@@ -48,7 +53,7 @@ def test_axes_are_added_once_to_the_plot_of_each_loading(monkeypatch):
 def test_without_a_plot_nothing_is_added(monkeypatch):
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     sys.modules["modules"].scripts = SimpleNamespace(scripts_data=[])
-    add_axes()
+    add_axes(seen)
 
 
 def test_fields_that_need_another_inversion_change_least_often():
@@ -110,6 +115,16 @@ def test_the_axis_of_the_switch_goes_before_the_others_in_either_order(first):
 def test_an_axis_without_values_is_refused_in_a_sentence():
     with pytest.raises(RivalError, match=r"the axis \[RIVAL\] Mode has no values"):
         AXES["[RIVAL] Mode"].confirm(None, [])
+
+
+def test_the_last_of_the_axes_sees_every_combination_before_the_first_cell():
+    p = SimpleNamespace()
+    AXES["[RIVAL] Mode"].confirm(p, ["text", "edit"])
+    assert p.seen == [{"mode": "text"}, {"mode": "edit"}]
+    AXES["[RIVAL] Similarity"].confirm(p, [0.25, 0.5])
+    assert p.seen[2:] == [
+        {"mode": mode, "similarity": similarity} for mode in ("text", "edit") for similarity in (0.25, 0.5)
+    ]
 
 
 def test_a_mode_and_a_similarity_set_other_fields():

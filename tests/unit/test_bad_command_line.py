@@ -8,16 +8,18 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from rival_ext import cli
+from rival_ext import cli, variations
 from rival_ext.fields import FIELDS
 from rival_ext.hosts.checkpoint import DEMO
-from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars, two_colours
+from rival_ext.settings import MASK_RULE
+from tests.bad_input import TRIED, WHOLE, cases, damaged_files, scalars
 
 PHOTO = DEMO / "pizza.png"
 FLAGS = [field.flag for field in FIELDS if field.name != "enabled"]
 OTHERS = ["--prompt", "-n", "--seed", "--steps", "--mask", "--size", "--cfg", "--sampler", "--checkpoint", "--out"]
-OTHERS += ["--plain", "--check", "--keep-inversions", "--bogus", "--", "-x", "--help="]
+OTHERS += ["--plain", "--check", "--from", "--keep-inversions", "--bogus", "--", "-x", "--help="]
 # the system hands a program no null bytes, and no surrogates but those that stand for bytes that are no text
 words = scalars.filter(lambda value: not isinstance(value, int) or value.bit_length() < 2000).map(str)
 arguments = words.map(lambda text: text.replace("\0", "").encode("utf-8", "replace").decode())
@@ -42,7 +44,7 @@ def begin(tmp_path_factory):
         argv = ["rival_ext", "--out", str(out), *map(str, given_arguments)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", argv)
-            patch.setattr(cli, "_load_host", loads)
+            patch.setattr(variations, "_load_host", loads)
             patch.chdir(folder)
             with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
                 try:
@@ -102,7 +104,8 @@ def test_a_whole_image_of_each_kind_is_taken(begin, tmp_path, file):
     [
         *(
             ("nothing.png", "does not exist."),
-            (DEMO, "cannot be opened; give a file that you may read."),
+            (DEMO, "is a folder; give a file in PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF."),
+            ("/dev/zero", "is a device; give a file in PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF."),
             ("x" * 5000, "cannot be opened; give a file that you may read."),
         ),
         (DEMO / "README.md", "is not an image that can be read."),
@@ -127,8 +130,12 @@ def test_text_with_half_a_character_is_refused(begin, flag):
     assert "must be text that UTF-8 can encode" in begin(PHOTO, flag, "a\udcff")
 
 
+@pytest.mark.parametrize("flag", ["--out", "--keep-inversions"])
+def test_a_file_in_place_of_a_folder_is_refused(begin, flag):
+    assert begin(PHOTO, flag, PHOTO) == f"RIVAL: {flag} {PHOTO} is a file; give a folder."
+
+
 def test_a_path_that_is_too_long_is_refused_in_a_sentence(begin):
-    assert begin(PHOTO, "--out", PHOTO).endswith("is a file; give a folder.")
     assert "cannot be written: File name too long" in begin(PHOTO, "--out", "x" * 5000)
 
 
@@ -136,8 +143,46 @@ def test_control_characters_in_a_name_are_not_printed(begin):
     assert begin("\x1b[2J\nphoto\r.png") == r"RIVAL: the photo \x1b[2J photo .png does not exist."
 
 
-def test_a_mask_without_white_is_refused_before_the_model_is_loaded(begin, tmp_path):
-    two_colours("1").point(lambda _: 0).save(tmp_path / "mask.png")
-    assert begin(PHOTO, "--mode", "inpaint", "--mask", tmp_path / "mask.png").endswith(
-        "has no white part; paint white what is to be filled."
+@pytest.mark.parametrize("grey", [0, 100, 127])
+@pytest.mark.parametrize("flags", [("--mode", "inpaint", "--mask"), ("--mask",)])
+def test_a_mask_that_is_nowhere_half_white_is_refused_before_the_model_is_loaded(begin, tmp_path, grey, flags):
+    Image.new("L", (16, 16), grey).save(tmp_path / "mask.png")
+    assert begin(PHOTO, *flags, tmp_path / "mask.png") == (
+        f"RIVAL: --mask marks nothing to fill ({MASK_RULE}); paint a larger area white."
     )
+
+
+def test_an_empty_image_is_refused(begin, tmp_path):
+    (tmp_path / "photo.png").touch()
+    assert "is empty; give a file in PNG" in begin(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize(
+    "flag", ["PHOTO", "--mask", "--exemplar-2", "--checkpoint", "--out", "--keep-inversions", "--from"]
+)
+@pytest.mark.parametrize("address", ["https://example.org//a.png", "s3://bucket/a", "file:///tmp/a.png"])
+def test_an_address_is_shown_as_it_is_given_and_refused(begin, flag, address):
+    sentence = begin(address) if flag == "PHOTO" else begin(PHOTO, flag, address)
+    assert sentence == (
+        f"Invalid value for '{flag}': {address} is an address, and no address is opened; give a path on this computer."
+    )
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--exemplar-prompt"])
+@pytest.mark.parametrize("tag", ["<lora:style:1>", "<hypernet:x>", "<lyco:a b:0.5:0.7>"])
+def test_a_tag_in_a_prompt_is_refused(begin, flag, tag):
+    assert begin(PHOTO, flag, f"a pizza {tag}, red") == (
+        f"RIVAL: {flag} has the tag {tag!r}, but the command line reads no LoRAs; remove the tag."
+    )
+
+
+def test_words_in_angle_brackets_that_are_no_tag_are_words(begin):
+    assert begin(PHOTO, "--prompt", "a <small> pizza, 3 < 4: yes > no") == ""
+
+
+@pytest.mark.parametrize("flag", ["--weight-2", "--weight-3", "--exemplar-mask-2", "--exemplar-mask-3"])
+def test_what_belongs_to_an_exemplar_is_refused_without_it(begin, flag):
+    value = 0.5 if "weight" in flag else PHOTO
+    exemplar = f"--exemplar-{flag[-1]}"
+    assert begin(PHOTO, flag, value) == f"RIVAL: {flag} needs {exemplar}; give both or neither."
+    assert begin(PHOTO, flag, value, exemplar, PHOTO) == ""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext.fields import FIELDS, INFOTEXT_FIELDS
-from rival_ext.hosts.webui.infotext import MODE, PASTE_TARGETS
+from rival_ext.hosts.webui.infotext import PASTE_TARGETS
+from rival_ext.infotext import MODE
 from rival_ext.settings import parse_settings
 from tests.bad_input import HOSTILE_TEXTS, cases, said, scalars, texts
 

@@ -160,7 +160,7 @@ def settings_of(arguments):
 @cases(400)
 def test_any_values_in_the_order_of_the_panel_give_settings_or_a_sentence(server, arguments):
     settings, sentence = said(settings_of, arguments)
-    assert settings is not None or names(sentence, [field.name for field in FIELDS])
+    assert settings is not None or names(sentence, ["args", *(field.name for field in FIELDS)])
 
 
 @pytest.mark.slow
@@ -169,7 +169,36 @@ def test_any_values_in_the_order_of_the_panel_give_settings_or_a_sentence(server
 def test_an_object_followed_by_other_values_gives_settings_or_a_sentence(server, asked, others):
     regions = [field.name for field in FIELDS if field.is_image]
     settings, sentence = said(settings_of, [asked, *others])
-    assert settings is not None or names(sentence, [*asked, *regions])
+    assert settings is not None or names(sentence, ["args", *asked, *regions])
+
+
+DEFAULTS_BESIDE = [field.default for field in FIELDS[1:]]
+"""What the host puts beside an object that a request gives alone."""
+
+
+@pytest.mark.parametrize("beside", [{}, {"mode": "edit"}, {"enabled": True}, 5, "sketch", [1], True])
+def test_nothing_of_the_requests_own_stands_beside_an_object(server, beside):
+    settings, sentence = said(settings_of, [{"enabled": True}, beside, *DEFAULTS_BESIDE[1:]])
+    assert settings is None
+    assert sentence.startswith("RIVAL: args must be one object with all settings and nothing after it, not ")
+
+
+def test_behind_the_last_control_stands_nothing(server):
+    for first in ({"enabled": True}, True):
+        settings, sentence = said(settings_of, [first, *DEFAULTS_BESIDE, 5])
+        assert settings is None
+        assert sentence.startswith("RIVAL: args must be ")
+        # what a page gives there: no strokes, and the empty text of the last control
+        for nothing in ([], [""], [None, None, None, ""]):
+            assert settings_of([first, *DEFAULTS_BESIDE, *nothing]).enabled
+
+
+def test_an_infotext_fills_what_an_object_leaves_out(server):
+    """The host puts the values of a request's infotext where the panel's controls stand."""
+    pasted = dict(zip((field.name for field in FIELDS[1:]), DEFAULTS_BESIDE, strict=True))
+    pasted |= {"mode": "edit", "early_steps": 900, "start_mix": 0.5, "t_align": 300}
+    settings = settings_of([{"enabled": True, "t_align": 400}, *pasted.values()])
+    assert (settings.mode, settings.early_steps, settings.start_mix, settings.t_align) == ("edit", 900, 0.5, 400)
 
 
 @pytest.mark.slow

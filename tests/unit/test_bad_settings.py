@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS
-from rival_ext.hosts.webui.infotext import settings_to_infotext
+from rival_ext.infotext import settings_to_infotext
 from rival_ext.settings import Settings, parse_settings
 from tests.bad_input import IMAGES, NAMES, cases, names, nested, objects, said, two_colours, values
 

@@ -10,17 +10,13 @@ import pytest
 from torch import nn
 
 from rival_ext.hosts.webui.compat import (
-    T_EARLY_WITH_CONTROLNET,
-    apply_controlnet_default,
-    controlnet_units,
+    controlnet_steers,
     extension_cleanup,
-    is_sampled_by_demofusion,
     references_without_exemplar,
     uses_tiled_diffusion,
     without_other_extensions,
 )
 from rival_ext.method.attention import _suspended
-from rival_ext.settings import Settings
 
 
 class Block(nn.Module):
@@ -43,8 +39,7 @@ class Network(nn.Module):
 class ControlNet:
     """As much of ControlNet's script as RIVAL looks at."""
 
-    def __init__(self, *units):
-        self.units, self.args_from, self.args_to = units, 1, 1 + len(units)
+    def __init__(self):
         self.latest_network = None
 
     def title(self):
@@ -52,10 +47,7 @@ class ControlNet:
 
 
 def processing(script=None, **fields):
-    args = (0, *(script.units if script else ()), "another script's")
-    return SimpleNamespace(
-        scripts=SimpleNamespace(alwayson_scripts=[script] if script else []), script_args=args, **fields
-    )
+    return SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[script] if script else []), **fields)
 
 
 def replaced(*_):
@@ -142,31 +134,25 @@ def test_a_reference_units_evaluation_is_suspended():
     assert script.latest_network.original_forward is evaluate
 
 
-def test_units_are_named_from_objects_and_from_requests():
-    enabled = SimpleNamespace(enabled=True, module="canny", model="canny [1]")
-    script = ControlNet(
-        enabled,
-        {"enabled": True, "module": "reference_only", "model": "None"},
-        {"module": "none"},
-        SimpleNamespace(enabled=False),
-    )
-    assert controlnet_units(processing(script)) == ["canny [1]", "reference_only"]
-    assert controlnet_units(processing()) == []
+def unit(kind):
+    return SimpleNamespace(control_model_type=SimpleNamespace(name=kind))
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked", "t_early"),
+    ("network", "steers"),
     [
-        (Settings(), {"enabled"}, T_EARLY_WITH_CONTROLNET),
-        (Settings(), set(), T_EARLY_WITH_CONTROLNET),
-        (Settings(), {"enabled", "t_early"}, 600),
-        (Settings(t_early=300), set(), 300),
+        (None, False),
+        (SimpleNamespace(control_params=None), False),
+        (SimpleNamespace(control_params=[unit("AttentionInjection")]), False),
+        (SimpleNamespace(control_params=[unit("AttentionInjection"), unit("ControlNet")]), True),
+        (SimpleNamespace(control_params=[unit("IPAdapter")]), True),
     ],
 )
-def test_t_early_is_400_beside_controlnet_unless_the_request_gives_it(settings, asked, t_early):
-    p = processing(ControlNet({"enabled": True, "module": "canny", "model": "canny"}))
-    assert apply_controlnet_default(p, settings, asked).t_early == t_early
-    assert apply_controlnet_default(processing(), settings, asked) is settings
+def test_only_the_units_that_act_on_the_layout_steer(network, steers):
+    script = ControlNet()
+    script.latest_network = network
+    assert controlnet_steers(processing(script)) == steers
+    assert not controlnet_steers(processing())
 
 
 def test_controlnet_is_taken_off_after_an_error_only():
@@ -245,16 +231,3 @@ def test_tiled_diffusion_is_known_by_its_marks():
     assert not uses_tiled_diffusion(sampling(forward=Tiled("StableSR").reset))
     assert uses_tiled_diffusion(sampling(forward=MultiDiffusion().forward))
     assert uses_tiled_diffusion(sampling(mixed))
-
-
-def test_demofusion_is_known_by_the_sampling_that_it_replaces():
-    def sample():
-        """The sampling of DemoFusion."""
-
-    p = processing()
-    assert not is_sampled_by_demofusion(p)
-    p.sample = replaced
-    assert not is_sampled_by_demofusion(p)
-    sample.__module__ = "tileglobal.py"
-    p.sample = sample
-    assert is_sampled_by_demofusion(p)

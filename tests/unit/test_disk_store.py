@@ -86,7 +86,9 @@ def test_a_damaged_file_is_named_in_the_error(tmp_path, content):
     disk_store(tmp_path).put("key", chain(), 0)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
-    with pytest.raises(RivalError, match=f"{file.name} is damaged, or is not an inversion; delete it"):
+    with pytest.raises(
+        RivalError, match=f"{file.name} of --keep-inversions is damaged, or is not an inversion; delete it"
+    ):
         disk_store(tmp_path).get("key")
 
 

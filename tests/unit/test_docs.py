@@ -121,7 +121,7 @@ SAID = {"RivalError": 0, "HTTPException": 1, "note": 0, "Verdict": 1}
 REFUSALS = {"hosts/webui/validation.py", "hosts/webui/backends/ldm.py", "hosts/webui/backends/patched.py"}
 """The files with a table of refusals. Its keys are the sentences."""
 
-TABLES = {*REFUSALS, "hosts/webui/ui/run_preview.py"}
+TABLES = {*REFUSALS, "hosts/webui/ui/run_preview.py", "method/unused.py", "method/prepare.py"}
 """The files whose sentences are in a table or are yielded."""
 
 VARIABLE = "\0"
@@ -216,6 +216,12 @@ def test_what_the_panel_and_the_report_say_otherwise_is_on_the_page():
         "hosts/webui/sampling.py": ["stopped in the inversion at step "],
         "hosts/webui/backends/patched.py": ["another extension replaces "],
         "method/run_chains.py": ["memory ran out while features were recorded"],
+        "method/unused.py": [
+            "exact had no effect at guidance scale 1",
+            "alignment is off",
+            "every exemplar has a mask",
+        ],
+        "images/transforms.py": [" was cut off to fit its "],
         "hosts/webui/script.py": ["No inversion of yours is stored.", "Released "],
         "hosts/webui/ui/run_preview.py": ["RIVAL is switched off: tick the box in the title of this panel."],
         "hosts/webui/ui/check_button.py": ["The inversion is not stored: it needs more memory than the setting "],

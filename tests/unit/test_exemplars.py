@@ -11,10 +11,10 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.attention import concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.guide import Guide
-from rival_ext.method.host import EncodedExemplar
-from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.layers import count_rows, self_attention_layers
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import ExemplarInput, parse_settings
+from rival_ext.method.regions import region_of_mask
+from rival_ext.settings import HALF, ExemplarInput, parse_settings
 from rival_ext.storage.store import ChainStore, NoStore
 from tests.conftest import exemplar, quiet
 from tests.unit.synthetic import chain, columns, left_half, noise
@@ -48,11 +48,22 @@ def test_a_small_region_still_has_a_token_in_every_layer():
     assert exemplar.seen_tokens(torch.zeros(1, 16, 2)).shape[1] >= 1
 
 
-def test_a_region_with_too_few_positions_is_refused():
-    region = torch.zeros(1, 1, 8, 8)
-    region[..., 0, 0] = 1
-    with pytest.raises(RivalError, match="exemplar_mask"):
-        EncodedExemplar(noise(1, 4, 8, 8), region=region)
+def test_a_mask_of_too_few_positions_is_refused_by_its_own_name():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 0, :3] = 1
+    # a position that is covered by less than half does not count
+    mask[..., 1, :] = 0.49
+    with pytest.raises(RivalError, match="exemplar_mask_2 shows too little of the exemplar"):
+        region_of_mask(mask, "exemplar_mask_2")
+    mask[..., 1, 0] = HALF
+    assert region_of_mask(mask, "exemplar_mask_2") is mask
+
+
+def test_a_mask_that_shows_all_of_an_exemplar_is_none():
+    mask = torch.full((1, 1, 8, 8), HALF)
+    assert region_of_mask(mask, "exemplar_mask") is None
+    # one position is all of the smallest latent
+    assert region_of_mask(mask[..., :1, :1], "exemplar_mask") is None
 
 
 def test_the_statistics_are_those_of_the_region():
@@ -131,6 +142,28 @@ def test_beside_an_exemplar_with_a_mask_the_whole_one_gives_start_and_statistics
     assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
     host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
     assert (len(guide.exemplars), guide.counts.steps.injected, guide.counts.steps.aligned) == (2, 6, 2)
+
+
+def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
+    """Above early_steps nothing is injected, so an exemplar for attention only is not evaluated there."""
+    image, mask = painted_half(exemplar("house-emojione-blue"))
+    shown = [ExemplarInput(image, mask), ExemplarInput(exemplar("pizza-emojione-yellow"))]
+    fields = {"features": "live", "early_steps": 500, "t_early": 700}
+    host, guide = guide_of(pipeline, shown, steps=8, **fields)
+    timesteps = [host.schedule.timestep(level) for level in host.noise_levels().tolist()[1:]]
+    injected = sum(timestep <= 500 for timestep in timesteps)
+    aligned = sum(timestep > 700 for timestep in timesteps)
+    assert injected + aligned < 8
+    with count_rows(host.unet) as rows:
+        host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    assert sum(rows) == 8 * 2 + injected * 2 + aligned
+
+
+def test_a_mask_that_shows_everything_changes_no_bit(pipeline):
+    house = exemplar("house-emojione-blue")
+    shown = [[ExemplarInput(house, mask)] for mask in (None, Image.new("L", house.size, 128))]
+    guides = [guide_of(pipeline, one, steps=3) for one in shown]
+    assert torch.equal(*(host.sample(guide.start([3], (16, 16)), [3], guide, quiet) for host, guide in guides))
 
 
 def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):

@@ -187,6 +187,23 @@ def test_hooks_of_other_extensions_stay(unet, features, evaluate):
     assert hooks(unet) == []
 
 
+@pytest.mark.parametrize("features", ["recorded", "live"])
+def test_layers_that_are_never_called_are_noticed_in_the_first_evaluation(make_host, features):
+    """torch.compile and other extensions can replace the forward that calls them."""
+    host = make_host(steps=4)
+    calls = []
+
+    def predict(latent, level):
+        calls.append(level)
+        return latent * 0.1
+
+    host.predict_noise = predict
+    with pytest.raises(RivalError, match="no self-attention layer saw the exemplar"):
+        prepare(host, parse_settings({"features": features}), NoStore())
+    assert len(calls) == 1
+    assert hooks(host.unet) == []
+
+
 def test_if_no_layer_runs_the_guide_raises_an_error_and_leaves_no_hook(make_host, make_live_guide):
     host = make_host(steps=3)
     guide = make_live_guide(host, alignment="off")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext.fields import DEFAULTS, FIELDS, INFOTEXT_FIELDS, MODES
-from rival_ext.hosts.webui.infotext import MODE, PASTE_TARGETS, settings_to_infotext, write_settings
+from rival_ext.hosts.webui.infotext import PASTE_TARGETS, write_settings
+from rival_ext.infotext import MODE, settings_to_infotext
 from rival_ext.settings import parse_settings
 
 FIELD = {field.name: field for field in FIELDS}

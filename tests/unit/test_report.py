@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rival_ext.report import GuidePart, Inversion, InversionPart, Steps, join_report
+from rival_ext.report import GuidePart, Inversion, InversionPart, Report, Rows, Seconds, Steps, join_report
 from rival_ext.settings import parse_settings
 
 INVERTED = InversionPart(2, "recorded", "miss", Inversion(20, 1, 0.0123), rows=20, seconds=1.5, notes=["first"])
@@ -43,3 +43,11 @@ def test_the_notes_are_those_of_the_inversion_then_the_hosts_then_the_guides_eac
 def test_the_summary_has_no_character_for_which_the_host_would_quote_it(store):
     inversion = InversionPart(2, "recorded", store, Inversion(20, 1, 0.0123), rows=20, seconds=1.5, notes=["first"])
     assert not set(report_of(inversion).summary()) & set(",:\n")
+
+
+def test_the_report_of_a_plain_run_says_what_a_plain_run_did():
+    plain = Report(
+        *("plain", 600, 600), steps=Steps(20), rows=Rows(0, 80), seconds=Seconds(0, 1.5), notes=["the sun shines"]
+    )
+    assert plain.summary() == "plain images without RIVAL; 20 steps; 80 UNet rows; the sun shines"
+    assert plain.lines() == ["Plain images, without RIVAL. 20 steps, 80 UNet rows, 1.5 s.", "The sun shines."]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rival_ext.errors import RivalError, is_out_of_memory
 from rival_ext.method.host import EncodedExemplar
+from rival_ext.method.noise import levels_tensor
 from rival_ext.method.prepare import prepare
 from rival_ext.method.run_chains import MEMORY_RAN_OUT, chain_key
 from rival_ext.report import join_report
@@ -180,6 +181,27 @@ def test_a_latent_that_is_not_finite_is_refused(make_host):
     host.encoded_exemplars = lambda: [EncodedExemplar(torch.full((1, 4, 16, 16), math.nan))]
     with pytest.raises(RivalError, match="not numbers"):
         prepare(host, parse_settings({}), NoStore())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_encoder_that_gives_no_numbers_is_named(make_host, pipeline, value):
+    handle = pipeline.vae.quant_conv.register_forward_hook(lambda *call: call[-1] * value)
+    host = make_host(steps=2)
+    host.predict_noise = None
+    try:
+        with pytest.raises(
+            RivalError, match=r"the VAE of --checkpoint gave values that are not numbers .* in encoding an image"
+        ):
+            prepare(host, parse_settings({}), NoStore())
+    finally:
+        handle.remove()
+
+
+def test_early_steps_of_a_mode_are_named_as_such(make_host):
+    host = make_host(steps=2)
+    host.noise_levels = lambda: levels_tensor([0.0, host.schedule.noise_level(980)])
+    with pytest.raises(RivalError, match=r"early_steps must be at least 980 .*, not 960, the value of mode text; "):
+        prepare(host, parse_settings({"mode": "text"}), NoStore())
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

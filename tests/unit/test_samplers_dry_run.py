@@ -111,6 +111,23 @@ def test_a_dry_run_draws_no_random_number_and_evaluates_nothing(p, sampling, nam
     assert torch.equal(torch.random.get_rng_state(), after)
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_what_a_dry_run_draws_on_the_device_is_drawn_again_afterwards(import_on_stand_in, monkeypatch, kind):
+    """Some noise samplers draw on the device itself. Apple's functions take no device."""
+    states = ["before"]
+
+    def set_state(state, *which):
+        assert len(which) == (kind != "mps")
+        states.append(state)
+
+    generator = SimpleNamespace(get_rng_state=lambda *which: states[-1], set_rng_state=set_state)
+    monkeypatch.setattr(torch, kind, generator)
+    kept = import_on_stand_in("rival_ext.hosts.webui.patching").random_numbers_kept
+    with kept(torch.device(kind)):
+        states.append("moved")
+    assert states == ["before", "moved", "before"]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_after_a_dry_run_the_sampler_is_as_before(p, sampling, name):
     trace, _ = sampling(name)

@@ -339,8 +339,8 @@ def test_an_exemplar_without_an_image_or_with_weight_zero_is_left_out():
     exemplar_inputs = parse_settings(
         {"weight": 0, "exemplar_2": image, "weight_2": 0.5, "weight_3": 0.7}
     ).exemplar_inputs
-    assert exemplar_inputs == [(image, None, 0.5)]
-    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0)]
+    assert exemplar_inputs == [(image, None, 0.5, "_2")]
+    assert parse_settings({}).exemplar_inputs == [(None, None, 1.0, "")]
 
 
 @pytest.mark.parametrize("ending", ["", "_2", "_3"])

@@ -60,8 +60,8 @@ class InvertRequest(BaseModel, extra="forbid"):
     sampler_name: str = pydantic.Field("DDIM", description="One of /sdapi/v1/samplers")
     scheduler: str = pydantic.Field("", description="One of /sdapi/v1/schedulers; empty is the sampler's own")
     steps: int = pydantic.Field(50, ge=1, le=1000, description="Sampling steps")
-    width: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
-    height: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, a multiple of 8")
+    width: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, rounded down to a multiple of 8")
+    height: int = pydantic.Field(512, ge=64, le=4096, description="In pixels, rounded down to a multiple of 8")
     denoising_strength: float = pydantic.Field(1.0, ge=0, le=1, description="For img2img; RIVAL is meant for 1")
     resize_mode: int = pydantic.Field(
         0, ge=0, le=3, description="For img2img: 0 stretch, 1 crop, 2 fill, 3 stretch the latent"
@@ -183,19 +183,17 @@ def router(open_session: Callable[[], Session], api_auth: str | None) -> APIRout
     @routes.delete("/store", response_model=Freed)
     def clear() -> Freed:
         """Release the memory of all stored inversions."""
-        store = open_session().store
-        freed = Freed(bytes=store.bytes, chains=len(store.entries))
-        store.clear()
-        return freed
+        session = open_session()
+        chains = len(session.store.entries)
+        return Freed(bytes=session.release(None), chains=chains)
 
     @routes.delete("/store/{chain_id}", response_model=Freed, responses={404: {"model": Problem}})
     def remove(chain_id: str) -> Freed:
         """Release the memory of one stored inversion."""
-        store = open_session().store
-        size = next((entry.chain.bytes for entry in store.entries if entry.id == chain_id), 0)
-        if not store.remove(chain_id):
+        freed = open_session().release_one(chain_id)
+        if freed is None:
             raise HTTPException(404, "RIVAL: no stored inversion has this id; GET /rival/v1/store lists the ids.")
-        return Freed(bytes=size, chains=1)
+        return Freed(bytes=freed, chains=1)
 
     @routes.get("/version", response_model=Version)
     def version() -> Version:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS, INVERSION_FIELDS, Field
-from rival_ext.settings import MASK_MISSING, parse_settings
 
 PLOT_FILE = "xyz_grid.py"
 """The file of the host's script that makes the plot."""
+
+CHOSEN = "rival_axes"
+"""The attribute of a plot's processing that holds the values of the axes that the host has checked so far."""
 
 CELL = "rival_cell"
 """The attribute of a cell's own processing that holds the values of the axes."""
@@ -24,21 +27,30 @@ this one less often than a seed (0), more often than a VAE (0.7) or a checkpoint
 SWITCH_CHOICES = ["True", "False"]
 
 
-def add_axes() -> None:
-    """Add an axis for each field that is no image to the host's plot, if the host has the plot and the axes are new."""
+ValidateCell = Callable[[Any, Mapping[str, Any]], None]
+"""(processing of the plot, values of a cell by field name) -> None. Raises RivalError for what cannot be honoured."""
+
+
+def add_axes(validate: ValidateCell) -> None:
+    """Add an axis for each field that is no image to the host's plot, if the host has the plot and the axes are new.
+
+    Args:
+        validate: Checks each cell before the host makes the first one.
+    """
     # imported late: the other functions here need no host
     from modules import scripts
 
     for plot in {data.module for data in scripts.scripts_data if Path(data.path).name == PLOT_FILE}:
         present = {option.label for option in plot.axis_options}
-        plot.axis_options += [axis for axis in axes(plot.AxisOption) if axis.label not in present]
+        plot.axis_options += [axis for axis in axes(plot.AxisOption, validate) if axis.label not in present]
 
 
-def axes(axis_option: Callable[..., Any]) -> list[Any]:
+def axes(axis_option: Callable[..., Any], validate: ValidateCell) -> list[Any]:
     """Make the axes.
 
     Args:
         axis_option: The host's class of an axis.
+        validate: Checks each cell before the host makes the first one.
 
     Returns:
         One axis for each field that is no image, in the panel's order.
@@ -48,7 +60,7 @@ def axes(axis_option: Callable[..., Any]) -> list[Any]:
             axis_label(field),
             AxisType(field),
             _apply(field),
-            confirm=_confirm(field),
+            confirm=_confirm(field, validate),
             cost=COST_OF_INVERSION if field.name in INVERSION_FIELDS else 0.0,
             choices=_choices(field),
         )
@@ -73,6 +85,13 @@ def cell_values(p: Any) -> Mapping[str, Any]:
         Values by field name, empty outside of a plot.
     """
     return getattr(p, CELL, {})
+
+
+def rival_arguments(p: Any) -> Sequence[Any]:
+    """Return RIVAL's part of a processing's script arguments."""
+    script = _rival_script(p)
+    arguments: Sequence[Any] = p.script_args[script.args_from : script.args_to]
+    return arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,20 +134,20 @@ def _choices(field: Field) -> Callable[[], list[str]] | None:
     return (lambda: names) if names else None
 
 
-def _confirm(field: Field) -> Callable[[Any, Sequence[Any]], None]:
+def _confirm(field: Field, validate: ValidateCell) -> Callable[[Any, Sequence[Any]], None]:
     """Make the function with which the host checks an axis before it makes the first cell.
 
-    The function raises RivalError for no values at all, and for the first value that the field cannot take.
+    The function raises RivalError for no values at all, and for the first cell that cannot be honoured. The host calls
+    it for one axis after the other, so the last call checks all combinations of RIVAL's axes.
     """
 
     def confirm(p: Any, values: Sequence[Any]) -> None:
         if not values:
             raise RivalError(f"the axis {axis_label(field)} has no values; give it some.")
-        for value in values:
-            settings = parse_settings({field.name: value})
-            # refused here, because the host shows a cell that fails as a black image
-            if settings.mode == "inpaint" and getattr(p, "image_mask", None) is None:
-                raise RivalError(MASK_MISSING)
+        chosen = {**getattr(p, CHOSEN, {}), field.name: values}
+        setattr(p, CHOSEN, chosen)
+        for combination in product(*chosen.values()):
+            validate(p, dict(zip(chosen, combination, strict=True)))
 
     return confirm
 
@@ -148,8 +167,12 @@ def _apply(field: Field) -> Callable[[Any, Any, Sequence[Any]], None]:
 
 def _switch(p: Any, enabled: bool) -> None:
     """Set the panel's switch, or the request's, in the arguments of this cell alone."""
-    script = next(script for script in p.scripts.alwayson_scripts if script.title() == "RIVAL")
+    script = _rival_script(p)
     switch = p.script_args[script.args_from]
     args = list(p.script_args)
     args[script.args_from] = {**switch, "enabled": enabled} if isinstance(switch, Mapping) else enabled
     p.script_args = args
+
+
+def _rival_script(p: Any) -> Any:
+    return next(script for script in p.scripts.alwayson_scripts if script.title() == "RIVAL")

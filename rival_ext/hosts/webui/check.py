@@ -56,8 +56,8 @@ class CheckRequest:
         sampler_name: The name of one of the WebUI's samplers.
         scheduler: The name of one of the WebUI's schedules. Empty is the sampler's own.
         steps: Sampling steps, 1 or more.
-        width: In pixels, a multiple of 8.
-        height: In pixels, a multiple of 8.
+        width: In pixels. The WebUI drops the pixels beyond the last whole position of the latent.
+        height: In pixels, likewise.
         denoising_strength: From 0 to 1.
         resize_mode: From 0 to 3, as the API counts.
         override_settings: The WebUI's options for this run alone, such as checkpoint, VAE and clip skip.

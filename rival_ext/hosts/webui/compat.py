@@ -7,31 +7,26 @@ among the WebUI's scripts, and by their modules in `sys.modules` if they are loa
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from rival_ext.fields import DEFAULTS
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.method.attention import suspended
-from rival_ext.settings import Settings
-
-T_EARLY_WITH_CONTROLNET = 400
-"""The authors' `t_early` beside ControlNet."""
 
 REPLACED_METHODS = {"_original_inner_forward_cn_hijack": "_forward", "original_forward_cn_hijack": "forward"}
 """ControlNet's marks on a block, and for each mark the method that ControlNet's reference units have replaced."""
+
+REFERENCE_UNITS = ("AttentionInjection", "ReVision")
+"""ControlNet's names for the kinds of units that show the model an image and leave the layout alone."""
 
 FORWARD_TABLES = {"scripts.ipadapter.plugable_ipadapter": "all_hacks", "scripts.controlnet_lllite": "all_hack"}
 """ControlNet's modules that replace layers' forwards, and in each the name of its table: layer -> original forward."""
 
 TILED_DIFFUSION_PACKAGE = "tile_methods."
 """The package of Tiled Diffusion's methods."""
-
-DEMOFUSION_MODULE = "tileglobal.py"
-"""The WebUI's name for the module of the script DemoFusion, which comes with Tiled Diffusion."""
 
 TILED_DIFFUSION_SCRIPTS = ("Tiled Diffusion", "DemoFusion")
 """The titles of Tiled Diffusion's scripts. Their `reset` removes them from the sampler and the checkpoint."""
@@ -65,7 +60,7 @@ def references_without_exemplar(p: Any) -> Iterator[None]:
     Args:
         p: The host's processing.
     """
-    network = getattr(_controlnet_script(p), "latest_network", None)
+    network = _controlnet_network(p)
     if network is None:
         yield
         return
@@ -81,7 +76,7 @@ def references_without_exemplar(p: Any) -> Iterator[None]:
 
 @contextmanager
 def extension_cleanup(p: Any) -> Iterator[None]:
-    """Run the other extensions' cleanup if sampling raises, so that the next generation is unaffected.
+    """Run the other extensions' cleanup if a batch's sampling raises, so that the next generation is unaffected.
 
     After an error the WebUI skips the callbacks in which ControlNet and Tiled Diffusion remove themselves from the
     model. ControlNet also marks the WebUI's cached prompts and unmarks them at the first evaluation. An error or an
@@ -90,65 +85,34 @@ def extension_cleanup(p: Any) -> Iterator[None]:
     Args:
         p: The host's processing.
     """
-    script = _controlnet_script(p)
-    network = getattr(script, "latest_network", None)
     try:
         yield
     except Exception:
-        if network is not None:
-            network.restore()
-            script.latest_network = None
+        _forget_marked_prompts(p)
+        _remove_controlnet(p)
         for title in TILED_DIFFUSION_SCRIPTS:
             if script := _script(p, title):
                 script.reset()
         raise
-    finally:
-        if network is not None:
-            for name in PROMPT_CACHES & vars(p).keys():
-                getattr(p, name)[:] = None, None
+    _forget_marked_prompts(p)
 
 
-def apply_controlnet_default(p: Any, settings: Settings, given: Container[str]) -> Settings:
-    """Replace the default of `t_early` by the authors' value beside ControlNet.
+def controlnet_steers(p: Any) -> bool:
+    """Tell whether a unit of ControlNet steers the sampling that is about to begin.
 
-    Args:
-        p: The host's processing.
-        settings: The validated settings.
-        given: The names of the fields that the request itself gives.
-
-    Returns:
-        Settings with `t_early` 400 if a ControlNet unit is enabled, the request does not give `t_early`, and `t_early`
-        has its default. Else `settings`.
-    """
-    if "t_early" in given or settings.t_early != DEFAULTS["t_early"] or not controlnet_units(p):
-        return settings
-    return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
-
-
-def controlnet_units(p: Any) -> list[str]:
-    """List the enabled ControlNet units of a processing.
+    An enabled unit that has failed does not, and a reference unit has its effect in the attention only.
 
     Args:
         p: The host's processing.
-
-    Returns:
-        For each unit its model's name, or its preprocessor's name if it has no model.
     """
-    script = _controlnet_script(p)
-    if script is None:
-        return []
-    units = [arg for arg in p.script_args[script.args_from : script.args_to] if _unit_field(arg, "enabled")]
-    return [
-        str(model if (model := _unit_field(unit, "model")) not in (None, "None") else _unit_field(unit, "module"))
-        for unit in units
-    ]
+    acting = getattr(_controlnet_network(p), "control_params", None) or ()
+    return any(unit.control_model_type.name not in REFERENCE_UNITS for unit in acting)
 
 
 def controlnet_reorders_rows(p: Any) -> bool:
     """Tell whether ControlNet gives the layers other rows than the host does: reference units, or a batch with style
     alignment."""
-    network = getattr(_controlnet_script(p), "latest_network", None)
-    return bool(getattr(network, "attn_module_list", ()))
+    return bool(getattr(_controlnet_network(p), "attn_module_list", ()))
 
 
 def uses_tiled_diffusion(p: Any) -> bool:
@@ -159,11 +123,6 @@ def uses_tiled_diffusion(p: Any) -> bool:
     forward_owner = getattr(vars(p.sampler.model_wrap).get("forward"), "__self__", None)
     is_multidiffusion = type(forward_owner).__module__.startswith(TILED_DIFFUSION_PACKAGE)
     return is_multidiffusion or hasattr(p.sd_model, "apply_model_original_md")
-
-
-def is_sampled_by_demofusion(p: Any) -> bool:
-    """Tell whether DemoFusion has replaced the sampling of `p`. The WebUI then calls no script before the sampling."""
-    return getattr(vars(p).get("sample"), "__module__", "") == DEMOFUSION_MODULE
 
 
 def _replaced_methods(unet: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
@@ -181,20 +140,30 @@ def _replaced_forwards() -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     """Yield (layer, "forward", original forward) for each layer in ControlNet's tables."""
     for module_name, table in FORWARD_TABLES.items():
         forwards: Mapping[nn.Module, Callable[..., Any]] = getattr(sys.modules.get(module_name), table, {})
-        for layer, forward in forwards.items():
+        # a copy, because another thread may fill the table meanwhile
+        for layer, forward in list(forwards.items()):
             yield layer, "forward", forward
 
 
-def _controlnet_script(p: Any) -> Any:
-    return _script(p, "ControlNet")
+def _controlnet_network(p: Any) -> Any:
+    """ControlNet's hook on the UNet for this processing, or None if no unit acts."""
+    return getattr(_script(p, "ControlNet"), "latest_network", None)
+
+
+def _remove_controlnet(p: Any) -> None:
+    network = _controlnet_network(p)
+    if network is not None:
+        network.restore()
+        _script(p, "ControlNet").latest_network = None
+
+
+def _forget_marked_prompts(p: Any) -> None:
+    if _controlnet_network(p) is not None:
+        for name in PROMPT_CACHES & vars(p).keys():
+            getattr(p, name)[:] = None, None
 
 
 def _script(p: Any, title: str) -> Any:
     """Find an always-on script of a processing by its title. None if it is not installed."""
     scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
     return next((script for script in scripts if script.title().lower() == title.lower()), None)
-
-
-def _unit_field(unit: Any, name: str) -> Any:
-    """A field of a ControlNet unit. The panel gives the unit as an object, the API as a mapping."""
-    return unit.get(name) if isinstance(unit, Mapping) else getattr(unit, name, None)

@@ -91,9 +91,10 @@ def preview_key_of_run(p: Any, settings: Settings) -> str | None:
         settings: The validated settings.
 
     Returns:
-        The key, or None for a run that the panel cannot foresee: with a mask, or in the second pass of hires fix.
+        The key, or None for a run that the panel cannot foresee: with a mask, in the second pass of hires fix, or
+        with the many prompts of a script.
     """
-    if getattr(p, "mask", None) is not None or getattr(p, "is_hr_pass", False):
+    if getattr(p, "mask", None) is not None or getattr(p, "is_hr_pass", False) or not isinstance(p.prompt, str):
         return None
     own = (getattr(p, "init_images", None) or [None])[0]
     images = [one.image or own for one in settings.exemplar_inputs if one.image or own]

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps, shared
+from modules import sd_samplers_common, sd_samplers_kdiffusion, sd_samplers_timesteps
 from torch import Tensor
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.fingerprint import fingerprint
 from rival_ext.hosts.webui.inputs import ExemplarConditioning, RequestImages
+from rival_ext.hosts.webui.options import memory_budget
 from rival_ext.hosts.webui.progress import SharedJob
 from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, levels_of
+from rival_ext.hosts.webui.validation import no_step_sentence
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.noise import SAME_LEVEL, levels_tensor
+from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import Settings
 
 
@@ -37,6 +40,7 @@ class WebuiHost:
         self.settings = settings
         self.model = model
         self.trace = trace
+        self.steps = steps
         self.unet, self.layers = model.unet, model.layers
         self.convention = _convention_of(p, model, trace)
         self.schedule = self.convention.schedule
@@ -48,20 +52,17 @@ class WebuiHost:
         self._levels = levels_of(self.convention)
         self._prompt_schedules: list[Any] = []
 
-    def open(self) -> WebuiHost:
-        """Encode the request's images and prompts.
-
-        Returns:
-            This host.
+    def open(self) -> None:
+        """Encode the request's images and prompts, while `inversion_networks` is open.
 
         Raises:
             RivalError: The request leaves no step, has no exemplar, or has prompts that do not fit into one batch.
         """
         self._refuse_no_step()
         self.images.encode()
-        with self.inversion_networks():
-            self._prompt_schedules = self.conditioning.schedules(self.images.exemplars[0].latent.shape)
-        return self
+        # for all exemplars, because what is evaluated beside a step must not encode its prompt with the LoRAs
+        schedules = [self.conditioning.schedules(exemplar.latent.shape) for exemplar in self.images.exemplars]
+        self._prompt_schedules = schedules[0]
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
@@ -81,11 +82,10 @@ class WebuiHost:
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
         visited = self.convention.sigmas_visited
         reached = (call for call, level in enumerate(visited) if level <= noise_level * (1 + SAME_LEVEL))
-        with self.inversion_networks():
-            texts, image = self.conditioning.at(latent, next(reached, len(visited)))
-            latent = latent.expand(self.conditioning.rows, -1, -1, -1)
-            # the last row's prompt is the exemplar's own
-            return self.model.predict_noise(self.convention, latent, noise_level, texts, image)[-1:]
+        texts, image = self.conditioning.at(latent, next(reached, len(visited)))
+        latent = latent.expand(self.conditioning.rows, -1, -1, -1)
+        # the last row's prompt is the exemplar's own
+        return self.model.predict_noise(self.convention, latent, noise_level, texts, image)[-1:]
 
     def start(self, guide: Guide, x: Tensor) -> Tensor:
         """Make the latent from which the sampler's function has to start.
@@ -116,36 +116,44 @@ class WebuiHost:
     def progress(self, done: int, total: int) -> None:
         self.job.show_inversion(done, total)
 
+    def notes(self) -> Sequence[str]:
+        at_1 = self.settings.exact and self.p.cfg_scale == 1
+        return [*self.images.notes(), *[EXACT_WITHOUT_GUIDANCE] * at_1]
+
     def preview(self, latent: Tensor) -> None:
         sd_samplers_common.store_latent(latent)
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        networks = {} if self.model.networks_are_aside else self._networks
+        networks = {} if self.model.networks_are_aside else self.networks
         return fingerprint(self.p, self.model, self._prompt_schedules, networks)
 
     def memory_budget(self) -> float:
-        return shared.opts.rival_memory_mb * 2**20
+        return memory_budget()
 
     @contextmanager
     def inversion_networks(self) -> Iterator[None]:
-        """Let the prompt's LoRAs act on the exemplar, or put them aside meanwhile, as the settings say."""
-        if not self.settings.plain_inversion or self.model.networks_are_aside:
+        """Let the prompt's LoRAs act in the inversions, or put them aside meanwhile, as the settings say.
+
+        They are put aside for all inversions of a run together. An exemplar that is evaluated beside a step is
+        evaluated with them, because the host would have to merge them into the weights again at every step.
+        """
+        if not self.settings.plain_inversion:
             yield
             return
         with self.model.without_networks():
             yield
 
     @property
-    def _networks(self) -> Any:
+    def networks(self) -> Any:
+        """The LoRAs and other networks that the prompt of this pass names in its <...> tags."""
         p = self.p
         return (p.hr_extra_network_data if getattr(p, "is_hr_pass", False) else p.extra_network_data) or {}
 
     def _refuse_no_step(self) -> None:
         if len(self._levels) < 2:
-            raise RivalError(
-                f"denoising strength {self.p.denoising_strength} with {self.p.steps} sampling steps leaves no step; "
-                "raise one of them (RIVAL is meant for denoising strength 1)."
-            )
+            if not hasattr(self.p, "init_images") and not self.p.is_hr_pass:
+                raise RivalError(f"sampling steps must be more than {self.p.steps} for this sampler.")
+            raise RivalError(no_step_sentence(self.p, self.steps))
 
 
 def _convention_of(p: Any, model: LoadedModel, trace: SamplerTrace) -> SamplerConvention:

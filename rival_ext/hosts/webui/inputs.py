@@ -15,9 +15,10 @@ from rival_ext.errors import RivalError
 from rival_ext.fields import EXEMPLAR_SUFFIXES
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.patching import options_set
-from rival_ext.images.transforms import fit, grey_mask, mask_array, size_of_area
+from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, size_of_area
 from rival_ext.method.attention import UNCOND
 from rival_ext.method.host import EncodedExemplar, InpaintInput
+from rival_ext.method.regions import FEWEST_POSITIONS, positions_in, region_of_mask
 from rival_ext.settings import PIXELS_PER_POSITION, ExemplarInput, Settings
 
 LATENT_UPSCALE = 3
@@ -68,7 +69,7 @@ class RequestImages:
             These images.
 
         Raises:
-            RivalError: There is no exemplar, or a region has too few positions.
+            RivalError: There is no exemplar, a region has too few positions, or the VAE gives NaN or infinity.
         """
         if getattr(self.p, "init_images", None):
             self.own_latent = self._encode_own_image()
@@ -91,41 +92,61 @@ class RequestImages:
         mask = self._latent_mask()
         if not any(exemplar.latent is self.own_latent for exemplar in self.exemplars):
             return InpaintInput(self.own_latent, mask, None)
-        kept = (mask <= 0).float()
-        from_kept = self.p.inpainting_fill in FROM_THE_KEPT_REGION and kept.any()
-        return InpaintInput(self.own_latent, mask, kept if from_kept else (mask > 0).float())
+        kept = self._kept_region() if self.p.inpainting_fill in FROM_THE_KEPT_REGION else None
+        return InpaintInput(self.own_latent, mask, (mask > 0).float() if kept is None else kept)
+
+    def notes(self) -> list[str]:
+        """List the uploaded exemplars of which much is cut off."""
+        uploaded = [(one.suffix, one.image) for one in self.exemplar_inputs if one.image]
+        notes = (crop_note("exemplar" + suffix, image, self._size_for_model(image)) for suffix, image in uploaded)
+        return [note for note in notes if note]
 
     def image_for_model(self, exemplar: ExemplarInput) -> Image.Image:
         """Return an exemplar as the model sees it: without transparency, at the size at which it is encoded."""
         if exemplar.image is None:
             return self._own_image()
-        side = math.sqrt(self.p.width * self.p.height)
         flat = images.flatten(exemplar.image, shared.opts.img2img_background_color)
-        return fit(flat, size_of_area(flat, side, SIZE_UNIT))
+        return fit(flat, self._size_for_model(flat))
+
+    def _size_for_model(self, image: Image.Image) -> tuple[int, int]:
+        """The size at which an uploaded exemplar is encoded: its own aspect, at the area of the output."""
+        side = PIXELS_PER_POSITION * math.sqrt(math.prod(self._output_latent_size))
+        return size_of_area(image, side, SIZE_UNIT)
 
     def _encode_exemplar(self, exemplar: ExemplarInput) -> EncodedExemplar:
         if exemplar.image is None:
             assert self.own_latent is not None
-            region = self._own_region(exemplar)
-            return EncodedExemplar(self.own_latent, exemplar.weight, region, attention_only=exemplar.mask is not None)
+            asked = None
+            if exemplar.mask:
+                drawn = grey_mask(exemplar.mask).resize(self.p.init_images[0].size)
+                asked = _latent_region(exemplar, self._at_size(drawn.convert("RGB")))
+            region = self._without_painted_over(exemplar, asked)
+            return EncodedExemplar(self.own_latent, exemplar.weight, region, attention_only=asked is not None)
         image = self.image_for_model(exemplar)
         region = None
         if exemplar.mask:
-            region = _latent_region(fit(grey_mask(exemplar.mask).resize(exemplar.image.size), image.size))
-        return EncodedExemplar(self.model.encode(image), exemplar.weight, region, attention_only=region is not None)
+            drawn = fit(grey_mask(exemplar.mask).resize(exemplar.image.size), image.size)
+            region = _latent_region(exemplar, drawn)
+        return EncodedExemplar(self._encode(image), exemplar.weight, region, attention_only=region is not None)
 
-    def _own_region(self, exemplar: ExemplarInput) -> Tensor | None:
+    def _without_painted_over(self, exemplar: ExemplarInput, asked: Tensor | None) -> Tensor | None:
         """The seen part of the img2img image: the region that was asked for, without what is to be painted over."""
-        region = None
-        if exemplar.mask:
-            drawn = grey_mask(exemplar.mask).resize(self.p.init_images[0].size)
-            region = _latent_region(self._at_size(drawn.convert("RGB")))
         if self.mask is None or self.p.inpainting_fill == ORIGINAL:
-            return region
+            return asked
+        kept = self._kept_region()
+        if kept is None or asked is None:
+            return asked if kept is None else kept
+        if len(positions_in(asked * kept)) < FEWEST_POSITIONS:
+            raise RivalError(
+                f"exemplar_mask{exemplar.suffix} shows what the mask paints over; paint another part white, or set "
+                "Masked content to original."
+            )
+        return asked * kept
+
+    def _kept_region(self) -> Tensor | None:
+        """The part of the img2img image that is not painted over, or None if next to nothing is left of it."""
         kept = (self._latent_mask() <= 0).float()
-        if not kept.any():
-            return region
-        return kept if region is None else region * kept
+        return kept if len(positions_in(kept)) >= FEWEST_POSITIONS else None
 
     def _own_image(self) -> Image.Image:
         p = self.p
@@ -136,11 +157,24 @@ class RequestImages:
 
     def _encode_own_image(self) -> Tensor:
         p = self.p
-        latent = self.model.encode(self._own_image())
+        latent = self._encode(self._own_image())
         if p.resize_mode == LATENT_UPSCALE:
-            size = (p.height // PIXELS_PER_POSITION, p.width // PIXELS_PER_POSITION)
-            latent = torch.nn.functional.interpolate(latent, size=size, mode="bilinear")
+            latent = torch.nn.functional.interpolate(latent, size=self._output_latent_size, mode="bilinear")
         return latent
+
+    def _encode(self, image: Image.Image) -> Tensor:
+        latent = self.model.encode(image)
+        if not latent.isfinite().all():
+            raise RivalError(
+                "the VAE's encoder gave values that are not numbers (NaN); start the WebUI with --no-half-vae (Forge "
+                "and reForge: --vae-in-fp32), or choose another VAE."
+            )
+        return latent
+
+    @property
+    def _output_latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents to make. The host drops pixels beyond the last whole position."""
+        return self.p.height // PIXELS_PER_POSITION, self.p.width // PIXELS_PER_POSITION
 
     def _at_size(self, image: Image.Image) -> Image.Image:
         """Bring an image that lies over the input to the size of the output, as the host does."""
@@ -260,9 +294,11 @@ def _text_of(cond: Any) -> Tensor:
     return cond["crossattn"] if isinstance(cond, dict) else cond
 
 
-def _latent_region(mask: Image.Image) -> Tensor:
-    width, height = (side // PIXELS_PER_POSITION for side in mask.size)
-    return torch.from_numpy(mask_array(mask, width, height))[None, None].to(shared.device)
+def _latent_region(exemplar: ExemplarInput, drawn: Image.Image) -> Tensor | None:
+    """The region of an exemplar, of its mask at the size at which the exemplar is encoded."""
+    width, height = (side // PIXELS_PER_POSITION for side in drawn.size)
+    covered = torch.from_numpy(mask_array(drawn, width, height))[None, None].to(shared.device)
+    return region_of_mask(covered, "exemplar_mask" + exemplar.suffix)
 
 
 def _no_exemplar_sentence(settings: Settings) -> str:

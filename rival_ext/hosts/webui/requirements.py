@@ -31,7 +31,9 @@ _REQUEST = (
 
 def _processing(name: str) -> list[str]:
     return [
-        *_of(name, "sd_model prompt steps width height seeds sampler sampler_name scheduler denoising_strength"),
+        *_of(
+            name, "sd_model prompt steps cfg_scale width height seeds sampler sampler_name scheduler denoising_strength"
+        ),
         *_of(
             name,
             "tiling rng scripts script_args subseed_strength seed_resize_from_w seed_resize_from_h is_hr_pass user",
@@ -51,7 +53,7 @@ def _sampler(name: str) -> list[str]:
 
 REQUIREMENTS = {
     "modules.call_queue": ["queue_lock", "wrap_queued_call(func)", "wrap_gradio_gpu_call(func, extra_outputs=)"],
-    "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "unet_needs_upcast"],
+    "modules.devices": ["dtype_unet", "dtype_vae", "fp8", "torch_gc()", "unet_needs_upcast"],
     "modules.extra_networks": ["activate(p, extra_network_data)", "parse_prompt(prompt)"],
     "modules.images": [
         *("fix_image(image)", "flatten(img, bgcolor)", "read_info_from_image(image)"),
@@ -64,13 +66,18 @@ REQUIREMENTS = {
     "modules.masking": ["fill(image, mask)"],
     "modules.processing": [
         "process_images(p)",
+        "DecodedSamples()",
         f"StableDiffusionProcessingTxt2Img({_REQUEST})",
         *_processing("StableDiffusionProcessingTxt2Img"),
-        "StableDiffusionProcessingTxt2Img.hr_extra_network_data",
+        *_of("StableDiffusionProcessingTxt2Img", "enable_hr hr_extra_network_data hr_sampler_name"),
+        "StableDiffusionProcessingTxt2Img.hr_second_pass_steps",
         f"StableDiffusionProcessingImg2Img({_REQUEST}, init_images=, denoising_strength=, resize_mode=)",
         *_processing("StableDiffusionProcessingImg2Img"),
         *_of("StableDiffusionProcessingImg2Img", "init_images image_mask mask nmask mask_for_overlay paste_to"),
-        *_of("StableDiffusionProcessingImg2Img", "inpainting_fill resize_mode initial_noise_multiplier"),
+        *_of(
+            "StableDiffusionProcessingImg2Img",
+            "inpainting_fill inpainting_mask_invert resize_mode initial_noise_multiplier",
+        ),
     ],
     "modules.prompt_parser": [
         *("SdConditioning(prompts, width=, height=)", "get_learned_conditioning(model, prompts, steps)"),
@@ -82,8 +89,9 @@ REQUIREMENTS = {
     ],
     "modules.scripts": [
         *("AlwaysVisible", "scripts_data", "Script", "ScriptRunner()"),
-        *_of("ScriptRunner", "scripts alwayson_scripts"),
-        *_of("Script", "args_from args_to tabname process_batch(p) process_before_every_sampling(p)"),
+        *_of("ScriptRunner", "scripts alwayson_scripts selectable_scripts"),
+        *_of("Script", "args_from args_to filename tabname title() process_batch(p) process_before_every_sampling(p)"),
+        "Script.postprocess(p, processed)",
         "Script.on_after_component(callback, elem_id=)",
     ],
     "modules.sd_samplers": ["all_samplers_map"],
@@ -96,7 +104,7 @@ REQUIREMENTS = {
         "store_latent(decoded)",
     ],
     "modules.sd_samplers_kdiffusion": [*_sampler("KDiffusionSampler"), "KDiffusionSampler.get_sigmas(p, steps)"],
-    "modules.sd_samplers_timesteps": _sampler("CompVisSampler"),
+    "modules.sd_samplers_timesteps": ["samplers_timesteps", *_sampler("CompVisSampler")],
     "modules.sd_schedulers": ["schedulers", "schedulers_map"],
     "modules.sd_vae": ["get_loaded_vae_name()", "get_loaded_vae_hash()"],
     "modules.shared": [
@@ -191,7 +199,7 @@ REQUIREMENTS_BY_WEBUI: dict[WebuiName, dict[str, list[str]]] = {
             *_of("ForgeDiffusionEngine", "current_lora_hash is_inpaint"),
         ],
         "backend.modules.k_model": _of("KModel", "predictor diffusion_model storage_dtype computation_dtype"),
-        "backend.nn.vae": _of("DiagonalGaussianDistribution", "sample() mode()"),
+        "backend.nn.vae": ["IntegratedAutoencoderKL.encode(x)"],
         "backend.patcher.unet": _of("UnetPatcher", "clone() set_model_attn1_patch(patch) model model_options"),
         "backend.patcher.vae": ["VAE.encode(pixel_samples)", "VAE.first_stage_model"],
     },

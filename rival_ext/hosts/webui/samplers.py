@@ -17,7 +17,7 @@ import torch
 from modules import shared
 from torch import Tensor
 
-from rival_ext.hosts.webui.patching import instance_attribute
+from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
 from rival_ext.method.chain import Chain
 from rival_ext.method.noise import SAME_LEVEL, NoiseSchedule, scale_to_vp
 
@@ -299,8 +299,8 @@ def dry_run(p: Any, sample: Callable[[Sequence[Tensor]], Tensor], latents: Seque
         stack.enter_context(instance_attribute(denoiser, "forward", denoise))
         stack.enter_context(instance_attribute(sampler, "func", run_silently))
         stack.enter_context(instance_attribute(p, "rng", sentinel))
-        # some noise samplers draw their seed from the global generator
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        # some noise samplers draw their seed from the global generator, others on the device
+        stack.enter_context(random_numbers_kept(latents[0].device))
         sample([_marked(latent, index) for index, latent in enumerate(latents)])
     return trace
 

@@ -7,38 +7,51 @@ UNet's layers. The host's own sampling runs in between, so previews, prompts, sc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from modules import shared
 from torch import Tensor
 
 from rival_ext.errors import Interrupted, RivalError
+from rival_ext.fields import DEFAULTS
 from rival_ext.hosts.webui.backends import model_class
-from rival_ext.hosts.webui.compat import extension_cleanup, is_sampled_by_demofusion
+from rival_ext.hosts.webui.backends.protocol import LoadedModel
+from rival_ext.hosts.webui.batch import watch_batch, watched_batch
 from rival_ext.hosts.webui.denoiser import guided_denoiser
 from rival_ext.hosts.webui.fingerprint import preview_key_of_run
 from rival_ext.hosts.webui.host import WebuiHost
-from rival_ext.hosts.webui.infotext import HIRES_REPORT, REPORT, write_settings
+from rival_ext.hosts.webui.infotext import write_settings
 from rival_ext.hosts.webui.patching import instance_attribute
 from rival_ext.hosts.webui.request import parsed_request
 from rival_ext.hosts.webui.samplers import dry_run
 from rival_ext.hosts.webui.session import Session
 from rival_ext.hosts.webui.validation import Validate, validate_run
+from rival_ext.infotext import HIRES_REPORT, REPORT
 from rival_ext.method.guide import Guide
 from rival_ext.method.layers import count_rows
 from rival_ext.method.prepare import Prepared, prepare
 from rival_ext.report import join_report
 from rival_ext.settings import Settings
 
+UNGUIDED = (
+    "the sampler ran without its guided denoiser, so no step saw the exemplar; another extension may have replaced "
+    "the sampler: disable the other extensions one by one."
+)
+"""The error sentence for a sampling in which the guide was never called."""
+
+T_EARLY_WITH_CONTROLNET = 400
+"""The authors' `t_early` beside ControlNet."""
+
 Sample = Callable[[Sequence[Tensor]], Tensor]
 """(the latents that the host's method starts from) -> the final latents."""
 
 
 def announce(p: Any, args: Sequence[Any]) -> None:
-    """Write the settings into the generation parameters, before the host saves these.
+    """Watch over the batch, and write the settings into the generation parameters before the host saves these.
 
     Wrong settings are left to `arm`.
 
@@ -47,12 +60,11 @@ def announce(p: Any, args: Sequence[Any]) -> None:
         args: The script's arguments.
     """
     settings = parsed_request(p, args).outcome
-    if isinstance(settings, RivalError) or not settings.enabled:
-        return
-    write_settings(settings, p.extra_generation_params)
-    if is_sampled_by_demofusion(p):
-        # raised here, because the host never calls `arm`
-        p.sample = partial(_refuse_demofusion, p)
+    if isinstance(settings, RivalError):
+        watch_batch(p)
+    elif settings.enabled:
+        watch_batch(p)
+        write_settings(settings, p.extra_generation_params)
 
 
 def arm(p: Any, args: Sequence[Any], session: Session) -> None:
@@ -65,11 +77,11 @@ def arm(p: Any, args: Sequence[Any], session: Session) -> None:
         args: The script's arguments.
         session: What is kept between runs.
     """
-    settings = parsed_request(p, args).outcome
-    if isinstance(settings, RivalError):
-        SamplingReplacement(p, partial(_raise, settings)).install()
-    elif settings.enabled:
-        SamplingReplacement(p, partial(sample_guided, settings, session)).install()
+    request = parsed_request(p, args)
+    if isinstance(request.outcome, RivalError):
+        SamplingReplacement(p, partial(_raise, request.outcome)).install()
+    elif request.outcome.enabled:
+        SamplingReplacement(p, partial(sample_guided, request.outcome, request.given, session)).install()
 
 
 class FromImage:
@@ -154,6 +166,7 @@ class SamplingReplacement:
         self.p = p
         self.work = work
         self.sampling_pass = _sampling_pass_of(p)
+        self.was_called = False
         self._original: Any = None
         self._installed = ExitStack()
 
@@ -162,28 +175,32 @@ class SamplingReplacement:
         sampler, method = self.p.sampler, self.sampling_pass.method
         waiting = vars(sampler).get(method)
         if isinstance(waiting, SamplingReplacement):
-            # the sampling for which it waited never came
+            # the sampling for which it waits is this one: Forge announces the second pass of hires fix twice
             waiting._installed.close()
         self._original = getattr(sampler, method)
         self._installed.enter_context(instance_attribute(sampler, method, self))
+        batch = watched_batch(self.p)
+        if batch is not None:
+            batch.expect(self, instead_of=waiting)
 
     def __call__(self, p: Any, x: Tensor, *args: Any, steps: int | None = None, **kwargs: Any) -> Tensor:
         self._installed.close()
+        self.was_called = True
         # the latents from which the method starts come first, then the prompts
         latents, prompts = (x, *args[:-2]), args[-2:]
 
         def sample(latents: Sequence[Tensor]) -> Tensor:
             return self._original(p, *latents, *prompts, steps=steps, **kwargs)
 
-        with model_class().errors_on_page(), extension_cleanup(p):
-            return self.work(SamplingCall(p, self.sampling_pass, latents, sample, steps or p.steps))
+        return self.work(SamplingCall(p, self.sampling_pass, latents, sample, steps or p.steps))
 
 
-def sample_guided(settings: Settings, session: Session, call: SamplingCall) -> Tensor:
+def sample_guided(settings: Settings, given: Container[str], session: Session, call: SamplingCall) -> Tensor:
     """Invert what the store does not hold, then sample with the guide beside the denoiser.
 
     Args:
         settings: The validated settings.
+        given: The names of the fields that the request itself gives.
         session: What is kept between runs.
         call: The host's call of its sampler.
 
@@ -193,6 +210,9 @@ def sample_guided(settings: Settings, session: Session, call: SamplingCall) -> T
     Raises:
         RivalError: The request cannot be honoured.
     """
+    # only now is it known which of ControlNet's units act
+    settings = apply_controlnet_default(model_class()(call.p), settings, given)
+    write_settings(settings, call.p.extra_generation_params)
     return after_inversion(settings, session, call, validate_run, _sample_with_guide)
 
 
@@ -219,10 +239,11 @@ def after_inversion(
     model = model_class()(call.p)
     validate(call.p, settings, model)
     trace = dry_run(call.p, call.sample, call.latents)
-    host = WebuiHost(call.p, settings, model, trace, call.steps).open()
+    host = WebuiHost(call.p, settings, model, trace, call.steps)
     with host.job:
         try:
             with host.inversion_networks(), model.inverting():
+                host.open()
                 prepared = prepare(host, settings, session.store.of(call.p.user))
         except Interrupted as stopped:
             call.p.extra_generation_params[call.sampling_pass.report] = f"stopped in the inversion at step {stopped}"
@@ -241,13 +262,34 @@ def _sample_with_guide(host: WebuiHost, prepared: Prepared, call: SamplingCall) 
     size = call.latents[0].shape[2:]
     with host.model.guided(), guided_denoiser(host, guide, size), count_rows(host.unet) as rows:
         samples = call.sample(call.sampling_pass.start(host, guide, *call.latents))
+    if not (guide.counts.steps.total or shared.state.interrupted or shared.state.skipped):
+        raise RivalError(UNGUIDED)
     seconds = time.perf_counter() - begun
+    if guide.counts.evaluated_live and settings.plain_inversion and host.networks:
+        notes = [*notes, "the LoRAs act on the exemplar where it is evaluated beside the steps"]
     report = join_report(settings, prepared.inversion, guide.counts, rows=sum(rows), seconds=seconds, notes=notes)
     call.p.extra_generation_params[call.sampling_pass.report] = report.summary()
     # shown under the gallery
     call.p.comment("\n".join(report.lines()))
     print(f"RIVAL: {report.summary()}")
     return samples
+
+
+def apply_controlnet_default(model: LoadedModel, settings: Settings, given: Container[str]) -> Settings:
+    """Replace the default of `t_early` by the authors' value beside ControlNet.
+
+    Args:
+        model: The loaded checkpoint, while a sampling is about to begin.
+        settings: The validated settings.
+        given: The names of the fields that the request itself gives.
+
+    Returns:
+        Settings with `t_early` 400 if ControlNet steers the sampling, the request does not give `t_early`, and
+        `t_early` has its default. Else `settings`.
+    """
+    if "t_early" in given or settings.t_early != DEFAULTS["t_early"] or not model.is_steered():
+        return settings
+    return Settings(**{**dict(settings), "t_early": T_EARLY_WITH_CONTROLNET})
 
 
 def _sampling_pass_of(p: Any) -> SamplingPass:
@@ -258,8 +300,3 @@ def _sampling_pass_of(p: Any) -> SamplingPass:
 
 def _raise(error: RivalError, call: SamplingCall) -> Tensor:
     raise error
-
-
-def _refuse_demofusion(p: Any, **_: Any) -> None:
-    with extension_cleanup(p):
-        raise RivalError("DemoFusion replaces the WebUI's own sampling, which RIVAL guides; switch one of the two off.")

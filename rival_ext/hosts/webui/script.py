@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-import psutil
 from modules import script_callbacks, scripts, shared
 
 from rival_ext.hosts.webui.api import add_routes
 from rival_ext.hosts.webui.axes import add_axes
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS
+from rival_ext.hosts.webui.options import add_option
 from rival_ext.hosts.webui.ui.gallery import GalleryButtons
 from rival_ext.hosts.webui.ui.host_controls import HostControls
 from rival_ext.hosts.webui.ui.panel import Panel
@@ -59,12 +58,9 @@ class SessionOwner:
         Returns:
             A sentence that says how much memory that was. It is the same whether another user has stored any or not.
         """
-        store = None if self.current is None else self.current.store.of(user)
-        if store is None or not store.entries:
+        if self.current is None or not self.current.store.of(user).entries:
             return "No inversion of yours is stored."
-        freed = store.bytes
-        store.clear()
-        return f"Released {freed / 2**20:.1f} MB."
+        return f"Released {self.current.release(user) / 2**20:.1f} MB for other runs."
 
     def release_all(self, *_: Any) -> None:
         """Release the memory of every user's inversions."""
@@ -115,6 +111,12 @@ class RivalScript(scripts.Script):
 
             arm(p, args, SESSION.open())
 
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        if is_switched_on(args):
+            from rival_ext.hosts.webui.batch import end_batch
+
+            end_batch(p)
+
 
 def check_request(request: Mapping[str, Any]) -> CheckResult:
     """Check the inversion of a run.
@@ -133,16 +135,11 @@ def check_request(request: Mapping[str, Any]) -> CheckResult:
     return check_inversion(CheckRequest(**request), SESSION.open())
 
 
-def add_option() -> None:
-    """Add the memory budget to the settings page. Until the user sets it, it is a quarter of the RAM free at start."""
-    quarter = psutil.virtual_memory().available // 4 // 2**20
-    budget = shared.OptionInfo(
-        quarter, "Memory for inverted exemplars, in MB", gr.Number, {"precision": 0}, section=("rival", "RIVAL")
-    )
-    shared.opts.add_option(
-        "rival_memory_mb",
-        budget.info("with a stored inversion, an image costs as much as plain img2img; 0 stores nothing"),
-    )
+def validate_cell(p: Any, cell: Mapping[str, Any]) -> None:
+    """Do `validation.validate_cell`."""
+    from rival_ext.hosts.webui import validation
+
+    validation.validate_cell(p, cell)
 
 
 def register() -> None:
@@ -150,6 +147,6 @@ def register() -> None:
     script_callbacks.on_app_started(lambda _, app: add_routes(app, shared.cmd_opts, SESSION.open))
     script_callbacks.on_ui_settings(add_option)
     script_callbacks.on_after_component(GalleryButtons(PANELS).after_component)
-    script_callbacks.on_before_ui(add_axes)
+    script_callbacks.on_before_ui(lambda: add_axes(validate_cell))
     script_callbacks.on_model_loaded(SESSION.release_all)
     script_callbacks.on_script_unloaded(SESSION.release_all)

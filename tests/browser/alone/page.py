@@ -145,15 +145,16 @@ class Host:
 def build():
     """Build the page: a tab each for the panel of img2img and the panel of txt2img."""
     from rival_ext.fields import FIELDS
-    from rival_ext.hosts.webui.infotext import PASTE_TARGETS, settings_to_infotext
+    from rival_ext.hosts.webui.infotext import PASTE_TARGETS
     from rival_ext.hosts.webui.ui.host_controls import HostControls
     from rival_ext.hosts.webui.ui.panel import Panel
+    from rival_ext.infotext import settings_to_infotext
     from rival_ext.settings import parse_settings
 
     defaults = {field.name: field.default for field in FIELDS}
 
     def generate(*values):
-        settings = parse_settings({field.name: value for field, value in zip(FIELDS, values, strict=True)})
+        settings = parse_settings({field.name: value for field, value in zip(FIELDS, values, strict=False)})
         shown = {name: str(value) for name, value in settings_to_infotext(settings).items()}
         return json.dumps(shown), settings.exemplar, settings.exemplar_mask
 

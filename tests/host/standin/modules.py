@@ -66,11 +66,15 @@ class InputAccordion(Control):
 class Script:
     tabname = "img2img"
     args_from = args_to = 0
+    filename = None
+
+    def title(self):
+        """Do nothing: each script has its own."""
 
     def process(self, p, *args):
         """Do nothing."""
 
-    process_batch = process_before_every_sampling = process
+    process_batch = process_before_every_sampling = postprocess = process
 
     def on_after_component(self, callback, *, elem_id):
         """Do nothing: the host's own controls are not built here."""
@@ -108,9 +112,9 @@ def resize_image(resize_mode, im, width, height):
 
 
 def fill(image, mask):
-    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it."""
+    """Fill the masked part with the mean colour of the rest. The host blurs the rest into it, or leaves black."""
     pixels, masked = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
-    pixels[masked] = pixels[~masked].mean(0)
+    pixels[masked] = 0 if masked.all() else pixels[~masked].mean(0)
     return Image.fromarray(pixels)
 
 
@@ -149,7 +153,10 @@ def install(checkpoint):
             "wrap_gradio_gpu_call": lambda function, extra_outputs: function,
         },
         "deepbooru": {"model": SimpleNamespace(tag=nobody)},
-        "devices": {"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+        "devices": {
+            **{"dtype_vae": torch.float32, "dtype_unet": torch.float32, "unet_needs_upcast": False, "fp8": False},
+            "torch_gc": nobody,
+        },
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
         "images": {
             **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
@@ -160,6 +167,7 @@ def install(checkpoint):
             "StableDiffusionProcessingTxt2Img": processing.Txt2Img,
             "StableDiffusionProcessingImg2Img": processing.Img2Img,
             "process_images": processing.process_images,
+            "DecodedSamples": processing.DecodedSamples,
         },
         "prompt_parser": {
             "SdConditioning": SdConditioning,
@@ -181,7 +189,10 @@ def install(checkpoint):
             "store_latent": state.store_latent,
         },
         "sd_samplers_kdiffusion": {"KDiffusionSampler": samplers.KDiffusionSampler},
-        "sd_samplers_timesteps": {"CompVisSampler": samplers.CompVisSampler},
+        "sd_samplers_timesteps": {
+            "CompVisSampler": samplers.CompVisSampler,
+            "samplers_timesteps": [("DDIM", None, [], {})],
+        },
         "sd_vae": {"get_loaded_vae_name": lambda: None, "get_loaded_vae_hash": lambda: None},
         "shared": shared,
         "script_callbacks": {

@@ -11,6 +11,9 @@ from tests.host.standin import processing
 OPTIONS = []
 """The axes."""
 
+SCRIPT = SimpleNamespace(filename="scripts/xyz_grid.py", title=lambda: "X/Y/Z plot")
+"""The script, as a user chooses it from the host's list."""
+
 
 class AxisOption:
     """One axis: `type` reads a value as it is written, `apply` sets it for a cell."""
@@ -29,7 +32,10 @@ class AxisOption:
 def loaded_scripts():
     """Make the host's list of loaded scripts, one entry for each class. The plot has no axis of an extension yet."""
     module = ModuleType("xyz_grid.py")
-    OPTIONS[:] = [AxisOption("Seed", int, lambda p, value, values: setattr(p, "seed", value))]
+    OPTIONS[:] = [
+        AxisOption("Seed", int, lambda p, value, values: setattr(p, "seed", value)),
+        AxisOption("Var. strength", float, lambda p, value, values: setattr(p, "subseed_strength", value)),
+    ]
     module.AxisOption, module.axis_options = AxisOption, OPTIONS
     return [
         loaded(type("Script", (), {}), "loopback.py", ModuleType("loopback.py")),

@@ -57,6 +57,7 @@ class Processing:
     restore_faces: bool = False
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
+    overlay_images: list = field(default_factory=list)
     refiner_checkpoint: Any = None
     extra_network_data: dict = field(default_factory=dict)
     override_settings: dict = field(default_factory=dict)
@@ -91,6 +92,9 @@ class Txt2Img(Processing):
     """txt2img. It makes its sampler in `sample`, and starts from noise."""
 
     hr_extra_network_data: dict = None
+    hr_sampler_name: str | None = None
+    hr_second_pass_steps: int = 0
+    enable_hr: bool = False
 
     def sample(self, conditioning, unconditional_conditioning):
         self.sampler = samplers.create_sampler(self.sampler_name, self.sd_model)
@@ -145,6 +149,9 @@ class Img2Img(Processing):
             mask = ImageOps.invert(mask)
         mask = mask.filter(ImageFilter.GaussianBlur(self.mask_blur))
         size = (self.width, self.height)
+        if self.inpaint_full_res and not mask.getbbox():
+            # the host goes on as without a mask
+            return image
         if self.inpaint_full_res:
             self.mask_for_overlay = mask
             # the host widens the box to the output's aspect
@@ -172,26 +179,32 @@ class Img2Img(Processing):
 
     def overlay(self, image):
         """Paste the original's pixels over the kept region."""
-        if self.mask is None:
+        if self.mask is None or self.overlay_images is None:
             return image
         if self.paste_to is not None:
             left, top, width, height = self.paste_to
             pasted = self.original.copy()
             pasted.paste(image.resize((width, height)), (left, top))
             image = pasted
-        return Image.composite(image, self.original, self.mask_for_overlay)
+        # the latent drops what lies beyond its last whole position
+        kept, mask = (whole.crop((0, 0, *image.size)) for whole in (self.original, self.mask_for_overlay))
+        return Image.composite(image, kept, mask)
+
+
+class DecodedSamples(list):
+    already_decoded = True
 
 
 class ScriptRunner:
     """The scripts of a processing, each with its part of the arguments. Like the host, it only prints exceptions."""
 
     def __init__(self):
-        self.scripts, self.alwayson_scripts = [], []
+        self.scripts, self.alwayson_scripts, self.selectable_scripts = [], [], []
 
-    def call(self, callback, p):
+    def call(self, callback, p, *given):
         for script in self.alwayson_scripts:
             try:
-                getattr(script, callback)(p, *p.script_args[script.args_from : script.args_to])
+                getattr(script, callback)(p, *given, *p.script_args[script.args_from : script.args_to])
             except Exception:
                 traceback.print_exc()
 
@@ -227,11 +240,15 @@ def _process_images(p):
         uncond = p.sd_model.get_learned_conditioning([p.negative_prompt] * p.batch_size)
         latents = p.sample(conditioning=cond, unconditional_conditioning=uncond)
         state.nextjob()
-        pixels = ((p.sd_model.decode_first_stage(latents).clamp(-1, 1) + 1) * 127.5).cpu()
+        is_decoded = getattr(latents, "already_decoded", False)
+        decoded = torch.stack(latents) if is_decoded else p.sd_model.decode_first_stage(latents)
+        pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).cpu()
         batch_images = [Image.fromarray(image.permute(1, 2, 0).byte().numpy()) for image in pixels]
         images += [p.overlay(image) for image in batch_images] if hasattr(p, "overlay") else batch_images
         infotexts += [_infotext(p, seed) for seed in p.seeds]
-    return SimpleNamespace(images=images, infotexts=infotexts)
+    processed = SimpleNamespace(images=images, infotexts=infotexts)
+    p.scripts.call("postprocess", p, processed)
+    return processed
 
 
 def _padded(box, padding, size):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from rival_ext.hosts.webui.backends.patched import FAMILIES, INPAINTING_CHANNELS, TEXT_CHANNELS, PatchedModel
-from rival_ext.hosts.webui.patching import instance_attribute
+from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
 from rival_ext.hosts.webui.samplers import SigmaConvention, correct_last_noise
 
 FLOW = "const"
@@ -68,7 +68,7 @@ class ForgeModel(PatchedModel):
             pixels = pixels.movedim(-1, 1).to(shared.device)
             return sd_samplers_common.images_tensor_to_samples(pixels, approximation, self.engine).float()
         # short of memory, the host encodes in tiles and draws a sample, which must not move the random generator
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_kept(shared.device):
             encoded = self._posterior_mean(pixels)
         latent: Tensor = self.engine.forge_objects.vae.first_stage_model.process_in(encoded).to(shared.device).float()
         return latent

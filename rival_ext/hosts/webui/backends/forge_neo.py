@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from backend.nn.vae import DiagonalGaussianDistribution
 from modules import sd_samplers_common
 from torch import Tensor
 
@@ -17,10 +16,20 @@ class NeoModel(ForgeModel):
     """Forge Neo's loaded checkpoint (`LoadedModel`)."""
 
     def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        # Neo's encoder always draws a sample, whatever the patcher's option says
-        with instance_attribute(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.mode):
-            mean: Tensor = self.engine.forge_objects.vae.encode(pixels)
-        return mean
+        vae = self.engine.forge_objects.vae
+        model = vae.first_stage_model
+
+        def encode_mean(pixels: Tensor) -> Tensor:
+            moments = model.encoder(pixels)
+            if model.quant_conv is not None:
+                moments = model.quant_conv(moments)
+            mean: Tensor = moments.chunk(2, dim=1)[0]
+            return mean
+
+        # Neo's own `encode` always draws a sample, whatever the patcher's option says
+        with instance_attribute(model, "encode", encode_mean):
+            encoded: Tensor = vae.encode(pixels)
+        return encoded
 
     def _track_prompt_pass(self, unet: Any) -> None:
         super()._track_prompt_pass(unet)

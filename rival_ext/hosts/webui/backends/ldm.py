@@ -14,8 +14,13 @@ from modules import devices, extra_networks, sd_hijack, sd_samplers_common, shar
 from PIL import Image
 from torch import Tensor, nn
 
-from rival_ext.hosts.webui.compat import references_without_exemplar, uses_tiled_diffusion, without_other_extensions
-from rival_ext.hosts.webui.patching import instance_attribute
+from rival_ext.hosts.webui.compat import (
+    controlnet_steers,
+    references_without_exemplar,
+    uses_tiled_diffusion,
+    without_other_extensions,
+)
+from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
 from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
 from rival_ext.method.attention import Layers
 from rival_ext.method.layers import self_attention_layers
@@ -80,6 +85,9 @@ class LdmModel:
     def notes(self) -> Sequence[str]:
         return ()
 
+    def is_steered(self) -> bool:
+        return controlnet_steers(self.p)
+
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
         method = shared.opts.sd_vae_encode_method
@@ -98,7 +106,7 @@ class LdmModel:
         handle = model.first_stage_model.quant_conv.register_forward_hook(lambda *seen: moments.append(seen[-1]))
         try:
             # the sample is not used, so it must not move the random generator
-            with torch.random.fork_rng(devices=[]):
+            with random_numbers_kept(shared.device):
                 encoded = model.encode_first_stage(pixels)
         finally:
             handle.remove()

@@ -122,6 +122,9 @@ class PatchedModel(ABC):
         note = f"another extension replaces {len(replaced)} of the layers and only the others see the exemplar"
         return [note] if replaced else ()
 
+    def is_steered(self) -> bool:
+        return self.engine.forge_objects.unet.controlnet_linked_list is not None
+
     @torch.inference_mode()
     def predict_noise(
         self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor

@@ -73,14 +73,17 @@ class LoadedModel(Protocol):
             Sentences for the report, often none.
         """
 
+    def is_steered(self) -> bool:
+        """Tell whether ControlNet steers the sampling that is about to begin. Reference units do not count."""
+
     def encode(self, image: Image.Image) -> Tensor:
         """Encode an image as the host does, but with the mean of the VAE's posterior.
 
         Args:
-            image: An image of any mode. Width and height are multiples of 8 pixels.
+            image: An image of any mode, 8x8 pixels or more.
 
         Returns:
-            `[1, C, height / 8, width / 8]`, float32, in the model's scaling, on the model's device.
+            `[1, C, height // 8, width // 8]`, float32, in the model's scaling, on the model's device.
         """
 
     def predict_noise(

@@ -61,6 +61,8 @@ class Panel:
         fields: The control of each field, by the field's name.
         brushes: The exemplars' controls, by the name of their field.
         digests: Hidden texts with a digest of each image's pixels, see `run_preview.build_digests`.
+        surplus: A hidden control behind all others. The host drops what a request gives beyond the last control, and
+            so it gives here the first value too many.
     """
 
     def __init__(self, tab: str, host: HostControls, release_memory: ReleaseMemory, is_stored: IsStored, check: Check):
@@ -73,11 +75,12 @@ class Panel:
         self.fields: dict[str, Any] = {}
         self.brushes: dict[str, Brush] = {}
         self.digests: dict[str, Any] = {}
+        self.surplus: Any = None
 
     @property
     def controls(self) -> list[Any]:
-        """The controls whose values the WebUI passes to the script: in the order of `FIELDS`, then `strokes`."""
-        return [*(self.fields[field.name] for field in FIELDS), *self.strokes]
+        """The controls whose values the WebUI passes to the script: in the order of `FIELDS`, `strokes`, `surplus`."""
+        return [*(self.fields[field.name] for field in FIELDS), *self.strokes, self.surplus]
 
     @property
     def strokes(self) -> list[Any]:
@@ -112,6 +115,8 @@ class Panel:
                 preset_controls = presets.build(self.prefix)
                 self._build_release()
         self.digests = run_preview.build_digests()
+        self.surplus = gr.Textbox(visible=False, elem_id=f"{self.prefix}_surplus")
+        self.surplus.do_not_save_to_config = True
         open_tabs = build_open_tabs()
 
         self._connect_fields_that_set_others()

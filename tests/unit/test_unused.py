@@ -1,0 +1,88 @@
+"""A setting without an effect is mentioned in the report."""
+
+from __future__ import annotations
+
+import pytest
+
+from rival_ext.method.prepare import prepare
+from rival_ext.method.unused import settings_without_effect
+from rival_ext.settings import parse_settings
+from rival_ext.storage.store import NoStore
+
+STEPS_OF_20 = [1 + 50 * step for step in range(20)]
+"""Timesteps of 20 DDIM steps. The highest is 951."""
+
+
+def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, **fields):
+    return list(
+        settings_without_effect(parse_settings(fields), timesteps, is_aligned=is_aligned, is_start_drawn=is_start_drawn)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"mode": "text"}, ["early_steps 960 skipped no step"]),
+        ({"early_steps": 950}, []),
+        ({"early_steps": 1000}, []),
+        ({"t_align": 960}, ["no step lies above t_align 960"]),
+        ({"t_align": 950}, []),
+        ({"t_align": 0}, []),
+        ({"t_align": 1000}, []),
+        ({"t_early": 960}, ["no step lies above t_early 960"]),
+        ({"t_early": 0}, []),
+        ({"t_early": 960, "alignment": "latent"}, ["no step lies above t_early 960"]),
+        ({"t_early": 400, "alignment": "off"}, ["t_early 400 had no effect because alignment is off"]),
+        ({"alignment": "off"}, []),
+        ({"t_early": 400, "is_aligned": False}, ["t_early 400 had no effect because every exemplar has a mask"]),
+        ({"exemplar_tokens": 0.5}, []),
+        (
+            {"exemplar_tokens": 0.5, "t_align": 0},
+            ["exemplar_tokens 0.5 had no effect because every step lies above t_align"],
+        ),
+        ({"strength": 0}, ["strength 0 let no step see the exemplar"]),
+        ({"strength": 0, "early_steps": 960, "t_align": 960}, ["strength 0 let no step see the exemplar"]),
+        ({"exact": True}, ["exact had no effect without an exemplar_prompt"]),
+        ({"exact": True, "exemplar_prompt": "a pizza"}, []),
+        (
+            {"mode": "edit", "is_start_drawn": False, "is_aligned": False},
+            ["start_mix 0 had no effect because every exemplar has a mask"],
+        ),
+        ({}, []),
+    ],
+)
+def test_a_setting_without_effect_is_mentioned(fields, expected):
+    assert notes(**fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "expected"),
+    [
+        ([499, 259], ["no step lies above t_align 600", "no step lies above t_early 600"]),
+        ([999, 759], ["every step lies above t_align 600", "every step lies above t_early 600"]),
+        ([999, 499], []),
+        # an adaptive sampler's are not known
+        ([], []),
+    ],
+)
+def test_few_steps_can_all_lie_on_one_side(timesteps, expected):
+    assert notes(timesteps) == expected
+
+
+@pytest.mark.parametrize("fields", [{"mode": "text"}, {"exact": True}, {"strength": 0}, {"t_align": 999}])
+def test_a_note_is_a_part_of_a_line_of_the_infotext(fields):
+    for note in notes(**fields, is_start_drawn=False):
+        assert not set(note) & set(",:\n")
+        assert not note.endswith(".")
+
+
+def test_the_report_of_a_run_has_the_notes(make_host):
+    host = make_host(steps=20, guidance=1, exact=True, exemplar_prompt="a panda")
+    settings = parse_settings({"mode": "text", "exact": True, "exemplar_prompt": "a panda"})
+    assert prepare(host, settings, NoStore()).inversion.notes == [
+        *("exact had no effect at guidance scale 1", "early_steps 960 skipped no step"),
+    ]
+
+
+def test_where_a_step_is_skipped_nothing_is_said(make_host):
+    assert prepare(make_host(steps=50), parse_settings({"mode": "text"}), NoStore()).inversion.notes == []
