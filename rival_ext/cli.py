@@ -37,6 +37,9 @@ TAG = re.compile(r"<\w+:[^>]*>")
 OFFERED = tuple(field for field in FIELDS if field.name != "enabled")
 """The fields of the settings that have an option."""
 
+FOLDERS = {"out", "keep_inversions"}
+"""The options that name a folder to write into. No report may name one: anybody may have written the report."""
+
 IMAGES = ("photo", "mask", *(field.name for field in OFFERED if field.is_image))
 """The options that name an image."""
 
@@ -162,8 +165,8 @@ def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> 
     if source is None:
         return
     recorded = read_record(source)
-    unknown = recorded.options.keys() - {one.name for one in ctx.command.params} | recorded.options.keys() & {"out"}
-    if unknown:
+    repeatable = {one.name for one in ctx.command.params} - FOLDERS
+    if unknown := recorded.options.keys() - repeatable:
         raise RivalError(f"--from {source} has an option that is not known here: {short_repr(min(unknown))}.")
     ctx.obj, ctx.default_map = recorded, dict(recorded.options)
 

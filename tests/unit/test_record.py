@@ -298,6 +298,7 @@ def test_a_file_without_a_run_is_refused(run, tmp_path, content):
         ({"t_align": 5000}, "--t-align"),
         ({"mode": "paint"}, "--mode"),
         ({"out": "elsewhere"}, "option that is not known here: 'out'"),
+        ({"keep_inversions": "elsewhere"}, "option that is not known here: 'keep_inversions'"),
         ({"brush": 1}, "option that is not known here: 'brush'"),
         ({"photo": "https://example.org/a.png"}, "is an address"),
         ({"prompt": "<lora:x:1>"}, "--prompt"),
