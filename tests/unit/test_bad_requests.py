@@ -212,7 +212,7 @@ def test_any_arguments_are_announced_and_armed_without_an_error(server, argument
 
     said(lambda: None)
     sampler = SimpleNamespace(sample=lambda *_: None)
-    p = SimpleNamespace(sampler=sampler, extra_generation_params={})
+    p = SimpleNamespace(sampler=sampler, sample=lambda: None, script_args=(0,), extra_generation_params={})
     announce(p, arguments)
     arm(p, arguments, Session())
     outcome = parsed_request(p, arguments).outcome

@@ -84,10 +84,15 @@ def settings_of_cell(p: Any, cell: Mapping[str, Any]) -> Settings:
     return parse_settings({name: value for name, value in values.items() if not FIELD_BY_NAME[name].is_image})
 
 
+def _is_object(args: Sequence[Any]) -> bool:
+    """Whether the request gives its fields by name, in one object."""
+    return bool(args) and isinstance(args[0], Mapping)
+
+
 def _given_values(args: Sequence[Any], cell: Mapping[str, Any]) -> dict[str, Any]:
     """What a plot's axes say comes first, then what these stand for, then the fields of the request's own object."""
     asked = {**preset_values(cell), **cell}
-    return {**args[0], **asked} if args and isinstance(args[0], Mapping) else asked
+    return {**args[0], **asked} if _is_object(args) else asked
 
 
 def _other_values(args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def _other_values(args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, An
     another mode.
     """
     values, surplus = dict(zip((field.name for field in FIELDS), args, strict=False)), args[len(FIELDS) :]
-    if isinstance(args[0], Mapping):
+    if _is_object(args):
         said = _values_beside_object(values, surplus)
         usual = mode_defaults(said.get("mode", ""))
         of_mode = {name for name in mode_fields() & said.keys() if "mode" in given and said[name] == usual[name]}
