@@ -12,7 +12,7 @@ from rival_ext.method.alignment import align_statistics
 from rival_ext.method.attention import Features, JoinContext, Layers, concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.inversion import PredictNoise, refuse_not_finite, refuse_unreached
-from rival_ext.method.noise import NoiseSchedule
+from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps
 from rival_ext.method.start import noise_latents, start_latents
 from rival_ext.method.tokens import LayerChoice, TokenSubset
 from rival_ext.report import FeatureSource, GuidePart
@@ -55,7 +55,7 @@ class Guide:
     ):
         self.exemplars = exemplars
         self.settings = settings
-        self.schedule = schedule
+        self.timesteps = SamplerTimesteps(schedule, exemplars[0].chain.noise_levels)
         self.layers = layers
         self.predict_noise = predict_noise
         self.canvas = canvas
@@ -135,25 +135,19 @@ class Guide:
     ) -> Tensor:
         join = self._join_at(noise_level)
         is_aligned = self.settings.alignment == "noise" and self._is_early(noise_level)
-        if join is None and not is_aligned:
-            return denoise()
-        # without injection, an exemplar that is used for attention only is not evaluated
-        needed = self.exemplars if join else self.aligned_to
-        features, noises = zip(*(self._exemplar_at(one, noise_level) for one in needed), strict=True)
-        prediction = self._with_injection(features, join, denoise, cond_or_uncond) if join else denoise()
+        prediction = denoise() if join is None else self._with_injection(noise_level, join, denoise, cond_or_uncond)
         if not is_aligned:
             return prediction
         self.counts.steps.aligned += 1
-        paired = zip(needed, noises, strict=True)
-        aligned_to = [noise for exemplar, noise in paired if not exemplar.attention_only]
-        return align_statistics(prediction, joint_statistics(self.aligned_to, aligned_to))
+        slopes = [exemplar.chain.slope(noise_level) for exemplar in self.aligned_to]
+        return align_statistics(prediction, joint_statistics(self.aligned_to, slopes))
 
-    def _exemplar_at(self, exemplar: Exemplar, noise_level: float) -> tuple[Features, Tensor]:
-        """`h_R` and `eps_R` at this noise level: recorded in the inversion, or evaluated now."""
+    def _features_at(self, exemplar: Exemplar, noise_level: float) -> Features:
+        """`h_R` at this noise level: recorded in the inversion, or of an evaluation now."""
         chain = exemplar.chain
         recorded = chain.features_at(noise_level)
         if recorded is not None:
-            return recorded, chain.slope(noise_level)
+            return recorded
         if self._expects_features and not self.counts.evaluated_live:
             self.counts.note(
                 "the memory budget has no room for all recorded features"
@@ -164,25 +158,22 @@ class Guide:
         with record(self.layers) as features:
             exemplar_noise = self.predict_noise(chain.latent(noise_level), noise_level)
         refuse_not_finite(bool(exemplar_noise.isfinite().all()))
-        return features, exemplar_noise
+        return features
 
     def _join_at(self, noise_level: float) -> JoinContext | None:
         """How the exemplars are seen at this noise level: alone above t_align, beside the own tokens below it."""
-        timestep = self.schedule.timestep(noise_level)
+        timestep = self.timesteps.of(noise_level)
         if not self.layers or timestep > self.settings.early_steps or self.settings.strength == 0:
             return None
         return replace if timestep > self.settings.t_align else self._concatenate
 
     def _with_injection(
-        self,
-        features: Sequence[Features],
-        join: JoinContext,
-        denoise: Callable[[], Tensor],
-        cond_or_uncond: Sequence[int],
+        self, noise_level: float, join: JoinContext, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int]
     ) -> Tensor:
+        features = [self._features_at(exemplar, noise_level) for exemplar in self.exemplars]
         loaded = [
-            self._load(self.layer_choice.of(index, recorded), self.exemplars[index].chain.latents.device)
-            for index, recorded in enumerate(features)
+            self._load(self.layer_choice.of(index, of_one), self.exemplars[index].chain.latents.device)
+            for index, of_one in enumerate(features)
         ]
         joined = self._joint_tokens.join(loaded)
         with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength) as seen:
@@ -193,4 +184,4 @@ class Guide:
         return prediction
 
     def _is_early(self, noise_level: float) -> bool:
-        return bool(self.aligned_to) and self.schedule.timestep(noise_level) > self.settings.t_early
+        return bool(self.aligned_to) and self.timesteps.of(noise_level) > self.settings.t_early

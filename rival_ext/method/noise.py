@@ -14,6 +14,10 @@ SAME_LEVEL = 1e-4
 level in several ways."""
 
 
+MOST_TIMESTEPS = 1000.0
+"""The thresholds of the settings count timesteps from 0 (clean) to this (noise)."""
+
+
 class NoiseSchedule:
     """The checkpoint's training schedule: converts timesteps `t` in [0, T) to noise levels `sigma` above 0, and back.
 
@@ -71,6 +75,37 @@ class NoiseSchedule:
         if noise_level <= self._sigmas[0]:
             return 0.0
         return round(_interpolate(math.log(noise_level), self._log_sigmas, self._timesteps), 3)
+
+
+class SamplerTimesteps:
+    """Timesteps as the thresholds of the settings count them, for a sampler that visits few.
+
+    A sampler's first timestep lies below 1000 by up to one spacing: at 951 with 20 DDIM steps. A threshold between
+    the two, such as `early_steps` 960, would then act on no step. So the first timestep counts as 1000 if the sampler
+    starts at full noise: a threshold below 1000 acts on one step at least.
+
+    Args:
+        schedule: The checkpoint's noise schedule.
+        noise_levels: The levels that the sampler visits, ascending, and below them the clean latent's, `[N + 1]`.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, noise_levels: Tensor):
+        self._schedule = schedule
+        second, first = noise_levels[-2:].tolist()
+        spacing = schedule.timestep(first) - schedule.timestep(second)
+        starts_at_full_noise = schedule.timestep(first) + spacing >= MOST_TIMESTEPS
+        self._full_noise = first * (1 - SAME_LEVEL) if starts_at_full_noise else math.inf
+
+    def of(self, noise_level: float) -> float:
+        """Convert a noise level to a timestep.
+
+        Args:
+            noise_level: 0 or more.
+
+        Returns:
+            The timestep, from 0 to 1000.
+        """
+        return MOST_TIMESTEPS if noise_level >= self._full_noise else self._schedule.timestep(noise_level)
 
 
 def scale_to_vp(noise_level: float) -> float:

@@ -100,7 +100,7 @@ def _notes(host: Host, guide: Guide, levels: Tensor) -> Iterator[str]:
     visited = levels[1:].tolist() if host.levels_are_known() else []
     yield from settings_without_effect(
         guide.settings,
-        [host.schedule.timestep(level) for level in visited],
+        [guide.timesteps.of(level) for level in visited],
         is_aligned=bool(guide.aligned_to),
         is_start_drawn=bool(guide.sources),
     )

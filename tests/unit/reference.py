@@ -73,6 +73,14 @@ def permute(latent, seed):
     return latent.flatten(2)[:, :, order].view_as(latent)
 
 
+def slope(chain, steps, i):
+    """Section 4: `eps_R` of step i, which leads from `chain[i + 1]` down to `chain[i]`, in variance-exploding form."""
+    alphas, timesteps = alphas_cumprod(), ddim_timesteps(steps)
+    upper, lower = alphas[timesteps[i]], alphas[timesteps[i - 1] if i else 0]
+    rise = chain[i + 1] / upper**0.5 - chain[i] / lower**0.5
+    return rise / (((1 - upper) / upper) ** 0.5 - ((1 - lower) / lower) ** 0.5)
+
+
 def attention(layer, tokens, context):
     queries, keys, values = (
         projected.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
@@ -149,9 +157,9 @@ def vary(
         else:
             with injection(pipeline.unet, concatenated=t <= t_align):
                 predictions = pipeline.unet(batch, t, text).sample
-        _, uncond, eps_exemplar, cond = predictions.chunk(4)
+        _, uncond, _, cond = predictions.chunk(4)
         eps = uncond + guidance * (cond - uncond)
         if alignment == "noise" and t > t_early:
-            eps = normalised(eps, eps_exemplar)
+            eps = normalised(eps, slope(chain, steps, i))
         x = ddim_step(x, eps, alphas[t], alphas[timesteps[i - 1] if i else 0])
     return x, chain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas
 from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import invert, lower_latent
@@ -27,6 +28,20 @@ def host_of(make_host, meta):
     )
 
 
+def authors_chain(host, latent):
+    """The authors' inversion: one evaluation, of the lower latent, stands for the higher level.
+
+    So its slope is only near the prediction at its own points, which the authors evaluate at every step.
+    """
+    inverted = invert(latent, host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
+
+    class EvaluatedSlope(Chain):
+        def slope(self, noise_level):
+            return host.predict_noise(self.latent(noise_level), noise_level)
+
+    return EvaluatedSlope(inverted.noise_levels, inverted.latents)
+
+
 @pytest.mark.parametrize("name", quick(MODES, "variation-panda"))
 def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     authors = golden(name)
@@ -35,14 +50,18 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     assert host.scheduler.timesteps.tolist() == meta["timesteps"]
     levels = host.noise_levels()
 
-    # the authors' inversion: one evaluation, of the lower latent, stands for the higher level
-    chain = invert(authors["latent"], levels, host.predict_noise, {}, iterations=1, first_guess=lower_latent)
+    chain = authors_chain(host, authors["latent"])
     scales = torch.tensor([scale_to_vp(level) for level in levels.tolist()]).view(-1, 1, 1, 1)
     assert (chain.latents * scales - authors["chain"]).abs().max() < 1e-4
 
-    # the authors' attention counts one below the timestep
+    # the authors' attention counts one below the timestep, and early_steps above the first timestep skips no step
+    skips_a_step = meta["early_steps"] < max(meta["timesteps"])
     settings = parse_settings(
-        {"t_align": meta["t_align"] + 1, "t_early": meta["t_early"], "early_steps": min(meta["early_steps"] + 1, 1000)}
+        {
+            "t_align": meta["t_align"] + 1,
+            "t_early": meta["t_early"],
+            "early_steps": meta["early_steps"] + 1 if skips_a_step else 1000,
+        }
     )
     start = chain.top
     if meta["mode"] != "edit":
@@ -63,9 +82,9 @@ def test_inpainting_agrees_with_the_authors(make_host):
     authors = golden("inpaint-pizza")
     meta = authors["meta"]
     host = host_of(make_host, meta)
-    chain = invert(authors["latent"], host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
+    chain = authors_chain(host, authors["latent"])
     # the authors' mask is 1 where the image is kept
-    canvas = InpaintCanvas(chain, 1 - authors["mask"][None, None])
+    canvas = InpaintCanvas(Chain(chain.noise_levels, chain.latents), 1 - authors["mask"][None, None])
     mask = canvas.mask.flatten().nonzero().flatten()
     start = chain.top.flatten(2).clone()
     start[:, :, mask] = start[:, :, mask[authors["permutation"]]]

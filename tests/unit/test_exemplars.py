@@ -145,7 +145,7 @@ def test_beside_an_exemplar_with_a_mask_the_whole_one_gives_start_and_statistics
 
 
 def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
-    """Above early_steps nothing is injected, so an exemplar for attention only is not evaluated there."""
+    """Above early_steps nothing is injected. The alignment takes the chain's slope, so no exemplar is evaluated."""
     image, mask = painted_half(exemplar("house-emojione-blue"))
     shown = [ExemplarInput(image, mask), ExemplarInput(exemplar("pizza-emojione-yellow"))]
     fields = {"features": "live", "early_steps": 500, "t_early": 700}
@@ -153,10 +153,11 @@ def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
     timesteps = [host.schedule.timestep(level) for level in host.noise_levels().tolist()[1:]]
     injected = sum(timestep <= 500 for timestep in timesteps)
     aligned = sum(timestep > 700 for timestep in timesteps)
-    assert injected + aligned < 8
+    assert 0 < injected < 8
+    assert aligned > 0
     with count_rows(host.unet) as rows:
         host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
-    assert sum(rows) == 8 * 2 + injected * 2 + aligned
+    assert sum(rows) == 8 * 2 + injected * 2
 
 
 def test_a_mask_that_shows_everything_changes_no_bit(pipeline):

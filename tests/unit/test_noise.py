@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
+from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps, levels_tensor, scale_to_vp
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHAS = (1 - BETAS).cumprod(0)
@@ -67,3 +67,21 @@ def test_a_schedule_is_the_same_from_sigmas_and_from_alphas():
 def test_levels_are_kept_in_double_precision():
     assert levels_tensor([0.1, 14.6]).dtype == torch.float64
     assert levels_tensor([0.1, 14.6]).tolist() == [0.1, 14.6]
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "expected"),
+    [
+        # 20 DDIM steps, a sampler that starts at the very top, one step, and denoising strength 0.75
+        ([951, 901, 1], [1000, 901, 1]),
+        ([999, 949, 399], [1000, 949, 399]),
+        ([999], [1000]),
+        ([701, 651, 601], [701, 651, 601]),
+    ],
+)
+def test_the_first_timestep_counts_as_1000_if_the_sampler_starts_at_full_noise(timesteps, expected):
+    levels = [SCHEDULE.noise_level(timestep) for timestep in timesteps]
+    counted = SamplerTimesteps(SCHEDULE, levels_tensor([0.0, *reversed(levels)]))
+    assert [counted.of(level) for level in levels] == expected
+    # samplers count in 32 bits
+    assert counted.of(float(torch.tensor(levels[0]))) == expected[0]

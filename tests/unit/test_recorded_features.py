@@ -68,7 +68,7 @@ def test_with_one_evaluation_a_step_recorded_features_differ_from_live_ones_by_l
     """With the extrapolated guess. With the authors' guess, the last evaluation is too far from the chain."""
     ours, authors = (recorded_against_live(name, first_guess) for first_guess in (extrapolated, lower_latent))
     assert ours < 1
-    assert authors > 3
+    assert authors > 2
 
 
 @pytest.mark.parametrize("name", ["cat-face-emojione-white", "taxi-twemoji-green"])

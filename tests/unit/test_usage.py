@@ -304,7 +304,7 @@ def test_a_region_that_shows_all_is_none(outcome, folder):
     [
         (("--exact",), "--exact had no effect without an exemplar_prompt"),
         (("--t-early", 100, "--alignment", "off"), "--t-early 100 had no effect because alignment is off"),
-        (("--mode", "text"), "--early-steps 960 skipped no step"),
+        (("--strength", 0), "--strength 0 let no step see the exemplar"),
     ],
 )
 def test_a_setting_is_named_as_its_option_in_the_notes(outcome, given, note):
