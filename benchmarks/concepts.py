@@ -222,7 +222,7 @@ def generate(pipeline: StableDiffusionPipeline, prompt: str, steps: int) -> list
     request = Request(prompt, "", GUIDANCE, "ddim", steps)
     images = RequestImages.of(Image.new("RGB", (SIDE, SIDE)))
     host = DiffusersHost(pipeline, request, images, lambda done, total: None)
-    start = torch.cat([host.noise(seed) for seed in SEEDS])
+    start = host.start(SEEDS, None)
     return host.decode(host.sample(start, SEEDS, None, lambda done, total: None))
 
 

@@ -191,9 +191,7 @@ def generate(
     """An image for each seed, with the mean over the steps of its latent's distance from the exemplar's statistics."""
     chain = prepare(host, variant.settings, store).guide.exemplars[0].chain
     probe = Probe(chain, variant, host)
-    start = (
-        probe.start(seeds, host.latent_size) if variant.permuted else torch.cat([host.noise(seed) for seed in seeds])
-    )
+    start = host.start(seeds, probe if variant.permuted else None)
     images = host.decode(host.sample(start, seeds, probe, lambda done, total: None))
     return list(zip(images, torch.stack(probe.gaps).mean(dim=0).tolist(), strict=True))
 

@@ -161,7 +161,7 @@ def variations(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) 
     """An image for each seed, by the default settings."""
     layers = self_attention_layers(host.unet)
     guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise)
-    start = guide.start(seeds, host.latent_size)
+    start = host.start(seeds, guide)
     return host.decode(host.sample(start, seeds, guide, lambda done, total: None))
 
 

@@ -127,13 +127,13 @@ class Bench:
 
     def plain(self) -> None:
         """img2img at full strength."""
-        self._sample(self.host.noise(SEED), None)
+        self._sample(self.host.start([SEED], None), None)
 
     def first(self) -> None:
         """Inversion, recording, generation."""
         guide = prepare(self.host, self.settings, NoStore()).guide
         self.stored = guide.exemplars[0].chain
-        self._sample(guide.start([SEED], self.host.latent_size), guide)
+        self._sample(self.host.start([SEED], guide), guide)
 
     def next(self) -> None:
         """Generation with the stored chain."""
@@ -159,7 +159,7 @@ class Bench:
         levels = host.noise_levels().tolist()[:0:-1]
         negative, prompt, exemplar_prompt = host.embeddings
         prompts = torch.cat([negative, negative, exemplar_prompt, prompt])
-        x = start_latents([Exemplar(chain)], [SEED], 1.0, host.latent_size) * scale_to_vp(levels[0])
+        x = start_latents([Exemplar(chain)], host.noise([SEED]), [SEED], "permuted", 1.0) * scale_to_vp(levels[0])
         for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
             with beside_each_other(self_attention_modules(host.unet), replaced=timestep > self.settings.t_align):
@@ -192,7 +192,7 @@ class Bench:
         host = self.host
         load = NoStore().load_features
         guide = Guide([Exemplar(chain)], settings, host.schedule, self.layers, host.predict_noise, load=load)
-        self._sample(guide.start([SEED], host.latent_size), guide)
+        self._sample(host.start([SEED], guide), guide)
 
     def _sample(self, start: Tensor, guide: Guide | None) -> None:
         self.host.sample(start, [SEED], guide, lambda done, total: None)

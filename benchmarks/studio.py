@@ -47,7 +47,7 @@ class Studio:
     def rival(self, images: RequestImages, prompt: str = "", **fields: Any) -> list[Image.Image]:
         """Pictures with RIVAL, at the guidance scale of the mode; fields: of the settings."""
         host, guide = self.guided(images, prompt, **fields)
-        return self._sample(host, guide.start(self.seeds, host.latent_size), guide)
+        return self._sample(host, host.start(self.seeds, guide), guide)
 
     def guided(self, images: RequestImages, prompt: str = "", **fields: Any) -> tuple[DiffusersHost, Guide]:
         """A host and the guide for its next sampling."""
@@ -58,7 +58,7 @@ class Studio:
     def plain(self, images: RequestImages, prompt: str = "", mode: str = "variation") -> list[Image.Image]:
         """Pictures without RIVAL, at the guidance scale of the mode; a canvas is inpainted in the usual way."""
         host = self.host(images, prompt, GUIDANCE[mode])
-        start = torch.cat([host.noise(seed) for seed in self.seeds])
+        start = host.start(self.seeds, None)
         inpaint = host.inpaint_input()
         return self._sample(host, start, inpaint and PlainInpainting(inpaint.latent, inpaint.mask))
 

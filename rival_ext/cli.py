@@ -22,7 +22,15 @@ from rival_ext.files import NamedFile, NamedImage, read_image_file
 from rival_ext.images.transforms import contact_sheet, grey_mask, mask_array, on_white
 from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, prepare_folder, refuse_file, replaced_run
 from rival_ext.record import RUN, VERSION, WEBUI_SAMPLERS, Recorded, file_entry, png_info, read_record
-from rival_ext.settings import GUIDANCE, changed_values, is_encodable, mode_defaults, parse_settings, preset_values
+from rival_ext.settings import (
+    GUIDANCE,
+    changed_values,
+    is_encodable,
+    mode_defaults,
+    parse_settings,
+    preset_values,
+    steps_made,
+)
 from rival_ext.usage import Run, check_usage, flag, in_options
 from rival_ext.variations import THE_PHOTO, Job, Made, make, refuse_unset
 
@@ -70,7 +78,7 @@ class Size(click.ParamType["tuple[int, int]"]):
         return sides[0], sides[1]
 
 
-class Guidance(click.FloatRange):
+class Number(click.FloatRange):
     """A float range that refuses NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -194,8 +202,14 @@ def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> 
     type=Size(),
     help="Size of the images. Default: the photo's aspect ratio, with as many pixels as the checkpoint was made for.",
 )
+@click.option("--cfg", type=Number(1, 30), show_default="5 in mode variation, else 7", help="Guidance scale; 1 is off.")
 @click.option(
-    "--cfg", type=Guidance(1, 30), show_default="5 in mode variation, else 7", help="Guidance scale; 1 is off."
+    "--denoise",
+    type=Number(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How far the images leave the photo: near 0 they are the photo, at 1 they take only content and style "
+    "from it. This share of --steps is made.",
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
 @click.option("--checkpoint", type=FilePath(), help="An SD 1.x .safetensors file. Default: the demo model.")
@@ -231,7 +245,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         settings=settings,
         seeds=range(values["seed"], values["seed"] + values["number"]),
         checkpoint=checkpoint.path,
-        **{name: values[name] for name in ("prompt", "steps", "size", "cfg", "sampler")},
+        **{name: values[name] for name in ("prompt", "steps", "size", "cfg", "denoise", "sampler")},
         **{name: values[name] for name in ("keep_inversions", "plain", "check")},
     )
     _write(job, make(job, call.notes), values["out"], files | {"checkpoint": checkpoint})
@@ -250,7 +264,8 @@ def main() -> None:
 
 
 def _refuse_values(values: Mapping[str, Any]) -> None:
-    """Refuse prompts that would not be read as they are meant, and seeds beyond the last one."""
+    """Refuse prompts that would not be read as they are meant, runs without a step, and seeds beyond the last one."""
+    steps_made(values["steps"], values["denoise"])
     for name in ("prompt", "exemplar_prompt"):
         if not is_encodable(values[name]):
             raise RivalError(f"{flag(name)} must be text that UTF-8 can encode, not {short_repr(values[name])}.")
@@ -280,6 +295,7 @@ def _write(job: Job, made: Made, out: Path, files: Mapping[str, NamedFile]) -> N
     run: dict[str, Any] = {name: file_entry(file.path, file.sha256, out) for name, file in files.items()}
     run |= {"prompt": job.prompt, "number": len(job.seeds), "seed": job.seeds[0], "steps": job.steps}
     run |= {"size": "{}x{}".format(*made.photo.size), "cfg": job.cfg, "sampler": job.sampler}
+    run |= {"denoise": job.denoise}
     run |= {"plain": job.plain, "check": job.check, "mode": job.settings.mode, **changed_values(job.settings)}
     summary = made.report.summary()
     names = [image_name(index) for index in range(len(made.images))]

@@ -151,11 +151,26 @@ FIELDS = (
         0,
         1000,
     ),
+    _choice(
+        "start",
+        "Start",
+        "What images start from: matched is fresh noise by the seed with the exemplar's statistics; permuted is the "
+        "exemplar's inverted noise in random order, the paper's form",
+        "matched",
+        "permuted",
+    ),
     _fraction(
         "start_mix",
         "start_mix",
-        "0 starts from the exemplar's inverted noise and keeps its layout; 1 shuffles this noise and loses the layout",
+        "0 starts from the exemplar's inverted noise and keeps its layout; 1 starts from random noise",
         1.0,
+    ),
+    _fraction(
+        "uncond_share",
+        "Exemplar beside the negative prompt",
+        "How often the evaluations with the negative prompt see the exemplar; 1 always, the paper's form; with less, "
+        "guidance brings images closer to the exemplar too",
+        0.75,
     ),
     *_exemplar_fields("", "First", "if empty, the img2img image is used"),
     *_exemplar_fields("_2", "Second", "may stay empty"),

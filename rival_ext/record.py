@@ -47,11 +47,12 @@ WEBUI_OPTIONS = {
     "CFG scale": "cfg",
     "Seed": "seed",
     "Size": "size",
+    "Denoising strength": "denoise",
     **{one.infotext: one.name for one in INFOTEXT_FIELDS},
 }
 """The parameters of an infotext that are an option of the command line."""
 
-ACCEPTED = {"Denoising strength": ("1", "1.0"), "RNG": ("CPU",), "Clip skip": ("1",)}
+ACCEPTED = {"RNG": ("CPU",), "Clip skip": ("1",)}
 """The parameters that are no option, with the values that the command line always has."""
 
 WITHOUT_EFFECT = ("Model", "Version", "User", "Init image hash", "RIVAL version", REPORT, HIRES_REPORT)
@@ -120,8 +121,10 @@ def png_info(run: Mapping[str, Any], settings: Settings, report: str) -> PngInfo
         "Model hash": run["checkpoint"]["sha256"][:10],
         "Model": Path(run["checkpoint"]["path"]).stem,
     }
+    if not run["plain"] or run["denoise"] < 1:
+        parameters["Denoising strength"] = f"{run['denoise']:g}"
     if not run["plain"]:
-        parameters |= {"Denoising strength": 1, **settings_to_infotext(settings), REPORT: report}
+        parameters |= {**settings_to_infotext(settings), REPORT: report}
     info = PngInfo()
     info.add_text(INFOTEXT_CHUNK, write_infotext(run["prompt"], parameters | {"RIVAL version": __version__}))
     info.add_text(RECORD_CHUNK, json.dumps({VERSION: __version__, RUN: run}))

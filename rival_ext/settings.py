@@ -27,6 +27,9 @@ HALF = 0.5
 MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or more"
 """The rule in words, as a part of an error sentence."""
 
+PAPER = {"start": "permuted", "uncond_share": 1.0}
+"""The authors' form, where the defaults differ from it."""
+
 MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
 """The error sentence for mode inpaint without a mask."""
 
@@ -212,6 +215,26 @@ def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if "similarity" in chosen:
         values |= similarity_values(chosen["similarity"])
     return values
+
+
+def steps_made(steps: int, denoise: float) -> int:
+    """Count the steps that the command line makes.
+
+    Args:
+        steps: The steps of the whole schedule.
+        denoise: Above 0 up to 1, the share of the steps to make.
+
+    Returns:
+        The nearest whole number below.
+
+    Raises:
+        RivalError: No step is left.
+    """
+    # 0.29 of 100 is a little less than 29
+    made = int(steps * denoise + 1e-9)
+    if made == 0:
+        raise RivalError(f"--denoise {denoise:g} leaves none of {steps} steps; raise one of the two.")
+    return made
 
 
 def is_switched_on(args: Sequence[Any]) -> bool:

@@ -120,7 +120,7 @@ RULES = (
     ),
     Rule(
         ("cfg",),
-        lambda run: not run["prompt"] and run["cfg"] != 1 and (run["plain"] or not _is_exact(run)),
+        lambda run: not run["prompt"] and run["cfg"] != 1 and (run["plain"] or not _differs_without_prompt(run)),
         "--prompt is empty and guidance follows the prompt",
     ),
     Rule(
@@ -130,7 +130,7 @@ RULES = (
     ),
     Rule(
         ("photo",),
-        lambda run: run["exemplar"] is not None and run["mask"] is None and not run["plain"],
+        lambda run: run["exemplar"] is not None and run["mask"] is None and run["denoise"] == 1 and not run["plain"],
         "--exemplar takes its place and PHOTO gave only the aspect",
     ),
     *(rule for suffix in EXEMPLAR_SUFFIXES for rule in _exemplar_rules(suffix)),
@@ -140,7 +140,7 @@ RULES = (
         "--t-align and --t-early and --start-mix are given",
     ),
     Rule(
-        ("t_align", "exemplar_tokens", "layers", "early_steps", "exact"),
+        ("t_align", "exemplar_tokens", "layers", "early_steps", "exact", "uncond_share"),
         lambda run: run["strength"] == 0,
         "--strength is 0",
     ),
@@ -200,5 +200,7 @@ def in_options(sentence: str) -> str:
     return prefix + (flag(first) if first in FIELD_BY_NAME else first) + space + rest
 
 
-def _is_exact(run: Run) -> bool:
-    return bool(run["exact"] and run["exemplar_prompt"])
+def _differs_without_prompt(run: Run) -> bool:
+    """Whether the rows with the negative prompt see something else than the others."""
+    is_exact = run["exact"] and run["exemplar_prompt"]
+    return bool(run["strength"] > 0 and (is_exact or run["uncond_share"] < 1))

@@ -47,6 +47,7 @@ class Job:
         steps: Sampling steps.
         size: Width and height of the images. None chooses them by the photo and the checkpoint.
         cfg: The guidance scale.
+        denoise: Above 0 up to 1, how much of the photo the images leave behind.
         sampler: A key of `rival_ext.hosts.diffusers.SAMPLERS`.
         checkpoint: An SD 1.x .safetensors file.
         keep_inversions: A folder for inversions, if they are kept.
@@ -62,6 +63,7 @@ class Job:
     steps: int
     size: tuple[int, int] | None
     cfg: float
+    denoise: float
     sampler: str
     checkpoint: Path
     keep_inversions: Path | None
@@ -113,13 +115,13 @@ def make(job: Job, notes: list[str]) -> Made:
 
 def _plain_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Report]:
     """Images without RIVAL, from the same seeds, for comparison."""
-    sampled = _sample(job, host, host.noise, None)
+    sampled = _sample(job, host, lambda seed: host.start([seed], None), None)
     report = Report(
         "plain",
         job.settings.t_align,
         job.settings.t_early,
         exemplars=0,
-        steps=Steps(total=len(host.scheduler.timesteps)),
+        steps=Steps(total=host.steps),
         rows=Rows(generation=sampled.rows),
         seconds=Seconds(generation=sampled.seconds),
     )
@@ -136,7 +138,7 @@ def _rival_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Rep
     def start(seed: int) -> Tensor:
         # the report counts the steps of one image
         guide.counts = GuidePart()
-        return guide.start([seed], host.latent_size)
+        return host.start([seed], guide)
 
     images, rows, seconds = _sample(job, host, start, guide)
     return images, join_report(job.settings, inversion, guide.counts, rows=rows, seconds=seconds, psnr=psnr)
@@ -187,7 +189,9 @@ def _load_host(job: Job, notes: list[str]) -> DiffusersHost:
     quieten_libraries()
     pipeline = load_pipeline(job.checkpoint)
     settings = job.settings
-    request = Request(job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps, settings.exact)
+    request = Request(
+        job.prompt, settings.exemplar_prompt, job.cfg, job.sampler, job.steps, settings.exact, job.denoise
+    )
     return DiffusersHost(pipeline, request, _request_images(job, pipeline, notes), lambda done, total: None)
 
 
@@ -210,7 +214,7 @@ def _request_images(job: Job, pipeline: StableDiffusionPipeline, notes: list[str
     if not exemplars and not job.plain:
         raise RivalError("weight leaves no exemplar; raise one of the weights above 0.")
     if job.mask is None:
-        return RequestImages(exemplars, size)
+        return RequestImages(exemplars, size, canvas)
     _note_crop(THE_PHOTO, job.photo, size, notes)
     mask = _fitted_mask("--mask", job.mask, size, notes)
     refuse_unset(mask_array(mask, *(side // PIXELS_PER_POSITION for side in size)))

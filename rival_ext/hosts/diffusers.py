@@ -22,14 +22,14 @@ from torch import Tensor
 
 from rival_ext.errors import RivalError
 from rival_ext.images.transforms import mask_array
-from rival_ext.method.attention import COND, UNCOND, Layers
+from rival_ext.method.attention import Layers
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import NoiseSchedule, levels_tensor, scale_to_vp
 from rival_ext.method.regions import region_of_mask
-from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
-from rival_ext.settings import ExemplarInput
+from rival_ext.method.rows import COND, UNCOND
+from rival_ext.settings import ExemplarInput, steps_made
 
 Advance = Callable[[int, int], None]
 """(steps done, steps in all) -> None."""
@@ -72,6 +72,7 @@ class Request:
         sampler: A key of `SAMPLERS`.
         steps: Sampling steps.
         exact: Whether the exemplar is evaluated with the empty prompt too, for the rows with the negative prompt.
+        denoise: Above 0 up to 1, the share of the steps that is made. Below 1 the images start from the canvas.
     """
 
     prompt: str
@@ -80,6 +81,7 @@ class Request:
     sampler: str
     steps: int
     exact: bool = False
+    denoise: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class RequestImages:
         exemplars: One or more, each with an image whose sides are multiples of 8, and a mask of the same size or
             none.
         size: Width and height of the images to make.
-        canvas: The image to inpaint, of that size, if any.
-        mask: White where the canvas is filled.
+        canvas: The image to start from or to inpaint, of that size, if any.
+        mask: White where the canvas is filled, if it is inpainted.
     """
 
     exemplars: Sequence[ExemplarInput]
@@ -102,7 +104,7 @@ class RequestImages:
     @classmethod
     def of(cls, image: Image.Image) -> RequestImages:
         """Make a request with one exemplar and images of its size."""
-        return cls([ExemplarInput(image)], image.size)
+        return cls([ExemplarInput(image)], image.size, image)
 
 
 class Embeddings(NamedTuple):
@@ -133,12 +135,13 @@ class DiffusersHost:
         self.unet = pipeline.unet
         self.layers: Layers = self_attention_layers(self.unet)
         self.sampler = SAMPLERS[request.sampler]
-        self.scheduler = self._new_scheduler()
-        self.schedule = NoiseSchedule.of_alphas(self.scheduler.alphas_cumprod)
-        self._levels = _levels(self.scheduler)
+        scheduler = self._new_scheduler()
+        self.schedule = NoiseSchedule.of_alphas(scheduler.alphas_cumprod)
+        self.steps = steps_made(request.steps, request.denoise)
+        self._levels = _levels(scheduler)[: self.steps + 1]
         self._latents: dict[int, Tensor] = {}
         # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
-        self._timesteps = dict(zip(reversed(self._levels), self.scheduler.timesteps.tolist(), strict=False))
+        self._timesteps = dict(zip(reversed(self._levels), scheduler.timesteps.tolist()[-self.steps :], strict=False))
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)
@@ -200,8 +203,11 @@ class DiffusersHost:
         # the last row is the one with the exemplar's prompt
         return self._finite(self.evaluate(latent, noise_level, prompts)[-1:], "UNet", "for the exemplar")
 
+    def is_guided(self) -> bool:
+        return self.request.guidance != 1
+
     def notes(self) -> Sequence[str]:
-        return [EXACT_WITHOUT_GUIDANCE] * (self.request.exact and self.request.guidance == 1)
+        return ()
 
     def preview(self, latent: Tensor) -> None:
         """Do nothing: the command line shows no image on the way."""
@@ -213,18 +219,40 @@ class DiffusersHost:
     def memory_budget(self) -> float:
         return psutil.virtual_memory().available / 4
 
-    def noise(self, seed: int) -> Tensor:
-        """Make the start of plain generation.
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Make the images' fresh noise with deviation 1.
 
         Args:
-            seed: The image's seed.
+            seeds: The seed of each image.
 
         Returns:
-            `[1, C, H, W]`, variance-exploding.
+            `[N, C, H, W]`.
         """
-        generator = torch.Generator("cpu").manual_seed(seed)
         shape = (1, self.unet.config.in_channels, *self.latent_size)
-        return torch.randn(shape, generator=generator).to(self.unet.device) * self._levels[-1]
+        generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
+        return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(self.unet.device)
+
+    def kept_image(self) -> Tensor | None:
+        """Return the clean latent that is kept below full denoising strength, `[1, C, H, W]`, or None at full."""
+        if self.request.denoise == 1:
+            return None
+        assert self.images.canvas is not None
+        return self._latent_of(self.images.canvas)
+
+    def start(self, seeds: Sequence[int], guide: Guide | None) -> Tensor:
+        """Make the start latents of a batch.
+
+        Args:
+            seeds: The seed of each image.
+            guide: Makes the noise part. None takes fresh noise, as plain generation does.
+
+        Returns:
+            `[N, C, H, W]`, variance-exploding.
+        """
+        noise, image = self.noise(seeds), self.kept_image()
+        if guide:
+            return guide.start(noise, seeds, image=image)
+        return noise * self._levels[-1] + (0 if image is None else image)
 
     @torch.no_grad()
     def sample(self, start: Tensor, seeds: Sequence[int], guide: Guide | None, advance: Advance) -> Tensor:
@@ -240,21 +268,23 @@ class DiffusersHost:
             The final latents, `[N, C, H, W]`.
         """
         scheduler = self._new_scheduler()
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(len(scheduler.timesteps) - self.steps)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         randomness = {"generator": generators} if "generator" in _step_parameters(scheduler) else {}
         negative, prompt, _ = self.embeddings
         prompts = torch.cat([negative.expand(len(start), -1, -1), prompt.expand(len(start), -1, -1)])
 
         x = start if self.sampler.is_exploding else start * scale_to_vp(self._levels[-1])
-        for step, timestep in enumerate(scheduler.timesteps):
-            advance(step, len(scheduler.timesteps))
+        for step, timestep in enumerate(scheduler.timesteps[-self.steps :]):
+            advance(step, self.steps)
             level = self._levels[-1 - step]
             if guide:
                 x = self._corrected(x, level, guide)
             latent = scheduler.scale_model_input(x, timestep)
             noise = self._guided_noise(latent, level, prompts, guide)
             x = scheduler.step(noise, timestep, x, **randomness).prev_sample
-        advance(len(scheduler.timesteps), len(scheduler.timesteps))
+        advance(self.steps, self.steps)
         return self._finite(x, "UNet", "in sampling")
 
     @torch.no_grad()

@@ -20,9 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-UNCOND, COND = 0, 1
-"""Marks of a UNet row: with the negative prompt, or with the prompt. They are also the indices of the exemplar's rows
-where it is evaluated with both prompts."""
+from rival_ext.method.rows import BOTH, Attended, JoinContext, attended_rows
 
 
 class LayerCall(NamedTuple):
@@ -40,20 +38,18 @@ class LayerCall(NamedTuple):
     cond_or_uncond: Sequence[int] | None = None
 
 
-ChooseContext = Callable[[LayerCall], Tensor | None]
-"""Returns the context for a call in place of the usual one, or None to leave the call as it is."""
+ChooseContext = Callable[[LayerCall], Attended | None]
+"""Returns what the layer attends to in a call, or None to leave the call as it is."""
 
 
 class SelfAttention(Protocol):
     """A self-attention layer of a host's UNet."""
 
-    def attending(self, choose_context: ChooseContext, strength: float = 1.0) -> AbstractContextManager[None]:
+    def attending(self, choose_context: ChooseContext) -> AbstractContextManager[None]:
         """Give the layer another context while the context manager is open.
 
         Args:
             choose_context: Asked at each call of the layer.
-            strength: From 0 to 1, the share of the output that comes from the other context. The rest is the layer's
-                usual output. Below 1 the layer is evaluated twice.
         """
 
 
@@ -62,9 +58,6 @@ Layers = Mapping[str, SelfAttention]
 
 Features = dict[str, Tensor]
 """The input `h` of each self-attention layer, `[rows, tokens, channels]`, by the layer's name."""
-
-JoinContext = Callable[[Tensor, Tensor], Tensor]
-"""Joins the generation's tokens and the exemplar's into the context. The layer projects it to keys and values."""
 
 _suspended = ContextVar("suspended", default=False)
 
@@ -126,19 +119,20 @@ def inject(
     join: JoinContext,
     cond_or_uncond: Sequence[int] = (),
     strength: float = 1.0,
+    seeing: frozenset[int] = BOTH,
 ) -> Iterator[set[str]]:
     """Let the layers see the exemplar while the context manager is open.
 
     Args:
         layers: The UNet's self-attention layers.
-        features: The exemplar's features, `[1 or 2, tokens, channels]`. One row is used for every row of the
-            generation. Of two, row `UNCOND` is used for the rows with the negative prompt, row `COND` for those with
-            the prompt. A layer without features runs untouched.
+        features: The exemplar's features, `[1 or 2, tokens, channels]`, as in `attended_rows`. A layer without features
+            runs untouched.
         join: `replace`, `concatenate`, or another `JoinContext`.
         cond_or_uncond: `UNCOND` or `COND` for each row of the generation, in the order in which the host evaluates
             the rows. The host may split them over several calls of a layer. Needed only if the features have two rows
-            and `LayerCall.cond_or_uncond` is None.
+            or not all rows see the exemplar, and `LayerCall.cond_or_uncond` is None.
         strength: From 0 to 1, the share of each layer's output that comes from the joined context.
+        seeing: The marks of the rows that see the exemplar.
 
     Yields:
         The names of the layers that have seen the exemplar. The set grows with each call of a layer.
@@ -147,23 +141,25 @@ def inject(
     rows_done = dict.fromkeys(layers, 0)
 
     def injector(name: str) -> ChooseContext:
-        def join_exemplar(call: LayerCall) -> Tensor:
-            # what another extension has appended to the layer's own tokens stays beside the exemplar
-            own, appended = call.context[:, : call.own_tokens], call.context[:, call.own_tokens :]
-            exemplar = features[name].to(own)
-            if len(exemplar) > 1:
-                done = rows_done[name]
-                rows = cond_or_uncond[done : done + len(own)] if call.cond_or_uncond is None else call.cond_or_uncond
-                # slices and not an index, which would wait for the device
-                exemplar = torch.cat([exemplar[row : row + 1] for row in rows])
-            rows_done[name] += len(own)
-            context = join(own, exemplar.expand(len(own), -1, -1))
-            seen.add(name)
-            return torch.cat([context, appended], dim=1) if appended.shape[1] else context
+        def join_exemplar(call: LayerCall) -> Attended | None:
+            done = rows_done[name]
+            rows_done[name] += len(call.context)
+            marks = cond_or_uncond[done : rows_done[name]] if call.cond_or_uncond is None else call.cond_or_uncond
+
+            def join_own(usual: Tensor, exemplar: Tensor) -> Tensor:
+                # what another extension has appended to the layer's own tokens stays beside the exemplar
+                own, appended = usual[:, : call.own_tokens], usual[:, call.own_tokens :]
+                context = join(own, exemplar)
+                return torch.cat([context, appended], dim=1) if appended.shape[1] else context
+
+            attended = attended_rows(call.context, features[name].to(call.context), join_own, marks, seeing, strength)
+            if attended is not None:
+                seen.add(name)
+            return attended
 
         return join_exemplar
 
-    with _attending({name: layer for name, layer in layers.items() if name in features}, injector, strength):
+    with _attending({name: layer for name, layer in layers.items() if name in features}, injector):
         yield seen
 
 
@@ -181,11 +177,11 @@ def suspended() -> Iterator[None]:
 
 
 @contextmanager
-def _attending(layers: Layers, chooser_of: Callable[[str], ChooseContext], strength: float = 1.0) -> Iterator[None]:
+def _attending(layers: Layers, chooser_of: Callable[[str], ChooseContext]) -> Iterator[None]:
     def unless_suspended(choose_context: ChooseContext) -> ChooseContext:
         return lambda call: None if _suspended.get() else choose_context(call)
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(layer.attending(unless_suspended(chooser_of(name)), strength))
+            stack.enter_context(layer.attending(unless_suspended(chooser_of(name))))
         yield

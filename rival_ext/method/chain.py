@@ -57,6 +57,10 @@ class Chain:
         levels = torch.cat([self.noise_levels[lower], self.noise_levels.new_tensor([noise_level])])
         return Chain(levels, torch.cat([self.latents[lower.to(self.latents.device)], self.latent(noise_level)]))
 
+    def without_image(self) -> Chain:
+        """Return the noise part alone, `z_R(sigma) - z_0`, as a chain without features."""
+        return Chain(self.noise_levels, self.latents - self.latents[:1])
+
     def latent(self, noise_level: float) -> Tensor:
         """Interpolate the exemplar's latent.
 
@@ -66,7 +70,7 @@ class Chain:
         Returns:
             `[1, C, H, W]`, variance-exploding.
         """
-        upper = self._segment(noise_level)
+        upper = self.segment(noise_level)
         distance = noise_level - float(self.noise_levels[upper])
         return self.latents[upper : upper + 1] + distance * self._slope(upper)
 
@@ -79,7 +83,7 @@ class Chain:
         Returns:
             `[1, C, H, W]`.
         """
-        return self._slope(self._segment(noise_level))
+        return self._slope(self.segment(noise_level))
 
     def features_at(self, noise_level: float) -> Features | None:
         """Look up the features that were recorded at a noise level.
@@ -90,17 +94,24 @@ class Chain:
         Returns:
             The features, or None if the level is no node or the node has none.
         """
-        return self.features.get(self._segment(noise_level)) if self.is_node(noise_level) else None
+        return self.features.get(self.segment(noise_level)) if self.is_node(noise_level) else None
 
     def is_node(self, noise_level: float) -> bool:
         """Tell whether the inversion evaluated the exemplar at this noise level."""
-        return math.isclose(noise_level, float(self.noise_levels[self._segment(noise_level)]), rel_tol=SAME_LEVEL)
+        return math.isclose(noise_level, float(self.noise_levels[self.segment(noise_level)]), rel_tol=SAME_LEVEL)
 
     def _slope(self, upper: int) -> Tensor:
         rise = self.latents[upper : upper + 1] - self.latents[upper - 1 : upper]
         return rise / float(self.noise_levels[upper] - self.noise_levels[upper - 1])
 
-    def _segment(self, noise_level: float) -> int:
-        """Index of the node at the upper end of the segment that holds the noise level."""
+    def segment(self, noise_level: float) -> int:
+        """Find the segment that holds a noise level.
+
+        Args:
+            noise_level: Any level.
+
+        Returns:
+            The index of the node at its upper end, from 1.
+        """
         index = int(torch.searchsorted(self.noise_levels, noise_level * (1 - SAME_LEVEL)))
         return min(max(index, 1), len(self.noise_levels) - 1)

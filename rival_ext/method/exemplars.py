@@ -47,6 +47,10 @@ class Exemplar:
         """Return the same exemplar with its chain cut off at a noise level."""
         return dataclasses.replace(self, chain=self.chain.below(noise_level))
 
+    def without_image(self) -> Exemplar:
+        """Return the same exemplar with the noise part of its chain alone."""
+        return dataclasses.replace(self, chain=self.chain.without_image())
+
     def seen(self, latent: Tensor) -> Tensor:
         """Take the seen positions of a latent.
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from rival_ext.method.alignment import align_statistics
-from rival_ext.method.attention import Features, JoinContext, Layers, concatenate, inject, record, replace
+from rival_ext.method.attention import Features, Layers, concatenate, inject, record, replace
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.inversion import PredictNoise, refuse_not_finite, refuse_unreached
 from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps
-from rival_ext.method.start import noise_latents, start_latents
+from rival_ext.method.rows import JoinContext, rows_that_see
+from rival_ext.method.start import fresh_latents, start_latents
 from rival_ext.method.tokens import LayerChoice, TokenSubset
 from rival_ext.report import FeatureSource, GuidePart
 from rival_ext.settings import Settings
@@ -76,22 +77,26 @@ class Guide:
             concatenate if subset.fraction == 1 else lambda own, exemplar: concatenate(own, subset.of(exemplar))
         )
 
-    def start(self, seeds: Sequence[int], size: tuple[int, int], noise_level: float = math.inf) -> Tensor:
+    def start(
+        self, noise: Tensor, seeds: Sequence[int], noise_level: float = math.inf, image: Tensor | None = None
+    ) -> Tensor:
         """Make the start latents of a batch.
 
         Args:
+            noise: `[N, C, H, W]`, the host's fresh noise for the images, with deviation 1.
             seeds: One seed for each image.
-            size: Height and width of the latents.
             noise_level: The level at which the sampler starts. Levels above the chains' top count as the top.
+            image: `[1 or N, C, H, W]`, the clean latent that is kept below full denoising strength. None keeps nothing.
 
         Returns:
-            `[len(seeds), C, *size]`, variance-exploding.
+            `[N, C, H, W]`, variance-exploding.
         """
         canvas = self.canvas and self.canvas.below(noise_level)
         sources = [source.below(noise_level) for source in self.sources]
         if sources:
-            return start_latents(sources, seeds, self.settings.start_mix, size, canvas)
-        return noise_latents(self.exemplars[0].chain.below(noise_level), seeds, size, canvas)
+            return start_latents(sources, noise, seeds, self.settings.start, self.settings.start_mix, image, canvas)
+        level = min(noise_level, float(self.exemplars[0].chain.noise_levels[-1]))
+        return fresh_latents(noise.to(self.exemplars[0].chain.top), level, image, canvas)
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """Correct the sampler's own latent before a call of the denoiser. The sampler has to go on from the result.
@@ -176,7 +181,8 @@ class Guide:
             for index, of_one in enumerate(features)
         ]
         joined = self._joint_tokens.join(loaded)
-        with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength) as seen:
+        seeing = rows_that_see(self.settings.uncond_share, self.exemplars[0].chain.segment(noise_level))
+        with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength, seeing) as seen:
             prediction = denoise()
         refuse_unreached(seen)
         self.counts.layers = max(self.counts.layers, len(seen))

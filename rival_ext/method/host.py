@@ -67,6 +67,9 @@ class Host(Protocol):
     def adds_noise(self) -> bool:
         """Tell whether the sampler adds fresh noise on the way."""
 
+    def is_guided(self) -> bool:
+        """Tell whether the negative prompt has an effect: the guidance scale is not 1."""
+
     def encoded_exemplars(self) -> Sequence[EncodedExemplar]:
         """Return the exemplars, one or more."""
 

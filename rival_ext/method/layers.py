@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rival_ext.method.attention import ChooseContext, LayerCall
+from rival_ext.method.rows import mixed_output
 
 
 def self_attention_modules(unet: nn.Module) -> dict[str, nn.Module]:
@@ -51,9 +51,9 @@ class HookedLayer:
         self._signature = _signature_with_names(module)
 
     @contextmanager
-    def attending(self, choose_context: ChooseContext, strength: float = 1.0) -> Iterator[None]:
+    def attending(self, choose_context: ChooseContext) -> Iterator[None]:
         tokens_name, context_name = list(self._signature.parameters)[:2]
-        usual_outputs: list[Tensor] = []
+        usual_outputs: list[tuple[Tensor, float | Tensor]] = []
 
         def before(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -61,21 +61,20 @@ class HookedLayer:
             bound = self._signature.bind(*args, **kwargs)
             tokens = bound.arguments[tokens_name]
             usual = bound.arguments.get(context_name)
-            context = choose_context(LayerCall(tokens if usual is None else usual, tokens.shape[1]))
-            if context is None:
+            attended = choose_context(LayerCall(tokens if usual is None else usual, tokens.shape[1]))
+            if attended is None:
                 return None
-            if strength < 1:
-                usual_outputs.append(module.forward(*args, **kwargs))
-            bound.arguments[context_name] = context
+            if attended.is_partial:
+                usual_outputs.append((module.forward(*args, **kwargs), attended.share))
+            bound.arguments[context_name] = attended.context
             return bound.args, bound.kwargs
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return torch.lerp(usual_outputs.pop(), output, strength) if usual_outputs else None
+            return mixed_output(output, *usual_outputs.pop()) if usual_outputs else None
 
         with ExitStack() as stack:
             stack.callback(self.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            if strength < 1:
-                stack.callback(self.module.register_forward_hook(after).remove)
+            stack.callback(self.module.register_forward_hook(after).remove)
             yield
 
 

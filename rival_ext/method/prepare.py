@@ -103,6 +103,7 @@ def _notes(host: Host, guide: Guide, levels: Tensor) -> Iterator[str]:
         [guide.timesteps.of(level) for level in visited],
         is_aligned=bool(guide.aligned_to),
         is_start_drawn=bool(guide.sources),
+        is_guided=host.is_guided(),
     )
     if guide.canvas is not None and not len(guide.canvas.positions):
         yield NOTHING_PAINTED

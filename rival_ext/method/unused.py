@@ -8,12 +8,9 @@ from rival_ext.settings import Settings, mode_defaults
 
 DEFAULTS = mode_defaults("variation")
 
-EXACT_WITHOUT_GUIDANCE = "exact had no effect at guidance scale 1"
-"""For hosts, which know the guidance scale."""
-
 
 def settings_without_effect(
-    settings: Settings, timesteps: Sequence[float], *, is_aligned: bool, is_start_drawn: bool
+    settings: Settings, timesteps: Sequence[float], *, is_aligned: bool, is_start_drawn: bool, is_guided: bool
 ) -> Iterator[str]:
     """List the settings that have no effect, or the same effect on every step.
 
@@ -22,22 +19,31 @@ def settings_without_effect(
         timesteps: The timesteps of the denoiser's calls, in any order. Empty if they are not known before the run.
         is_aligned: Whether there is an exemplar whose statistics are taken.
         is_start_drawn: Whether the start is drawn from an exemplar.
+        is_guided: Whether the guidance scale is not 1.
 
     Yields:
         Sentences without a comma, a colon and a full stop.
     """
-    yield from _of_attention(settings, timesteps)
+    yield from _of_attention(settings, timesteps, is_guided)
     yield from _of_alignment(settings, timesteps, is_aligned)
-    if settings.start_mix != DEFAULTS["start_mix"] and not is_start_drawn:
-        yield f"start_mix {settings.start_mix:g} had no effect because every exemplar has a mask"
+    if not is_start_drawn:
+        for name in ("start", "start_mix"):
+            if (value := dict(settings)[name]) != DEFAULTS[name]:
+                yield f"{name} {str(value).removesuffix('.0')} had no effect because every exemplar has a mask"
+    elif settings.start_mix == 0 and settings.start != DEFAULTS["start"]:
+        yield f"start {settings.start} had no effect because start_mix is 0"
 
 
-def _of_attention(settings: Settings, timesteps: Sequence[float]) -> Iterator[str]:
+def _of_attention(settings: Settings, timesteps: Sequence[float], is_guided: bool) -> Iterator[str]:
     if settings.exact and not settings.exemplar_prompt:
         yield "exact had no effect without an exemplar_prompt"
+    elif settings.exact and not is_guided:
+        yield "exact had no effect at guidance scale 1"
     if settings.strength == 0:
         yield "strength 0 let no step see the exemplar"
         return
+    if settings.uncond_share < 1 and not is_guided:
+        yield f"uncond_share {settings.uncond_share:g} had no effect at guidance scale 1"
     seeing = [timestep for timestep in timesteps if timestep <= settings.early_steps]
     if settings.early_steps < 1000 and seeing and len(seeing) == len(timesteps):
         yield f"early_steps {settings.early_steps} skipped no step"

@@ -130,8 +130,9 @@ def test_the_panels_own_values_may_end_with_those_of_no_field(server):
 
 
 def test_the_panels_positional_form_is_the_same(server):
-    positional = [True, "variation", 0.5, 500, 400, 0.5, None, None, 1, None, None, 1, None, None, 1, "a pizza", "fine"]
+    positional = [True, "variation", 0.5, 500, 400, "permuted", 0.5, 0.4, *[None, None, 1] * 3, "a pizza", "fine"]
     named = {"exemplar_prompt": "a pizza", "t_align": 500, "t_early": 400, "start_mix": 0.5, "layers": "fine"}
+    named |= {"start": "permuted", "uncond_share": 0.4}
     assert largest_difference(images_of(server, positional), images_of(server, named)) == 0
 
 
@@ -144,7 +145,9 @@ def test_the_panels_positional_form_is_the_same(server):
             {"early_steps": 500},
             {"alignment": "latent"},
             {"alignment": "off"},
+            {"start": "permuted"},
             {"start_mix": 0.0},
+            {"uncond_share": 0.25},
             {"exemplar_prompt": "a pizza"},
             {"inversion_iterations": 3},
             {"exemplar_tokens": 0.5},
@@ -199,7 +202,8 @@ def test_a_wrong_field_is_an_error_that_names_it_and_nothing_is_sampled(server, 
     ("fields", "named"),
     [
         ({"settings": {"early_steps": 0}, "sampler_name": "DDIM"}, "early_steps"),
-        ({"subseed_strength": 0.3}, "Variation strength"),
+        ({"settings": {"start": "permuted"}, "subseed_strength": 0.3}, "Variation strength"),
+        ({"settings": {"start": "permuted"}, "seed_resize_from_w": 64, "seed_resize_from_h": 64}, "Resize seed"),
         ({"denoising_strength": 0.05, "sampler_name": "DDIM"}, "denoising strength"),
     ],
 )

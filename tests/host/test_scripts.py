@@ -17,7 +17,10 @@ pytestmark = pytest.mark.long
 PAPER = 250
 """The colour of an image that shows a refusal."""
 
-VARIATION_SEED = "a variation seed is not supported; set Variation strength to 0."
+PERMUTED = {"start": "permuted"}
+"""Settings with which a variation seed is refused."""
+
+VARIATION_SEED = "a variation seed needs start set to matched; change it, or set Variation strength to 0."
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
 SCRIPTS_OF_IMG2IMG = (
@@ -148,7 +151,7 @@ def test_a_refusal_costs_no_image_that_is_finished(server, other):
         saved.append(p.do_not_save_samples)
 
     other(process_batch=set_variation, postprocess=note)
-    answer = server.img2img(**request({}, n_iter=3, mask=None))
+    answer = server.img2img(**request(PERMUTED, n_iter=3, mask=None))
     assert answer.status == 200
     first, _, third = answer.images
     assert [is_refusal(image) for image in answer.images] == [False, True, False]
@@ -157,25 +160,26 @@ def test_a_refusal_costs_no_image_that_is_finished(server, other):
     assert "RIVAL mode" in answer.infotexts[2]
     assert saved == [False]
     del server.scripts.alwayson_scripts[0]
-    assert largest_difference([first, third], images_of(server, {}, n_iter=3)[::2]) == 0
+    assert largest_difference([first, third], images_of(server, PERMUTED, n_iter=3)[::2]) == 0
 
 
 def test_the_first_refusal_of_a_request_is_an_error(server, other):
     other(process_batch=lambda p, *_: vars(p).update(subseed_strength=0.5))
-    answer = server.img2img(**request({}, n_iter=3))
+    answer = server.img2img(**request(PERMUTED, n_iter=3))
     assert (answer.status, answer.sentence) == (422, f"RIVAL: {VARIATION_SEED}")
     assert server.calls() == 0
 
 
 def test_a_refused_cell_of_a_plot_shows_why(server):
-    answer = server.img2img(**request({}, plot=[("Var. strength", "0,0.5"), ("Seed", "3")]))
+    answer = server.img2img(**request(PERMUTED, plot=[("Var. strength", "0,0.5"), ("Seed", "3")]))
     assert answer.status == 200, answer.sentence
     assert [is_refusal(image) for image in answer.images] == [False, True]
     assert "refused; a variation seed" in answer.infotexts[1]
 
 
 def test_cells_that_the_request_itself_cannot_honour_are_refused_before_the_first(server):
-    answer = server.img2img(**request({}, plot=[("[RIVAL] t_align", "300,600"), ("Seed", "3")], subseed_strength=0.5))
+    axes = [("[RIVAL] t_align", "300,600"), ("Seed", "3")]
+    answer = server.img2img(**request(PERMUTED, plot=axes, subseed_strength=0.5))
     assert (answer.status, answer.sentence) == (422, f"RIVAL: {VARIATION_SEED}")
     assert server.calls() == 0
 
@@ -267,7 +271,7 @@ def test_a_bad_line_of_prompts_from_file_leaves_the_other_lines(server):
     name = "prompts from file or textbox"
     arguments = script_arguments(server, name, "img2img")
     arguments[3] = "a pizza\n--prompt house --subseed_strength 0.5\na bee"
-    answer = server.img2img(**request({}, **SMALL, script_name=name, script_args=arguments))
+    answer = server.img2img(**request(PERMUTED, **SMALL, script_name=name, script_args=arguments))
     assert answer.status == 200, answer.sentence
     assert [is_refusal(image) for image in answer.images[-3:]] == [False, True, False]
     assert "refused; a variation seed" in answer.infotexts[-2]

@@ -81,6 +81,11 @@ def slope(chain, steps, i):
     return rise / (((1 - upper) / upper) ** 0.5 - ((1 - lower) / lower) ** 0.5)
 
 
+def matched(noise, top):
+    """What breaks shapes, remedy 1: fresh noise with the top's mean and standard deviation, exactly."""
+    return normalised(noise, top)
+
+
 def attention(layer, tokens, context):
     queries, keys, values = (
         projected.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
@@ -90,10 +95,14 @@ def attention(layer, tokens, context):
     return layer.to_out[0]((weights @ values).transpose(1, 2).flatten(2))
 
 
-def injected_forward(layer, concatenated):
+def injected_forward(layer, concatenated, uncond_sees):
     def forward(tokens, *_, **__):
         exemplar, generation = tokens[0::2], tokens[1::2]
         context = torch.cat([generation, exemplar], 1) if concatenated else exemplar
+        if not uncond_sees:
+            # remedy 2: the row without the prompt attends to its own tokens
+            own = generation[:1].repeat(1, 2, 1) if concatenated else generation[:1]
+            context = torch.cat([own, context[1:]])
         pairs = zip(attention(layer, exemplar, exemplar), attention(layer, generation, context), strict=True)
         return torch.stack([row for pair in pairs for row in pair])
 
@@ -101,11 +110,11 @@ def injected_forward(layer, concatenated):
 
 
 @contextmanager
-def injection(unet, concatenated):
+def injection(unet, concatenated, uncond_sees=True):
     """Section 3: replace the forward of every self-attention layer while the context manager is open."""
     layers = [module for name, module in unet.named_modules() if name.endswith("attn1")]
     for layer in layers:
-        layer.forward = injected_forward(layer, concatenated)
+        layer.forward = injected_forward(layer, concatenated, uncond_sees)
     try:
         yield
     finally:
@@ -136,6 +145,8 @@ def vary(
     early_steps,
     alignment,
     exact=False,
+    start="permuted",
+    uncond_share=1.0,
 ):
     """Final latent of one variation and the exemplar's chain, both variance-preserving.
 
@@ -146,7 +157,8 @@ def vary(
     alphas, timesteps = alphas_cumprod(), ddim_timesteps(steps)
     own, exemplar, empty = (embed(pipeline, words) for words in (prompt, exemplar_prompt, ""))
     text = torch.cat([empty if exact else exemplar, empty, exemplar, own])
-    x = permute(chain[-1], seed)
+    fresh = torch.randn(chain[-1].shape, generator=torch.Generator().manual_seed(seed))
+    x = permute(chain[-1], seed) if start == "permuted" else matched(fresh, chain[-1])
     for i in reversed(range(steps)):
         t, x_exemplar = timesteps[i], chain[i + 1]
         if alignment == "latent" and t > t_early:
@@ -155,7 +167,9 @@ def vary(
         if t > early_steps:
             predictions = pipeline.unet(batch, t, text).sample
         else:
-            with injection(pipeline.unet, concatenated=t <= t_align):
+            # the golden ratio spreads the share over the chain's nodes, which count from the clean latent's, 0
+            uncond_sees = uncond_share == 1 or (i + 1) * (5**0.5 - 1) / 2 % 1 < uncond_share
+            with injection(pipeline.unet, concatenated=t <= t_align, uncond_sees=uncond_sees):
                 predictions = pipeline.unet(batch, t, text).sample
         _, uncond, _, cond = predictions.chunk(4)
         eps = uncond + guidance * (cond - uncond)

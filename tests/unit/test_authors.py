@@ -11,7 +11,7 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
-from rival_ext.settings import parse_settings
+from rival_ext.settings import PAPER, parse_settings
 from tests.conftest import golden, quick
 
 MODES = ["variation-panda", "variation-pizza", "text-panda-apple", "edit-house"]
@@ -47,7 +47,7 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     authors = golden(name)
     meta = authors["meta"]
     host = host_of(make_host, meta)
-    assert host.scheduler.timesteps.tolist() == meta["timesteps"]
+    assert [host.schedule.timestep(level) for level in host.noise_levels().flip(0)[:-1]] == meta["timesteps"]
     levels = host.noise_levels()
 
     chain = authors_chain(host, authors["latent"])
@@ -58,6 +58,7 @@ def test_chain_start_and_generation_agree_with_the_authors(make_host, name):
     skips_a_step = meta["early_steps"] < max(meta["timesteps"])
     settings = parse_settings(
         {
+            **PAPER,
             "t_align": meta["t_align"] + 1,
             "t_early": meta["t_early"],
             "early_steps": meta["early_steps"] + 1 if skips_a_step else 1000,
@@ -92,7 +93,7 @@ def test_inpainting_agrees_with_the_authors(make_host):
     scale = scale_to_vp(host.noise_levels().tolist()[-1])
     assert (start * scale - authors["start"][1:]).abs().max() < 1e-4
 
-    settings = parse_settings({"mode": "inpaint", "t_align": meta["t_align"] + 1, "t_early": meta["t_early"]})
+    settings = parse_settings({**PAPER, "mode": "inpaint", "t_align": meta["t_align"] + 1, "t_early": meta["t_early"]})
     layers = self_attention_layers(host.unet)
     guide = Guide([Exemplar(chain)], settings, host.schedule, layers, host.predict_noise, canvas=canvas)
     final = host.sample(start, [0], guide, lambda done, total: None)

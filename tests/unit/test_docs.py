@@ -193,7 +193,10 @@ def test_the_sentences_are_found():
     found = sentences()
     assert len(found) > 50
     by_file = {name: [text for other, text in found if other == name] for name, _ in found}
-    assert "a variation seed is not supported; set Variation strength to 0." in by_file["hosts/webui/validation.py"]
+    assert (
+        "a variation seed needs start set to matched; change it, or set Variation strength to 0."
+        in by_file["hosts/webui/validation.py"]
+    )
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
     assert "the sampler chooses its noise levels as it runs" in by_file["method/run_chains.py"]
     assert len(by_file["hosts/webui/ui/run_preview.py"]) == 5

@@ -125,8 +125,8 @@ def guide_of(pipeline, shown, steps=6, **fields):
 def test_an_exemplar_with_a_mask_gives_neither_statistics_nor_the_start(pipeline):
     image, mask = painted_half(exemplar("house-emojione-blue"))
     host, guide = guide_of(pipeline, [ExemplarInput(image, mask)])
-    start = guide.start([3, 4], (16, 16))
-    assert torch.equal(start[1:], guide.start([4], (16, 16)))
+    start = host.start([3, 4], guide)
+    assert torch.equal(start[1:], host.start([4], guide))
     assert not columns(start[:1]) & columns(guide.exemplars[0].chain.top)
     level = float(guide.exemplars[0].chain.noise_levels[-1])
     assert start.std() == pytest.approx(level, rel=0.05)
@@ -139,8 +139,8 @@ def test_beside_an_exemplar_with_a_mask_the_whole_one_gives_start_and_statistics
     whole = exemplar("pizza-emojione-yellow")
     host, guide = guide_of(pipeline, [ExemplarInput(image, mask), ExemplarInput(whole)])
     _, alone = guide_of(pipeline, [ExemplarInput(whole)])
-    assert torch.equal(guide.start([3], (16, 16)), alone.start([3], (16, 16)))
-    host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    assert torch.equal(host.start([3], guide), host.start([3], alone))
+    host.sample(host.start([3], guide), [3], guide, quiet)
     assert (len(guide.exemplars), guide.counts.steps.injected, guide.counts.steps.aligned) == (2, 6, 2)
 
 
@@ -156,7 +156,7 @@ def test_live_an_exemplar_is_evaluated_only_where_it_is_needed(pipeline):
     assert 0 < injected < 8
     assert aligned > 0
     with count_rows(host.unet) as rows:
-        host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+        host.sample(host.start([3], guide), [3], guide, quiet)
     assert sum(rows) == 8 * 2 + injected * 2
 
 
@@ -164,7 +164,7 @@ def test_a_mask_that_shows_everything_changes_no_bit(pipeline):
     house = exemplar("house-emojione-blue")
     shown = [[ExemplarInput(house, mask)] for mask in (None, Image.new("L", house.size, 128))]
     guides = [guide_of(pipeline, one, steps=3) for one in shown]
-    assert torch.equal(*(host.sample(guide.start([3], (16, 16)), [3], guide, quiet) for host, guide in guides))
+    assert torch.equal(*(host.sample(host.start([3], guide), [3], guide, quiet) for host, guide in guides))
 
 
 def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
@@ -173,14 +173,14 @@ def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
     shown = [ExemplarInput(one.image, one.mask, one.weight) for one in settings.exemplar_inputs]
     host, guide = guide_of(pipeline, shown, steps=3)
     _, alone = guide_of(pipeline, [ExemplarInput(pizza)], steps=3)
-    finals = [host.sample(one.start([3], (16, 16)), [3], one, quiet) for one in (guide, alone)]
+    finals = [host.sample(host.start([3], one), [3], one, quiet) for one in (guide, alone)]
     assert torch.equal(*finals)
 
 
 @pytest.mark.parametrize(("layers", "seen"), [("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)])
 def test_only_the_chosen_layers_see_the_exemplar(pipeline, layers, seen):
     host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=2, layers=layers)
-    host.sample(guide.start([3], (16, 16)), [3], guide, quiet)
+    host.sample(host.start([3], guide), [3], guide, quiet)
     assert guide.counts.layers == seen
 
 
@@ -191,7 +191,7 @@ def test_token_sizes_that_no_layer_has_are_refused_before_sampling(pipeline):
 
 def test_strength_zero_is_a_generation_without_injection(pipeline):
     host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=3, strength=0)
-    start = guide.start([3], (16, 16))
+    start = host.start([3], guide)
     off = Guide(guide.exemplars, guide.settings, host.schedule, {}, host.predict_noise)
     assert torch.equal(host.sample(start, [3], guide, quiet), host.sample(start, [3], off, quiet))
     assert guide.counts.steps.injected == 0

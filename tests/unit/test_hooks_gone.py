@@ -125,7 +125,7 @@ def test_after_any_exit_the_trained_unet_is_as_before(evaluate_trained, fault):
 def test_a_fault_in_a_guided_evaluation_leaves_no_hook(make_host, make_live_guide, sample, fault):
     host = make_host(steps=3)
     guide = make_live_guide(host, alignment="off")
-    start = guide.start([1], host.latent_size)
+    start = host.start([1], guide)
     # in the exemplar's own evaluation, then in the generation's
     for healthy in (0, 1):
         left = healthy

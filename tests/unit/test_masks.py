@@ -59,5 +59,5 @@ def test_latents_are_finite_whatever_is_masked(pipeline, size, mask, region, of_
         assert not covered.all()
         return
     guide, inversion = prepared
-    assert host.sample(guide.start([3, 4], host.latent_size), [3, 4], guide, quiet).isfinite().all()
+    assert host.sample(host.start([3, 4], guide), [3, 4], guide, quiet).isfinite().all()
     assert NOTHING_PAINTED not in inversion.notes or not (mask_array(mask, *(side // 8 for side in size)) >= HALF).any()

@@ -111,7 +111,7 @@ def right_half(image):
 def test_inpaint_keeps_the_rest_exactly(studio, mask):
     photo = exemplar(HOUSE)
     host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, mask), mode="inpaint")
-    latents = host.sample(guide.start([1], host.latent_size), [1], guide, quiet)
+    latents = host.sample(host.start([1], guide), [1], guide, quiet)
     kept = (guide.canvas.mask == 0).expand_as(latents)
     assert kept.double().mean() == 0.5
     torch.testing.assert_close(latents[kept], host.exemplar_latent()[kept], atol=1e-4, rtol=0)

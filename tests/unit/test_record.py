@@ -69,6 +69,7 @@ def test_the_report_says_what_the_run_was_made_of(made):
     assert report["run"] == {
         "photo": {"path": "../photos/a pizza, 'hot'; été.png", "sha256": sha256(PHOTO)},
         "checkpoint": report["run"]["checkpoint"] | {"sha256": sha256(DEMO_CHECKPOINT)},
+        "denoise": 1.0,
         **{"prompt": "a pizza", "number": 2, "seed": 7, "steps": 3, "size": "64x64", "cfg": 5.0, "sampler": "ddim"},
         **{"plain": False, "check": False, "mode": "variation", "t_align": 300},
     }
@@ -325,7 +326,16 @@ def test_any_report_is_read_or_refused(tmp_path_factory, run_values, version):
 
 
 def test_the_chunks_need_no_run(tmp_path):
-    run = {"prompt": "a", "steps": 2, "sampler": "ddim", "cfg": 5.0, "seed": 1, "size": "64x64", "plain": True}
+    run = {
+        "prompt": "a",
+        "steps": 2,
+        "sampler": "ddim",
+        "cfg": 5.0,
+        "seed": 1,
+        "size": "64x64",
+        "plain": True,
+        "denoise": 1.0,
+    }
     info = png_info(run | {"checkpoint": {"path": "../m.safetensors", "sha256": "ab" * 32}}, parse_settings({}), "")
     Image.new("L", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert Image.open(tmp_path / "x.png").info["parameters"] == (

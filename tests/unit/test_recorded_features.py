@@ -43,7 +43,7 @@ def recorded_against_live(make_host, sample):
 
         def images(of, evaluated_live):
             guide = Guide([Exemplar(of)], settings, host.schedule, layers, host.predict_noise)
-            made = host.decode(sample(host, guide.start([1, 2], host.latent_size), [1, 2], guide))
+            made = host.decode(sample(host, host.start([1, 2], guide), [1, 2], guide))
             assert guide.counts.evaluated_live == evaluated_live
             return made
 
@@ -78,7 +78,7 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     recorded, inversion = prepare(host, parse_settings({}), NoStore())
 
     def image(guide, seed):
-        return host.decode(sample(host, guide.start([seed], host.latent_size), [seed], guide))[0]
+        return host.decode(sample(host, host.start([seed], guide), [seed], guide))[0]
 
     from_live = image(live, 1)
     # measured 0.4 and 1.1; another seed lies 41 to 79 away

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rival_ext.method.noise import scale_to_vp
+from rival_ext.settings import PAPER
 from tests.conftest import exemplar, quick
 from tests.unit import reference
 
@@ -30,8 +31,8 @@ def assert_agreement(pipeline, make_host, make_live_guide, sample):
     def check(name, prompt, exemplar_prompt, guidance=5.0, steps=5, exact=False, **fields):
         prompts = {"prompt": prompt, "exemplar_prompt": exemplar_prompt}
         host = make_host(name, **prompts, guidance=guidance, steps=steps, exact=exact)
-        guide = make_live_guide(host, **fields)
-        final = sample(host, guide.start([SEED], host.latent_size), [SEED], guide)
+        guide = make_live_guide(host, **{**PAPER, **fields})
+        final = sample(host, host.start([SEED], guide), [SEED], guide)
 
         settings = DEFAULTS | fields
         iterations = settings.pop("inversion_iterations")
@@ -60,6 +61,11 @@ def test_every_form_of_attention_and_alignment_agrees_with_the_reference(assert_
     counts = assert_agreement(NAME, PROMPT, EXEMPLAR_PROMPT, t_align=t_align, alignment=alignment)
     assert (counts.layers, counts.steps.total, counts.steps.injected) == (10, 5, 5)
     assert counts.steps.aligned == (0 if alignment == "off" else 2)
+
+
+@pytest.mark.parametrize("share", quick([0.75, 0.5, 0.0], 0.75))
+def test_the_matched_start_and_the_share_agree_with_the_reference(assert_agreement, share):
+    assert_agreement(NAME, PROMPT, EXEMPLAR_PROMPT, start="matched", uncond_share=share)
 
 
 @pytest.mark.slow
@@ -99,7 +105,7 @@ def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, mak
 
     def final(t_align, exemplar_tokens):
         guide = make_live_guide(host, t_align=t_align, exemplar_tokens=exemplar_tokens)
-        return sample(host, guide.start([SEED], host.latent_size), [SEED], guide)
+        return sample(host, host.start([SEED], guide), [SEED], guide)
 
     assert torch.equal(final(0, 0.5), final(0, 1.0))
     assert (final(1000, 0.5) - final(1000, 1.0)).abs().max() > 1e-3
@@ -109,7 +115,7 @@ def test_fewer_exemplar_tokens_change_the_concatenated_form_alone(make_host, mak
 def test_images_of_a_batch_agree_with_each_alone(make_host, make_live_guide, sample, exact):
     host = make_host(NAME, prompt=PROMPT, exemplar_prompt=EXEMPLAR_PROMPT, steps=3, exact=exact)
     guide = make_live_guide(host, t_align=400)
-    together = sample(host, guide.start([1, 2, 3], host.latent_size), [1, 2, 3], guide)
+    together = sample(host, host.start([1, 2, 3], guide), [1, 2, 3], guide)
     for index, seed in enumerate([1, 2, 3]):
-        alone = sample(host, guide.start([seed], host.latent_size), [seed], guide)
+        alone = sample(host, host.start([seed], guide), [seed], guide)
         assert (together[index : index + 1] - alone).abs().max() < AGREEMENT

@@ -29,7 +29,7 @@ def report_of(prepared):
 
 def image_of(host, guide, sample):
     """The final latent of seed 1."""
-    return sample(host, guide.start([1], host.latent_size), [1], guide)
+    return sample(host, host.start([1], guide), [1], guide)
 
 
 # the store
@@ -102,7 +102,7 @@ def test_where_the_budget_kept_no_features_the_exemplar_is_evaluated_live(make_h
     finals = [image_of(host, guide, sample) for guide, _ in (full, half)]
     assert [report_of(prepared).features for prepared in (full, half)] == ["recorded", "live"]
     # four steps leave a residual, so recorded and live differ; another seed's latents differ by 2 and more
-    assert 0 < (finals[0] - finals[1]).abs().mean() < 0.1
+    assert 0 < (finals[0] - finals[1]).abs().mean() < 0.2
 
 
 OUT_OF_MEMORY = [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from rival_ext.errors import RivalError
+from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS, MODES
 from rival_ext.settings import Settings, parse_settings, similarity_values
 
@@ -27,7 +27,9 @@ DEFAULTS = {
     "similarity": 0.5,
     "t_align": 600,
     "t_early": 600,
+    "start": "matched",
     "start_mix": 1.0,
+    "uncond_share": 0.75,
     **{"exemplar": None, "exemplar_mask": None, "weight": 1.0},
     **{"exemplar_2": None, "exemplar_mask_2": None, "weight_2": 1.0},
     **{"exemplar_3": None, "exemplar_mask_3": None, "weight_3": 1.0},
@@ -43,7 +45,7 @@ DEFAULTS = {
     "plain_inversion": False,
 }
 IMAGES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
-SHARES = ["similarity", "start_mix", "weight", "weight_2", "weight_3", "strength"]
+SHARES = ["similarity", "start_mix", "uncond_share", "weight", "weight_2", "weight_3", "strength"]
 some_image = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
 
 VALID = {
@@ -57,6 +59,7 @@ VALID = {
     "t_early": st.integers(0, 1000),
     "early_steps": st.integers(0, 1000),
     "alignment": st.sampled_from(["noise", "latent", "off"]),
+    "start": st.sampled_from(["matched", "permuted"]),
     "inversion_iterations": st.integers(1, 10),
     "exemplar_tokens": st.floats(0.25, 1),
     "features": st.sampled_from(["recorded", "live"]),
@@ -119,6 +122,7 @@ INVALID = {
     "t_align": outside(0, 1000),
     "t_early": outside(0, 1000),
     "early_steps": outside(0, 1000),
+    "start": other_choices("start"),
     "alignment": other_choices("alignment"),
     "inversion_iterations": outside(1, 10),
     "exemplar_tokens": outside_fraction(0.25),
@@ -165,7 +169,7 @@ def test_a_value_outside_its_domain_is_refused_with_the_fields_name(name, data):
 @given(some_valid_values(), st.text().filter(lambda name: name not in DEFAULTS), st.sampled_from([None, 1, "noise"]))
 def test_an_unknown_field_is_refused_with_its_name_and_those_that_exist(values, name, value):
     sentence = refusal(**values | {name: value})
-    assert repr(name) in sentence
+    assert short_repr(name) in sentence
     assert ", ".join(NAMES) in sentence
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rival_ext.method.alignment import channel_statistics
 from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, joint_statistics
-from rival_ext.method.start import draw_positions, start_latents
+from rival_ext.method.noise import levels_tensor
+from rival_ext.method.start import draw_positions, fresh_latents, start_latents
 from tests.unit.synthetic import chain, columns, left_half, noise
 
 
@@ -19,8 +20,14 @@ def assert_statistics(latent, expected):
         assert (one - other).abs().max() < 1e-4
 
 
+def begin(exemplars, seeds, mix, size, canvas=None, form="permuted", image=None):
+    channels = exemplars[0].chain.latents.shape[1]
+    fresh = torch.cat([noise(1, channels, *size, seed=seed) for seed in seeds])
+    return start_latents(exemplars, fresh, seeds, form, mix, image, canvas)
+
+
 def start_of(chain, seeds, mix=1.0):
-    return start_latents([Exemplar(chain)], seeds, mix, chain.top.shape[2:])
+    return begin([Exemplar(chain)], seeds, mix, chain.top.shape[2:])
 
 
 def permuted_start(latent, seed):
@@ -96,7 +103,7 @@ def test_with_mix_zero_every_seed_starts_from_the_top_of_the_chain():
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_every_mix_of_inverted_and_permuted_keeps_mean_and_variance(mix, seed):
     exemplar = Exemplar(chain(16, 16))
-    (start,) = start_latents([exemplar], [seed], mix, (16, 16))
+    (start,) = begin([exemplar], [seed], mix, (16, 16))
     statistics, expected = channel_statistics(start[None]), channel_statistics(exemplar.chain.top)
     for one, other in zip(statistics, expected, strict=True):
         assert (one - other).abs().max() < 1e-4
@@ -107,7 +114,7 @@ def test_more_mix_keeps_less_of_the_layout():
     top = exemplar.chain.top.flatten()
 
     def correlation(mix):
-        start = start_latents([exemplar], [1], mix, (32, 32)).flatten()
+        start = begin([exemplar], [1], mix, (32, 32)).flatten()
         return float(torch.corrcoef(torch.stack([top, start]))[0, 1])
 
     correlations = [correlation(mix) for mix in (0, 0.25, 0.5, 0.75, 1)]
@@ -122,25 +129,25 @@ def test_more_mix_keeps_less_of_the_layout():
 @pytest.mark.parametrize("size", [(8, 12), (5, 9), (16, 4)])
 def test_a_start_of_another_size_has_the_exemplars_statistics(size):
     exemplar = Exemplar(chain(8, 8))
-    start = start_latents([exemplar], [3, 4], 1.0, size)
+    start = begin([exemplar], [3, 4], 1.0, size)
     assert start.shape == (2, 4, *size)
     assert not torch.equal(start[0], start[1])
     for row in start.split(1):
         assert_statistics(row, channel_statistics(exemplar.chain.top))
     assert columns(draw_positions([exemplar], 99, 3)) <= columns(exemplar.chain.top)
-    assert columns(start_latents([exemplar], [3], 0.0, size)) <= columns(exemplar.chain.top)
+    assert columns(begin([exemplar], [3], 0.0, size)) <= columns(exemplar.chain.top)
 
 
 def test_a_start_from_several_exemplars_has_their_joint_statistics():
     exemplars = [Exemplar(chain(16, 16, seed), weight) for seed, weight in ((1, 0.75), (2, 0.25))]
-    start = start_latents(exemplars, [3], 1.0, (16, 16))
+    start = begin(exemplars, [3], 1.0, (16, 16))
     assert_statistics(start, joint_statistics(exemplars, [one.chain.top for one in exemplars]))
 
 
 def test_positions_are_drawn_from_the_region_only():
     exemplar = Exemplar(chain(), region=left_half())
     assert columns(draw_positions([exemplar], 64, 1)) <= columns(exemplar.chain.top[..., :4])
-    assert_statistics(start_latents([exemplar], [1], 1.0, (8, 8)), joint_statistics([exemplar], [exemplar.chain.top]))
+    assert_statistics(begin([exemplar], [1], 1.0, (8, 8)), joint_statistics([exemplar], [exemplar.chain.top]))
 
 
 @pytest.mark.parametrize(("weights", "share"), [((1, 1), 0.5), ((0.25, 0.75), 0.25)])
@@ -152,13 +159,91 @@ def test_each_exemplar_gives_positions_in_proportion_to_its_weight(weights, shar
     assert found == pytest.approx(share, abs=0.03)
 
 
+# matched
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 9), st.integers(3, 9))
+def test_matched_noise_has_the_exemplars_statistics_exactly(seed, height, width):
+    exemplar = Exemplar(chain(8, 8))
+    start = begin([exemplar], [seed], 1.0, (height, width), form="matched")
+    assert_statistics(start, channel_statistics(exemplar.chain.top))
+
+
+def test_matched_noise_is_the_hosts_noise_but_for_its_statistics():
+    exemplar = Exemplar(chain(8, 8))
+    (start,) = begin([exemplar], [5], 1.0, (16, 16), form="matched")
+    for channel, fresh in zip(start, noise(1, 4, 16, 16, seed=5)[0], strict=True):
+        assert torch.corrcoef(torch.stack([channel.flatten(), fresh.flatten()]))[0, 1] == pytest.approx(1, abs=1e-5)
+
+
+def test_one_position_of_matched_noise_is_finite_and_differs_between_seeds():
+    one, other = begin([Exemplar(chain(8, 8))], [5, 6], 1.0, (1, 1), form="matched")
+    assert one.isfinite().all()
+    assert not torch.equal(one, other)
+
+
+# an image that is kept
+
+
+@pytest.mark.parametrize("form", ["matched", "permuted"])
+def test_below_full_strength_the_image_is_kept_and_only_the_noise_on_it_is_random(form):
+    exemplar = Exemplar(chain(8, 8))
+    image = noise(1, 4, 8, 8, seed=9)
+    start = begin([exemplar], [3, 4], 1.0, (8, 8), form=form, image=image)
+    noise_part = exemplar.chain.top - exemplar.chain.latents[:1]
+    for row in (start - image).split(1):
+        assert_statistics(row, channel_statistics(noise_part))
+    if form == "permuted":
+        ordered = [part.flatten(2).sort().values for part in (start[:1] - image, noise_part)]
+        assert (ordered[0] - ordered[1]).abs().max() < 1e-5
+
+
+def test_with_mix_zero_the_exemplars_own_image_starts_as_it_was_inverted():
+    exemplar = Exemplar(chain(8, 8))
+    start = begin([exemplar], [3], 0.0, (8, 8), image=exemplar.chain.latents[:1])
+    assert (start - exemplar.chain.top).abs().max() < 1e-5
+
+
+def test_less_noise_keeps_more_of_the_image():
+    image, levels = noise(1, 4, 16, 16), levels_tensor([0.0, 1.0, 3.0, 9.0])
+    exemplar = Exemplar(Chain(levels, image + levels.float().view(-1, 1, 1, 1) * noise(1, 4, 16, 16, seed=1)))
+
+    def correlation(level):
+        start = begin([exemplar.below(level)], [3], 1.0, (16, 16), form="matched", image=image)
+        return float(torch.corrcoef(torch.stack([image.flatten(), start.flatten()]))[0, 1])
+
+    correlations = [correlation(level) for level in (0.2, 2.0, 9.0)]
+    assert correlations == sorted(correlations, reverse=True)
+
+
+def test_each_image_of_a_batch_keeps_its_own_image():
+    images = noise(2, 4, 8, 8, seed=9)
+    together = begin([Exemplar(chain(8, 8))], [3, 4], 1.0, (8, 8), form="matched", image=images)
+    alone = begin([Exemplar(chain(8, 8))], [4], 1.0, (8, 8), form="matched", image=images[1:])
+    assert torch.equal(together[1:], alone)
+
+
+def test_in_a_mask_the_image_is_kept_too_and_outside_it_is_as_inverted():
+    canvas, image = InpaintCanvas(chain(), left_half()), noise(1, 4, 8, 8, seed=9)
+    start = begin([Exemplar(canvas.chain)], [5], 1.0, (8, 8), canvas, form="matched", image=image)
+    assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
+    noise_part = canvas.chain.top - canvas.chain.latents[:1]
+    assert_statistics((start - image)[..., :4], channel_statistics(noise_part))
+
+
+def test_fresh_noise_has_the_level_of_the_start():
+    fresh, image = noise(2, 4, 8, 8), noise(1, 4, 8, 8, seed=9)
+    assert torch.equal(fresh_latents(fresh, 3.0), fresh * 3)
+    assert torch.equal(fresh_latents(fresh, 3.0, image), image + fresh * 3)
+
+
 # inside a mask
 
 
 def test_the_masks_positions_are_permuted_among_themselves_and_the_rest_is_as_inverted():
     mask = left_half()
     canvas = InpaintCanvas(chain(), mask)
-    start = start_latents([Exemplar(canvas.chain, region=mask)], [5], 1.0, (8, 8), canvas)
+    start = begin([Exemplar(canvas.chain, region=mask)], [5], 1.0, (8, 8), canvas)
     assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
     assert not torch.equal(start[..., :4], canvas.chain.top[..., :4])
     assert sorted(columns(start[..., :4])) == sorted(columns(canvas.chain.top[..., :4]))
@@ -166,6 +251,6 @@ def test_the_masks_positions_are_permuted_among_themselves_and_the_rest_is_as_in
 
 def test_the_mask_may_be_filled_from_an_exemplar_of_another_size():
     canvas, other = InpaintCanvas(chain(), left_half()), Exemplar(chain(6, 10, seed=1))
-    start = start_latents([other], [5], 1.0, (8, 8), canvas)
+    start = begin([other], [5], 1.0, (8, 8), canvas)
     assert torch.equal(start[..., 4:], canvas.chain.top[..., 4:])
     assert_statistics(start[..., :4], channel_statistics(other.chain.top))

@@ -21,14 +21,14 @@ def test_a_guide_with_every_switch_off_changes_no_bit(make_host):
         host = make_host(prompt="a pizza", sampler=sampler, steps=4)
         exemplars = prepare(host, parse_settings({}), NoStore()).guide.exemplars
         idle = Guide(exemplars, parse_settings({"alignment": "off"}), host.schedule, {}, host.predict_noise)
-        start = host.noise(5)
+        start = host.start([5], None)
         assert torch.equal(host.sample(start, [5], idle, quiet), host.sample(start, [5], None, quiet))
         assert (idle.counts.steps.total, idle.counts.steps.injected, idle.counts.steps.aligned) == (4, 0, 0)
 
 
 def test_sampling_without_a_guide_is_what_the_diffusers_pipeline_does(pipeline, make_host, sample):
     host = make_host(prompt="a taxi", steps=6)
-    start = host.noise(5)
+    start = host.start([5], None)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
         "a taxi",

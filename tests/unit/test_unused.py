@@ -13,10 +13,9 @@ STEPS_OF_20 = [1 + 50 * step for step in range(20)]
 """Timesteps of 20 DDIM steps. The highest is 951, as below full noise."""
 
 
-def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, **fields):
-    return list(
-        settings_without_effect(parse_settings(fields), timesteps, is_aligned=is_aligned, is_start_drawn=is_start_drawn)
-    )
+def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided=True, **fields):
+    known = {"is_aligned": is_aligned, "is_start_drawn": is_start_drawn, "is_guided": is_guided}
+    return list(settings_without_effect(parse_settings(fields), timesteps, **known))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +46,18 @@ def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, **fields)
         (
             {"mode": "edit", "is_start_drawn": False, "is_aligned": False},
             ["start_mix 0 had no effect because every exemplar has a mask"],
+        ),
+        (
+            {"start": "permuted", "is_start_drawn": False},
+            ["start permuted had no effect because every exemplar has a mask"],
+        ),
+        ({"start": "permuted", "start_mix": 0}, ["start permuted had no effect because start_mix is 0"]),
+        ({"start": "permuted"}, []),
+        ({"is_guided": False}, ["uncond_share 0.75 had no effect at guidance scale 1"]),
+        ({"is_guided": False, "uncond_share": 1}, []),
+        (
+            {"is_guided": False, "uncond_share": 1, "exact": True, "exemplar_prompt": "a pizza"},
+            ["exact had no effect at guidance scale 1"],
         ),
         ({}, []),
     ],
@@ -79,6 +90,9 @@ def test_a_note_is_a_part_of_a_line_of_the_infotext(fields):
 def test_the_report_of_a_run_has_the_notes(make_host):
     host = make_host(steps=20, guidance=1, exact=True, exemplar_prompt="a panda")
     settings = parse_settings({"mode": "text", "exact": True, "exemplar_prompt": "a panda"})
-    assert prepare(host, settings, NoStore()).inversion.notes == ["exact had no effect at guidance scale 1"]
+    assert prepare(host, settings, NoStore()).inversion.notes == [
+        "exact had no effect at guidance scale 1",
+        "uncond_share 0.75 had no effect at guidance scale 1",
+    ]
     # the first timestep, 951, counts as 1000: mode text skips it
     assert prepare(make_host(steps=20), parse_settings({"mode": "text"}), NoStore()).inversion.notes == []

@@ -49,7 +49,10 @@ SAMPLES = {
     "--similarity": (0.9,),
     "--t-align": (100,),
     "--t-early": (100,),
+    "--denoise": (0.7,),
+    "--start": ("permuted",),
     "--start-mix": (0.5,),
+    "--uncond-share": (0.25,),
     "--exemplar": (HOUSE,),
     "--exemplar-2": (HOUSE,),
     "--exemplar-3": (HOUSE,),
@@ -78,7 +81,7 @@ TOGETHER = {
 EXAMPLES = {
     "--plain makes images without RIVAL": ("--plain", "--t-align", 100, "--check"),
     "--plain makes images without RIVAL and --cfg is given": ("--plain", "--cfg", 5, "--mode", "text"),
-    "--prompt is empty and guidance follows the prompt": ("--prompt", "", "--cfg", 9),
+    "--prompt is empty and guidance follows the prompt": ("--prompt", "", "--uncond-share", 1, "--cfg", 9),
     "every seed gives the same image with --start-mix 0 and a sampler that adds no noise": (
         *("--start-mix", 0, "--seed", 9),
     ),

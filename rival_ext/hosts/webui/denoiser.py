@@ -9,10 +9,11 @@ from typing import Any
 from modules import shared
 from torch import Tensor
 
+from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.hosts.webui.host import WebuiHost
 from rival_ext.hosts.webui.patching import instance_attribute
-from rival_ext.method.attention import COND, UNCOND
 from rival_ext.method.guide import Guide
+from rival_ext.method.rows import COND, UNCOND
 
 REFINER_SWITCH = (
     "injection ended with the switch to the refiner because the exemplar's features belong to the first checkpoint"
@@ -80,7 +81,7 @@ class GuidedForward:
             predicted = convention.noise_of(output, x, level)
             return predicted
 
-        noise = guide.guided_noise(level, denoise, _cond_or_uncond(cond, len(x)))
+        noise = guide.guided_noise(level, denoise, _cond_or_uncond(host.p, cond, len(x)))
         if noise is predicted:
             return output
         corrected_output = convention.output_of(noise, x, level).to(x)
@@ -99,10 +100,12 @@ class GuidedForward:
             yield
 
 
-def _cond_or_uncond(cond: Any, images: int) -> list[int]:
-    """Which prompt each row of the UNet has, in the host's order.
+def _cond_or_uncond(p: Any, cond: Any, images: int) -> list[int]:
+    """Which prompt each row of the UNet has, in the host's order. Empty if that is not known.
 
     The prompts' rows come first, one for each part of an AND, then the negative prompts' rows. instruct-pix2pix
     evaluates the latter twice: with the image and without.
     """
+    if controlnet_reorders_rows(p):
+        return []
     return [COND for parts in cond.batch for _ in parts] + [UNCOND] * 2 * images

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
+from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.hosts.webui.fingerprint import fingerprint
-from rival_ext.hosts.webui.inputs import ExemplarConditioning, RequestImages
+from rival_ext.hosts.webui.inputs import FROM_THE_KEPT_REGION, ExemplarConditioning, RequestImages
 from rival_ext.hosts.webui.options import memory_budget
 from rival_ext.hosts.webui.progress import SharedJob
 from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, levels_of
@@ -20,8 +21,10 @@ from rival_ext.hosts.webui.validation import no_step_sentence
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.noise import SAME_LEVEL, levels_tensor
-from rival_ext.method.unused import EXACT_WITHOUT_GUIDANCE
 from rival_ext.settings import Settings
+
+SHARE_BESIDE_REFERENCES = "uncond_share had no effect beside ControlNet's reference units"
+"""The note in the report of a run in which the rows with the negative prompt cannot be told from the others."""
 
 
 class WebuiHost:
@@ -87,18 +90,19 @@ class WebuiHost:
         # the last row's prompt is the exemplar's own
         return self.model.predict_noise(self.convention, latent, noise_level, texts, image)[-1:]
 
-    def start(self, guide: Guide, x: Tensor) -> Tensor:
+    def start(self, guide: Guide, noise: Tensor, image: Tensor | None = None) -> Tensor:
         """Make the latent from which the sampler's function has to start.
 
         Args:
             guide: The guide of this sampling.
-            x: A latent of the batch, for its shape and type.
+            noise: `[N, C, H, W]`, the host's own noise for the batch, with deviation 1.
+            image: `[N, C, H, W]`, the clean latent that is kept, if any.
 
         Returns:
             `[N, C, H, W]`, in the form of the sampler's family.
         """
         level = self.convention.start_level
-        return (guide.start(self.p.seeds, (x.shape[2], x.shape[3]), level) * self.convention.scale(level)).to(x)
+        return (guide.start(noise, self.p.seeds, level, image) * self.convention.scale(level)).to(noise)
 
     def clean_latent(self, x: Tensor) -> Tensor:
         """Return the mean latent of the init image, used instead of `x`.
@@ -107,18 +111,23 @@ class WebuiHost:
             x: `[N, C, H, W]`, which the host sampled from the VAE's posterior.
 
         Returns:
-            `[N, C, H, W]`, or `x` itself if the image has another size.
+            `[N, C, H, W]`, or `x` itself if the image has another size, or if the host has changed its masked part.
         """
-        images = self.images
-        latent = images.exemplars[0].latent if images.inpaint_input is None else images.own_latent
-        return x if latent is None or latent.shape[2:] != x.shape[2:] else latent.expand_as(x).to(x)
+        latent = self.images.own_latent
+        is_changed = self.images.mask is not None and self.p.inpainting_fill in FROM_THE_KEPT_REGION
+        if latent is None or latent.shape[2:] != x.shape[2:] or is_changed:
+            return x
+        return latent.expand_as(x).to(x)
 
     def progress(self, done: int, total: int) -> None:
         self.job.show_inversion(done, total)
 
+    def is_guided(self) -> bool:
+        return bool(self.p.cfg_scale != 1)
+
     def notes(self) -> Sequence[str]:
-        at_1 = self.settings.exact and self.p.cfg_scale == 1
-        return [*self.images.notes(), *[EXACT_WITHOUT_GUIDANCE] * at_1]
+        has_no_marks = self.settings.uncond_share < 1 and controlnet_reorders_rows(self.p)
+        return [*self.images.notes(), *[SHARE_BESIDE_REFERENCES] * has_no_marks]
 
     def preview(self, latent: Tensor) -> None:
         sd_samplers_common.store_latent(latent)

@@ -16,9 +16,9 @@ from rival_ext.fields import EXEMPLAR_SUFFIXES
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.patching import options_set
 from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, size_of_area
-from rival_ext.method.attention import UNCOND
 from rival_ext.method.host import EncodedExemplar, InpaintInput
 from rival_ext.method.regions import FEWEST_POSITIONS, positions_in, region_of_mask
+from rival_ext.method.rows import UNCOND
 from rival_ext.settings import PIXELS_PER_POSITION, ExemplarInput, Settings
 
 LATENT_UPSCALE = 3

@@ -85,7 +85,7 @@ def arm(p: Any, args: Sequence[Any], session: Session) -> None:
 
 
 class FromImage:
-    """img2img: the host starts from an image to which it adds noise.
+    """img2img: the host starts from an image to which it adds noise. At denoising strength 1 no image is kept.
 
     Attributes:
         method: The name of the sampler's method that the host calls.
@@ -99,9 +99,10 @@ class FromImage:
     def start(host: WebuiHost, guide: Guide, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return (clean latent, noise) for the sampler's method. The host adds them up to the guide's start."""
         clean_scale, noise_scale = host.trace.input_scales
-        clean = host.clean_latent(x)
-        noise = ((host.start(guide, x) - clean_scale * clean) / noise_scale).to(noise)
-        return clean, noise * host.p.initial_noise_multiplier
+        clean, multiplier = host.clean_latent(x), host.p.initial_noise_multiplier
+        # the host has multiplied its noise already; 0 leaves none
+        start = host.start(guide, noise / (multiplier or 1), clean if host.p.denoising_strength < 1 else None)
+        return clean, ((start - clean_scale * clean) / noise_scale).to(noise) * multiplier
 
 
 class FromNoise:

@@ -85,9 +85,11 @@ def _request_refusals(p: Any, settings: Settings) -> dict[str, bool]:
         "a batch must have one input image; send each image in its own request, or set Batch size to 1 (SD upscale).": (
             _are_different(_input_images(p))
         ),
-        "a variation seed is not supported; set Variation strength to 0.": p.subseed_strength > 0,
-        "resizing the seed is not supported; set Resize seed from width and height to 0.": (
-            p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0
+        "a variation seed needs start set to matched; change it, or set Variation strength to 0.": (
+            settings.start != "matched" and p.subseed_strength > 0
+        ),
+        "resizing the seed needs start set to matched; change it, or set Resize seed from width and height to 0.": (
+            settings.start != "matched" and (p.seed_resize_from_w > 0 or p.seed_resize_from_h > 0)
         ),
         "token merging needs layers set to all, no exemplar_mask, and with a mask Masked content set to original; "
         "change these, or set the token merging ratio to 0.": p.get_token_merging_ratio() > 0

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from rival_ext.method.attention import COND, UNCOND, ChooseContext, LayerCall, suspended
+from rival_ext.method.attention import ChooseContext, LayerCall, suspended
+from rival_ext.method.rows import COND, UNCOND, mixed_output
 
 BlockKey = tuple[str, int, int]
 """How the hosts name a transformer block: "input", "middle" or "output", the index of the UNet's block, and the index
@@ -32,28 +32,20 @@ TAKES_A_LONGER_CONTEXT = ("forge_stylealign.py", "forge_reference.py")
 """Forge's names for the modules of replaced attention functions that accept a context of any length."""
 
 
-@dataclass(frozen=True)
-class LayerOverride:
-    """What a layer attends to at present, and the share of its output that comes from there (`SelfAttention`)."""
-
-    choose_context: ChooseContext
-    strength: float
-
-
 @dataclass
 class PatchState:
     """What the functions on all clones of a run share.
 
     Attributes:
-        overrides: The layers that attend to another context at present, by their block.
-        usual_outputs: The usual outputs of layers, until they are mixed with the others.
+        overrides: What chooses a layer's context at present, by its block.
+        usual_outputs: The usual outputs of layers and the shares of the others, until they are mixed.
         own_tokens: How many tokens the layer that is called now has.
         is_prompt_pass: Whether the host evaluates the prompts at present. False in the evaluations that SAG and PAG
             make afterwards.
     """
 
-    overrides: dict[BlockKey, LayerOverride] = field(default_factory=dict)
-    usual_outputs: dict[BlockKey, Tensor] = field(default_factory=dict)
+    overrides: dict[BlockKey, ChooseContext] = field(default_factory=dict)
+    usual_outputs: dict[BlockKey, tuple[Tensor, float | Tensor]] = field(default_factory=dict)
     own_tokens: int = 0
     is_prompt_pass: bool = True
 
@@ -71,9 +63,9 @@ class PatchedLayer:
         self.state = state
 
     @contextmanager
-    def attending(self, choose_context: ChooseContext, strength: float = 1.0) -> Iterator[None]:
+    def attending(self, choose_context: ChooseContext) -> Iterator[None]:
         before = self.state.overrides.get(self.key)
-        self.state.overrides[self.key] = LayerOverride(choose_context, strength)
+        self.state.overrides[self.key] = choose_context
         try:
             yield
         finally:
@@ -118,25 +110,25 @@ def patched_clone(unet: Any, state: PatchState, modules: Mapping[BlockKey, nn.Mo
 
     def attend(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         key = _current_block(extra)
-        override = state.overrides.get(key)
-        if override is None or key in replaced or (key[0] == MIDDLE and not state.is_prompt_pass):
+        choose_context = state.overrides.get(key)
+        if choose_context is None or key in replaced or (key[0] == MIDDLE and not state.is_prompt_pass):
             return n, context, value
         cond_or_uncond = _cond_or_uncond(tuple(extra["cond_or_uncond"]), len(n))
-        keys = override.choose_context(LayerCall(context, state.own_tokens, cond_or_uncond))
+        keys = choose_context(LayerCall(context, state.own_tokens, cond_or_uncond))
         if keys is None:
             return n, context, value
         # keys and values have one context, unless another extension has changed one of the two
         is_one = value is context
-        values = keys if is_one else override.choose_context(LayerCall(value, state.own_tokens, cond_or_uncond))
+        values = keys if is_one else choose_context(LayerCall(value, state.own_tokens, cond_or_uncond))
         assert values is not None
-        if override.strength < 1:
-            state.usual_outputs[key] = modules[key](n, context=context, value=value)
-        return n, keys, values
+        if keys.is_partial:
+            state.usual_outputs[key] = modules[key](n, context=context, value=value), keys.share
+        return n, keys.context, values.context
 
     def mix(n: Tensor, extra: dict[str, Any]) -> Tensor:
         key = _current_block(extra)
         usual = state.usual_outputs.pop(key, None)
-        return n if usual is None else torch.lerp(usual, n, state.overrides[key].strength)
+        return n if usual is None else mixed_output(n, *usual)
 
     clone.set_model_attn1_patch(attend)
     patches = options["transformer_options"]["patches"]

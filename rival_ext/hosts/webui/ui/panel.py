@@ -35,8 +35,9 @@ EXEMPLAR_HINTS = {
 
 ROWS_OF_MORE = (
     ("t_align", "t_early", "early_steps"),
-    ("start_mix", "inversion_iterations", "exemplar_tokens"),
-    ("alignment", "features"),
+    ("start", "alignment", "features"),
+    ("start_mix", "uncond_share"),
+    ("inversion_iterations", "exemplar_tokens"),
     ("layers", "strength"),
     ("exact", "plain_inversion"),
 )
