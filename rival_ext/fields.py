@@ -138,7 +138,7 @@ FIELDS = (
         "t_align",
         "Above this timestep attention sees only the exemplar, below it also the image itself; smaller values bring "
         "images closer to the exemplar",
-        600,
+        800,
         0,
         1000,
     ),
@@ -170,7 +170,7 @@ FIELDS = (
         "Exemplar beside the negative prompt",
         "How often the evaluations with the negative prompt see the exemplar; 1 always, the paper's form; with less, "
         "guidance brings images closer to the exemplar too",
-        0.75,
+        0.5,
     ),
     *_exemplar_fields("", "First", "if empty, the img2img image is used"),
     *_exemplar_fields("_2", "Second", "may stay empty"),
@@ -205,9 +205,9 @@ FIELDS = (
     _choice(
         "alignment",
         "Alignment",
-        "What takes on the exemplar's statistics: the noise prediction, the latent, or nothing (off)",
-        "noise",
+        "What takes on the exemplar's statistics: the latent, the noise prediction (the authors' code), or nothing (off)",
         "latent",
+        "noise",
         "off",
     ),
     _whole_number(

@@ -27,7 +27,7 @@ HALF = 0.5
 MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or more"
 """The rule in words, as a part of an error sentence."""
 
-PAPER = {"start": "permuted", "uncond_share": 1.0}
+PAPER = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_align": 600}
 """The authors' form, where the defaults differ from it."""
 
 MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
@@ -191,13 +191,17 @@ def similarity_values(similarity: float) -> dict[str, Any]:
     """Look up which values a similarity stands for.
 
     Args:
-        similarity: From 0 (inspired by the exemplar) over 0.5 (the authors' values) to 1 (almost the same).
+        similarity: From 0 (inspired by the exemplar) over 0.5 (the defaults) to 1 (almost the same).
 
     Returns:
         Values of `t_align`, `t_early` and `start_mix`.
     """
-    timestep = round(1000 - 800 * similarity)
-    return {"t_align": timestep, "t_early": timestep, "start_mix": min(1.0, round(2 - 2 * similarity, 6))}
+    t_align = round(1000 - 400 * similarity if similarity < 0.5 else 1400 - 1200 * similarity)
+    return {
+        "t_align": t_align,
+        "t_early": round(1000 - 800 * similarity),
+        "start_mix": min(1.0, round(2 - 2 * similarity, 6)),
+    }
 
 
 def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:

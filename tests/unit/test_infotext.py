@@ -96,7 +96,7 @@ def test_what_differs_from_the_modes_defaults_is_written():
 
 def test_a_similarity_is_written_with_the_values_that_it_stands_for():
     assert settings_to_infotext(parse_settings({"similarity": 0.75})) == {
-        **{MODE: "variation", "RIVAL similarity": 0.75, "RIVAL t_align": 400, "RIVAL t_early": 400},
+        **{MODE: "variation", "RIVAL similarity": 0.75, "RIVAL t_align": 500, "RIVAL t_early": 400},
         "RIVAL start_mix": 0.5,
     }
 

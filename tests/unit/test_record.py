@@ -188,7 +188,7 @@ def test_what_is_given_beside_it_wins(made):
     [
         (
             ("--similarity", 0.75),
-            {"similarity": 0.75, "t_align": 400, "t_early": 400, "start_mix": 0.5, "mode": "text"},
+            {"similarity": 0.75, "t_align": 500, "t_early": 400, "start_mix": 0.5, "mode": "text"},
         ),
         (("--mode", "edit"), {"mode": "edit", "t_align": 200}),
         (("--mode", "text"), {"mode": "text", "t_align": 200, "early_steps": 800, "start_mix": 0.25}),

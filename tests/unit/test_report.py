@@ -19,7 +19,7 @@ def report_of(inversion=INVERTED, guide=None, **others):
 
 def test_the_report_holds_the_figures_of_each_part():
     assert report_of(psnr=41.5).as_dict() == {
-        **{"mode": "variation", "t_align": 600, "t_early": 400, "exemplars": 2, "layers": 10},
+        **{"mode": "variation", "t_align": 800, "t_early": 400, "exemplars": 2, "layers": 10},
         **{"features": "recorded", "store": "miss", "steps": {"total": 20, "injected": 19, "aligned": 7}},
         "inversion": {"evaluations": 20, "iterations": 1, "residual": 0.0123, "psnr": 41.5},
         **{"rows": {"inversion": 20, "generation": 40}, "seconds": {"inversion": 1.5, "generation": 2.5}},

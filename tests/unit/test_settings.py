@@ -25,11 +25,11 @@ DEFAULTS = {
     "enabled": False,
     "mode": "variation",
     "similarity": 0.5,
-    "t_align": 600,
+    "t_align": 800,
     "t_early": 600,
     "start": "matched",
     "start_mix": 1.0,
-    "uncond_share": 0.75,
+    "uncond_share": 0.5,
     **{"exemplar": None, "exemplar_mask": None, "weight": 1.0},
     **{"exemplar_2": None, "exemplar_mask_2": None, "weight_2": 1.0},
     **{"exemplar_3": None, "exemplar_mask_3": None, "weight_3": 1.0},
@@ -37,7 +37,7 @@ DEFAULTS = {
     "layers": "all",
     "strength": 1.0,
     "early_steps": 1000,
-    "alignment": "noise",
+    "alignment": "latent",
     "inversion_iterations": 1,
     "exemplar_tokens": 1.0,
     "features": "recorded",
@@ -301,7 +301,7 @@ def test_an_image_for_which_pillow_raises_another_error_is_refused(file):
 def test_a_given_value_overrides_the_default_of_its_mode(mode, early_steps, start_mix):
     settings = parse_settings({"mode": mode})
     assert (settings.early_steps, settings.start_mix) == (early_steps, start_mix)
-    assert (settings.t_align, settings.t_early) == (600, 600)
+    assert (settings.t_align, settings.t_early) == (800, 600)
     given = {"early_steps": 123, "start_mix": 0.25, "t_align": 4}
     assert {name: getattr(parse_settings({"mode": mode, **given}), name) for name in given} == given
 

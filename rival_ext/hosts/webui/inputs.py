@@ -92,7 +92,8 @@ class RequestImages:
         mask = self._latent_mask()
         if not any(exemplar.latent is self.own_latent for exemplar in self.exemplars):
             return InpaintInput(self.own_latent, mask, None)
-        kept = self._kept_region() if self.p.inpainting_fill in FROM_THE_KEPT_REGION else None
+        # the start's statistics must be those of the alignment, and a filler is flat
+        kept = self._kept_region() if self.p.inpainting_fill != ORIGINAL else None
         return InpaintInput(self.own_latent, mask, (mask > 0).float() if kept is None else kept)
 
     def notes(self) -> list[str]:
