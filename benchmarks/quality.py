@@ -34,7 +34,7 @@ from quality_page import mean_figures, page
 from tqdm import tqdm
 
 from rival_ext import __version__
-from rival_ext.cli import SAMPLERS, FilePath, Guidance, Size
+from rival_ext.cli import SAMPLERS, FilePath, Number, Size
 from rival_ext.errors import RivalError
 from rival_ext.files import read_image_file, refuse_unreadable
 from rival_ext.hosts.checkpoint import load_pipeline, native_size, quieten_libraries
@@ -42,10 +42,10 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.images.transforms import fit, on_white
 from rival_ext.method.layers import count_rows
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import Settings, parse_settings
+from rival_ext.settings import PAPER, Settings, parse_settings
 from rival_ext.storage.store import NoStore
 
-ARMS: dict[str, dict[str, Any] | None] = {"plain": None, "RIVAL paper": {}, "RIVAL": {}}
+ARMS: dict[str, dict[str, Any] | None] = {"plain": None, "RIVAL paper": PAPER, "RIVAL": {}}
 """What is compared: fields of the settings, or None for generation without RIVAL."""
 
 PHOTO_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
@@ -95,6 +95,7 @@ class Bench:
     size: tuple[int, int] | None
     steps: int
     cfg: float
+    denoise: float
     sampler: str
 
     def photo(self, file: Path, prompt: str) -> Photo:
@@ -105,7 +106,13 @@ class Bench:
     def host(self, photo: Photo, settings: Settings) -> DiffusersHost:
         """The command line's host for one photo."""
         request = Request(
-            photo.prompt, settings.exemplar_prompt, self.cfg, self.sampler, self.steps, exact=settings.exact
+            prompt=photo.prompt,
+            exemplar_prompt=settings.exemplar_prompt,
+            guidance=self.cfg,
+            sampler=self.sampler,
+            steps=self.steps,
+            exact=settings.exact,
+            denoise=self.denoise,
         )
         return DiffusersHost(self.pipeline, request, RequestImages.of(photo.image), lambda done, total: None)
 
@@ -119,15 +126,15 @@ class Bench:
         for seed in self.seeds:
             cost = Cost()
             with spent(host, cost):
-                start = guide.start([seed], host.latent_size) if guide else host.noise(seed)
-                made.images += host.decode(host.sample(start, [seed], guide, lambda done, total: None))
+                latent = host.sample(host.start([seed], guide), [seed], guide, lambda done, total: None)
+                made.images += host.decode(latent)
             made.costs.append(cost)
             advance()
         return made
 
     def warm_up(self, photo: Photo) -> None:
         """Call everything once: the first call is slower, above all on a GPU."""
-        replace(self, seeds=[0], steps=2).make(photo, {}, lambda: None)
+        replace(self, seeds=[0], steps=2, denoise=1.0).make(photo, {}, lambda: None)
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,8 @@ class Judges:
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Images of each photo and arm.")
 @click.option("--steps", type=click.IntRange(2, 500), default=50, show_default=True, help="Sampling steps.")
 @click.option("--size", type=Size(), help="Size of the images; default: the photo's aspect, the checkpoint's area.")
-@click.option("--cfg", type=Guidance(1, 30), default=5.0, show_default=True, help="Guidance scale.")
+@click.option("--cfg", type=Number(1, 30), default=5.0, show_default=True, help="Guidance scale.")
+@click.option("--denoise", type=Number(0, 1, min_open=True), default=1.0, show_default=True, help="Share of the steps.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")
 def main(checkpoint: Path, photos: Path, prompts: Path | None, out: Path, seeds: int, **options: Any) -> None:
     """Makes images of every photo with every arm, measures them and writes JSON, a page and a contact sheet."""
@@ -243,6 +251,7 @@ def described(bench: Bench, files: dict[str, str]) -> dict[str, Any]:
         "seeds": list(bench.seeds),
         "steps": bench.steps,
         "cfg": bench.cfg,
+        "denoise": bench.denoise,
         "sampler": bench.sampler,
         "arms": ARMS,
     }

@@ -61,8 +61,8 @@ def page(result: Mapping[str, Any]) -> str:
         "![The photos, and the first image of each arm](quality.png)",
         "",
         f"Photos: {len(result['photos'])}. Seeds: {len(result['seeds'])}. Steps: {result['steps']}. Sampler: "
-        f"{result['sampler']}. Guidance: {result['cfg']:g}. Checkpoint: {result['checkpoint']}, in {result['dtype']} "
-        f"on {result['device']}.",
+        f"{result['sampler']}. Guidance: {result['cfg']:g}. Denoising strength: {result['denoise']:g}. Checkpoint: "
+        f"{result['checkpoint']}, in {result['dtype']} on {result['device']}.",
         "",
         "Each figure is the mean over the photos, followed by its standard error:",
         "",
