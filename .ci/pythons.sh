@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The unit tests on the oldest and the newest Python that the project supports and this machine has, besides the Python
 # of .venv. Arguments go to pytest: .ci/pythons.sh -m "not long". Needs uv, which the extra `audit` installs.
+# The tests of benchmarks/quality.py run there too: in .venv, torch may be a build that PyPI has no torchvision for.
 # The packages stay in the user's cache folder for the next run, because torch for them may be a CUDA build of 5 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -57,9 +58,10 @@ unit_tests() {
         "$uv" venv -q --clear --python "$(find_python "$version")" "$environment"
     fi
     # Exactly the packages that pyproject.toml pins now, without the project itself.
-    "$uv" pip install -q --exact --python "$environment/bin/python" -r pyproject.toml --extra dev
+    "$uv" pip install -q --exact --python "$environment/bin/python" -r pyproject.toml --extra dev --extra quality
     say "unit tests on Python $version"
     "$environment/bin/python" -m pytest tests/unit "$@"
+    "$environment/bin/python" -m pytest tests/benchmarks/test_quality.py -q -m "slow or not slow"
 }
 
 mkdir -p "$cache"

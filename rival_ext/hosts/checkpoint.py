@@ -76,7 +76,7 @@ def load_pipeline(checkpoint: Path) -> StableDiffusionPipeline:
     except Exception as error:  # diffusers and transformers raise nearly any exception for a damaged checkpoint
         if is_out_of_memory(error):
             raise
-        reason = _first_sentence(error)
+        reason = first_sentence(error)
         raise RivalError(
             f"the checkpoint {checkpoint} cannot be loaded ({reason}); give another one to --checkpoint."
         ) from error
@@ -119,8 +119,15 @@ def size_unit(pipeline: StableDiffusionPipeline) -> int:
     return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 
-def _first_sentence(error: Exception) -> str:
-    """The first sentence of a library's error, which may go on for several lines."""
+def first_sentence(error: Exception) -> str:
+    """Shorten a library's error, which may go on for several lines, for a sentence that repeats it.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its first sentence without the full stop, or the name of its class if it says nothing.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     if META in text:
         return "some of its tensors are missing"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
@@ -14,23 +11,11 @@ from PIL import Image, ImageDraw
 pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the docs extra)")
 
 from benchmarks.concepts import CONCEPTS, HELD_OUT_VENDOR, VENDORS, _slug, load_classifier
+from tests.benchmarks.scripts import run, written
 
-ROOT = Path(__file__).resolve().parents[2]
 WITH_A_WEBUI = ("RIVAL_WEBUI", "RIVAL_FAMILIES")
 
 pytestmark = pytest.mark.slow
-
-
-def run(script, *arguments):
-    """Run a script as its page says, in a process of its own."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def written(folder):
-    return sorted(file.name for file in folder.iterdir())
 
 
 def test_sampling_times_every_arm(tmp_path):

@@ -123,6 +123,7 @@ def test_arguments_that_would_be_dropped_are_refused(server, args):
     assert server.calls() == 0
 
 
+@pytest.mark.slow
 def test_the_panels_own_values_may_end_with_those_of_no_field(server):
     ends = [VALUES, [*VALUES, ""], [*VALUES, None, None, None, ""]]
     first, *others = (images_of(server, values) for values in ends)
@@ -270,6 +271,11 @@ def test_without_memory_the_exemplar_is_evaluated_live_and_the_report_says_why(s
     assert "live features" in text
     assert f"{STEPS} + {3 * STEPS} UNet rows" in text
     assert "the memory budget has no room for all recorded features" in text
+
+
+@pytest.mark.slow
+def test_live_and_recorded_features_make_nearly_the_same_image(server):
+    nothing = {"override_settings": {"rival_memory_mb": 0}}
     (live,), (recorded,) = images_of(server, {}, steps=20, **nothing), images_of(server, {}, steps=20)
     assert np.sqrt(np.mean((live.astype(float) - recorded) ** 2)) < 1
 

@@ -17,7 +17,7 @@ from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT
 from rival_ext.method.chain import Chain
 from rival_ext.storage.disk import DiskStore
 
-QUICK = ("-n", 1, "--steps", 2)
+QUICK = ("-n", 1, "--steps", 2, "--size", "64x64")
 PHOTO = DEMO / "pizza.png"
 LAYERS = ("down.2.attn1", "down.10.attn1", "up.1.attn1")
 """Names whose order in the network is not alphabetical."""
@@ -119,6 +119,7 @@ def test_an_option_that_changes_the_inversion_inverts_anew(run, tmp_path):
         assert len(list((tmp_path / "kept").iterdir())) == files
 
 
+@pytest.mark.slow
 def test_a_changed_checkpoint_inverts_anew(run, tmp_path):
     checkpoint = tmp_path / DEMO_CHECKPOINT.name
     checkpoint.write_bytes(DEMO_CHECKPOINT.read_bytes())

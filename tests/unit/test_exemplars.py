@@ -16,7 +16,7 @@ from rival_ext.method.prepare import prepare
 from rival_ext.method.regions import region_of_mask
 from rival_ext.settings import HALF, ExemplarInput, parse_settings
 from rival_ext.storage.store import ChainStore, NoStore
-from tests.conftest import exemplar, quiet
+from tests.conftest import exemplar, quick, quiet
 from tests.unit.synthetic import chain, columns, left_half, noise
 
 
@@ -177,7 +177,10 @@ def test_an_exemplar_of_weight_zero_changes_no_bit(pipeline):
     assert torch.equal(*finals)
 
 
-@pytest.mark.parametrize(("layers", "seen"), [("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)])
+@pytest.mark.parametrize(
+    ("layers", "seen"),
+    quick([("all", 10), ("fine", 3), ("coarse", 7), ("16", 3), ("8,32", 7)], ("fine", 3), ("8,32", 7)),
+)
 def test_only_the_chosen_layers_see_the_exemplar(pipeline, layers, seen):
     host, guide = guide_of(pipeline, [ExemplarInput(exemplar("house-emojione-blue"))], steps=2, layers=layers)
     host.sample(host.start([3], guide), [3], guide, quiet)

@@ -108,6 +108,7 @@ def right_half(image):
     return image.crop((64, 0, 128, 128))
 
 
+@pytest.mark.slow
 def test_inpaint_keeps_the_rest_exactly(studio, mask):
     photo = exemplar(HOUSE)
     host, guide = studio.guided(RequestImages([ExemplarInput(photo)], SIZE, photo, mask), mode="inpaint")

@@ -236,15 +236,16 @@ def test_the_same_image_from_every_seed_is_said_without_being_asked(outcome):
 # crops
 
 
-@pytest.mark.parametrize(
-    ("size", "fitted", "note"),
-    [
-        ((400, 3), None, "97% of the photo was cut off to fit its 400x3 pixels into 256x64"),
-        ((3, 400), None, "97% of the photo was cut off to fit its 3x400 pixels into 64x256"),
-        ((150, 100), "64x64", "33% of the photo was cut off to fit its 150x100 pixels into 64x64"),
-        ((105, 100), "64x64", None),
-    ],
-)
+CROPS = [
+    ((400, 3), None, "97% of the photo was cut off to fit its 400x3 pixels into 256x64"),
+    ((3, 400), None, "97% of the photo was cut off to fit its 3x400 pixels into 64x256"),
+    ((150, 100), "64x64", "33% of the photo was cut off to fit its 150x100 pixels into 64x64"),
+    ((105, 100), "64x64", None),
+]
+"""A photo's size, that of the images, and the note."""
+
+
+@pytest.mark.parametrize(("size", "fitted", "note"), quick(CROPS, *CROPS[1:]))
 def test_a_crop_of_the_photo_is_said(run, tmp_path, size, fitted, note):
     Image.open(DATA / "exemplars" / "taxi-twemoji-green.png").resize(size).save(tmp_path / "photo.png")
     chosen = ("--size", fitted) if fitted else ()
@@ -269,7 +270,9 @@ def test_a_crop_of_what_is_not_used_is_not_said_and_that_of_a_mask_is(outcome, f
 # masks
 
 
-@pytest.mark.parametrize("option", ["--mask", "--exemplar-mask", "--exemplar-mask-2"])
+@pytest.mark.parametrize(
+    "option", quick(["--mask", "--exemplar-mask", "--exemplar-mask-2"], "--mask", "--exemplar-mask")
+)
 @pytest.mark.parametrize("grey", [127, 128])
 def test_one_rule_says_where_a_mask_counts(run, tmp_path, option, grey):
     mask = Image.new("L", (64, 64))
