@@ -205,7 +205,8 @@ FIELDS = (
     _choice(
         "alignment",
         "Alignment",
-        "What takes on the exemplar's statistics: the latent, the noise prediction (the authors' code), or nothing (off)",
+        "What takes on the exemplar's statistics: the latent, the noise prediction (the authors' code), or nothing "
+        "(off)",
         "latent",
         "noise",
         "off",
