@@ -16,7 +16,7 @@ from rival_ext.images.decoding import AN_IMAGE
 
 MODES: dict[str, dict[str, Any]] = {
     "variation": {},
-    "text": {"early_steps": 960},
+    "text": {"early_steps": 960, "uncond_share": 0.75},
     "edit": {"early_steps": 900, "start_mix": 0.0},
     "inpaint": {},
 }

@@ -13,7 +13,7 @@ from rival_ext.errors import RivalError
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.hosts.webui.compat import controlnet_reorders_rows
 from rival_ext.hosts.webui.fingerprint import fingerprint
-from rival_ext.hosts.webui.inputs import FROM_THE_KEPT_REGION, ExemplarConditioning, RequestImages
+from rival_ext.hosts.webui.inputs import LATENT_FILLS, ExemplarConditioning, RequestImages
 from rival_ext.hosts.webui.options import memory_budget
 from rival_ext.hosts.webui.progress import SharedJob
 from rival_ext.hosts.webui.samplers import SamplerConvention, SamplerTrace, levels_of
@@ -114,7 +114,7 @@ class WebuiHost:
             `[N, C, H, W]`, or `x` itself if the image has another size, or if the host has changed its masked part.
         """
         latent = self.images.own_latent
-        is_changed = self.images.mask is not None and self.p.inpainting_fill in FROM_THE_KEPT_REGION
+        is_changed = self.images.mask is not None and self.p.inpainting_fill in LATENT_FILLS
         if latent is None or latent.shape[2:] != x.shape[2:] or is_changed:
             return x
         return latent.expand_as(x).to(x)

@@ -30,8 +30,8 @@ RESIZE_AND_FILL = 2
 ORIGINAL = 1
 """The host's `inpainting_fill` "original". Only with it the masked part itself is shown to the model."""
 
-FROM_THE_KEPT_REGION = (2, 3)
-"""The host's `inpainting_fill` "latent noise" and "latent nothing"."""
+LATENT_FILLS = (2, 3)
+"""The host's `inpainting_fill` "latent noise" and "latent nothing", which change the latent's masked part."""
 
 SIZE_UNIT = 64
 """Width and height of an exemplar with an aspect of its own are multiples of this, so that each level of the UNet
@@ -85,16 +85,13 @@ class RequestImages:
     def inpaint_input(self) -> InpaintInput | None:
         """The image that is inpainted, if there is a mask.
 
-        The masked part starts from its own former content, from the kept region, or from the exemplars.
+        The masked part starts from its own former content if that is an exemplar, else from the exemplars.
         """
         if self.mask is None or self.own_latent is None:
             return None
         mask = self._latent_mask()
-        if not any(exemplar.latent is self.own_latent for exemplar in self.exemplars):
-            return InpaintInput(self.own_latent, mask, None)
-        # the start's statistics must be those of the alignment, and a filler is flat
-        kept = self._kept_region() if self.p.inpainting_fill != ORIGINAL else None
-        return InpaintInput(self.own_latent, mask, (mask > 0).float() if kept is None else kept)
+        is_shown = any(one.latent is self.own_latent for one in self.exemplars) and self._kept_region() is None
+        return InpaintInput(self.own_latent, mask, (mask > 0).float() if is_shown else None)
 
     def notes(self) -> list[str]:
         """List the uploaded exemplars of which much is cut off."""
@@ -122,7 +119,7 @@ class RequestImages:
                 drawn = grey_mask(exemplar.mask).resize(self.p.init_images[0].size)
                 asked = _latent_region(exemplar, self._at_size(drawn.convert("RGB")))
             region = self._without_painted_over(exemplar, asked)
-            return EncodedExemplar(self.own_latent, exemplar.weight, region, attention_only=asked is not None)
+            return EncodedExemplar(self.own_latent, exemplar.weight, region, attention_only=region is not None)
         image = self.image_for_model(exemplar)
         region = None
         if exemplar.mask:
@@ -132,8 +129,6 @@ class RequestImages:
 
     def _without_painted_over(self, exemplar: ExemplarInput, asked: Tensor | None) -> Tensor | None:
         """The seen part of the img2img image: the region that was asked for, without what is to be painted over."""
-        if self.mask is None or self.p.inpainting_fill == ORIGINAL:
-            return asked
         kept = self._kept_region()
         if kept is None or asked is None:
             return asked if kept is None else kept
@@ -145,7 +140,12 @@ class RequestImages:
         return asked * kept
 
     def _kept_region(self) -> Tensor | None:
-        """The part of the img2img image that is not painted over, or None if next to nothing is left of it."""
+        """The part of the img2img image that the model may see, or None if it may see all of it.
+
+        With another masked content than "original" the masked part is not shown, unless next to nothing else is left.
+        """
+        if self.mask is None or self.p.inpainting_fill == ORIGINAL:
+            return None
         kept = (self._latent_mask() <= 0).float()
         return kept if len(positions_in(kept)) >= FEWEST_POSITIONS else None
 
