@@ -27,6 +27,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from tqdm import tqdm
 
+from rival_ext.fields import DEFAULTS
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
 from rival_ext.hosts.diffusers import DiffusersHost
 from rival_ext.method.alignment import channel_statistics
@@ -36,7 +37,7 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import Settings
+from rival_ext.settings import PAPER, Settings
 from rival_ext.storage.store import ChainStore
 
 SEEDS = (1, 2)
@@ -57,19 +58,24 @@ class Variant:
 
     injected: bool = True
     aligned: bool = True
-    permuted: bool = True
+    drawn: bool = True
     captioned: bool = False
-    t_align: int = 600
-    t_early: int = 600
+    t_align: int = DEFAULTS["t_align"]
+    t_early: int = DEFAULTS["t_early"]
+    uncond_share: float = DEFAULTS["uncond_share"]
     exemplar_tokens: float = 1.0
+    is_paper: bool = False
 
     @property
     def settings(self) -> Settings:
         """Its choices, as far as the user can make them."""
+        if self.is_paper:
+            return Settings(**PAPER)
         return Settings(
             t_align=self.t_align,
             t_early=self.t_early,
-            alignment="noise" if self.aligned else "off",
+            uncond_share=self.uncond_share,
+            alignment=DEFAULTS["alignment"] if self.aligned else "off",
             exemplar_tokens=self.exemplar_tokens,
         )
 
@@ -93,19 +99,20 @@ PROMPTS: dict[str, Callable[[Exemplar], str]] = {
 }
 PICTURED_PROMPT = "concept only"
 
-PLAIN = Variant(injected=False, aligned=False, permuted=False)
+PLAIN = Variant(injected=False, aligned=False, drawn=False)
 PARTS = {
     "RIVAL": Variant(),
+    "the paper's form": Variant(is_paper=True),
     "no injection": Variant(injected=False),
     "no alignment": Variant(aligned=False),
-    "noise start": Variant(permuted=False),
-    "injection alone, noise start": Variant(aligned=False, permuted=False),
+    "plain noise as start": Variant(drawn=False),
+    "injection alone, plain noise as start": Variant(aligned=False, drawn=False),
 }
-PICTURED_PARTS = ("RIVAL", "no injection", "no alignment", "noise start")
+PICTURED_PARTS = ("RIVAL", "the paper's form", "no injection", "no alignment")
 EXEMPLAR_PROMPTS = {"empty": Variant(), "the full caption": Variant(captioned=True)}
 TIMESTEPS = {
     f"t_align {t_align}, t_early {t_early}": Variant(t_align=t_align, t_early=t_early)
-    for t_align in (300, 600, 900)
+    for t_align in (300, 600, 800)
     for t_early in (300, 600, 900)
 }
 TOKENS = {f"{fraction:g}": Variant(exemplar_tokens=fraction) for fraction in (1.0, 0.75, 0.5, 0.25)}
@@ -191,7 +198,7 @@ def generate(
     """An image for each seed, with the mean over the steps of its latent's distance from the exemplar's statistics."""
     chain = prepare(host, variant.settings, store).guide.exemplars[0].chain
     probe = Probe(chain, variant, host)
-    start = host.start(seeds, probe if variant.permuted else None)
+    start = host.start(seeds, probe if variant.drawn else None)
     images = host.decode(host.sample(start, seeds, probe, lambda done, total: None))
     return list(zip(images, torch.stack(probe.gaps).mean(dim=0).tolist(), strict=True))
 
