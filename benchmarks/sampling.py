@@ -45,7 +45,7 @@ from rival_ext.method.layers import count_rows, self_attention_layers, self_atte
 from rival_ext.method.noise import scale_to_vp  # noqa: E402
 from rival_ext.method.prepare import prepare  # noqa: E402
 from rival_ext.method.start import start_latents  # noqa: E402
-from rival_ext.settings import Settings, parse_settings  # noqa: E402
+from rival_ext.settings import PAPER, Settings, parse_settings  # noqa: E402
 from rival_ext.storage.store import NoStore  # noqa: E402
 
 GUIDANCE = 5.0
@@ -162,7 +162,7 @@ class Bench:
         x = start_latents([Exemplar(chain)], host.noise([SEED]), [SEED], "permuted", 1.0) * scale_to_vp(levels[0])
         for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
-            with beside_each_other(self_attention_modules(host.unet), replaced=timestep > self.settings.t_align):
+            with beside_each_other(self_attention_modules(host.unet), replaced=timestep > PAPER["t_align"]):
                 rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
             _, uncond, exemplar_noise, cond = rows.chunk(4)
             noise = uncond + GUIDANCE * (cond - uncond)
