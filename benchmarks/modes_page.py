@@ -96,14 +96,21 @@ The palette changes evenly from one exemplar to the other.
 
 ## similarity
 
-One slider goes from "inspired by the exemplar" to "almost the same". It sets `t_align`, `t_early` and `start_mix`.
+One slider goes from "inspired by the exemplar" over the defaults to "almost the same". It sets `strength`,
+`uncond_share`, `t_align`, `t_early` and `start_mix` ([the values](parameters.md#similarity)).
 
-![Five exemplars at five similarities](modes-similarity.png)
+![Four exemplars at eleven similarities, with a prompt and without](modes-similarity.png)
 
-$similarity
+Eight exemplars. The last two columns are root mean square differences of 255. With the subject as prompt:
 
-Up to 0.5 the colours come closer, and the seed decides the layout. Above 0.5 `start_mix` falls, and the layout comes
-closer too.
+$similarity_prompt
+
+Without a prompt, at denoising strength 1:
+
+$similarity_empty
+
+Up to 0.5 the colours come closer, and the seed decides the layout. Above 0.5 `start_mix` falls: the layout comes closer
+too, and the seeds differ less.
 
 ## layers and strength
 
