@@ -35,10 +35,10 @@ PAPER = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_alig
 
 SIMILARITY = {
     "t_align": (1000, 400),
-    "t_early": (900, 500),
+    "t_early": (900, 200),
     "start_mix": (1.0, 0.05),
-    "uncond_share": (1.0, 0.5),
-    "strength": (0.25, 1.0),
+    "uncond_share": (1.0, 0.25),
+    "strength": (0.15, 1.0),
 }
 """The fields that a similarity sets, with their values at 0 and at 1. At 0.5 they have their defaults.
 
