@@ -340,7 +340,7 @@ def similarity(bench: Bench) -> Section:
             rows[asked] = [bench.exemplars[name].image, *(images[0] for images in made.values())]
     shown = dict(list(rows.items())[:PICTURED])
     tables = {"similarity_prompt": prompted, "similarity_empty": unprompted}
-    return Section(tables, labelled_grid(["photo", *prompted.cases], shown))
+    return Section(tables, labelled_grid(["photo", *prompted.cases], shown).quantize(128))
 
 
 def layer_choices(bench: Bench) -> Section:

@@ -137,5 +137,6 @@ $layers_empty
   Without a prompt, a strength of 0.25 already has half of the effect.
 
 `python benchmarks/modes.py` wrote these figures and images. The exemplars in them are EmojiOne 2.x by Emoji One, CC BY
-4.0, and for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, placed on plain backgrounds.
+4.0, for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, and for the tulip Fluent Emoji by
+Microsoft, MIT, placed on plain backgrounds.
 """)
