@@ -94,7 +94,7 @@ def test_the_report_of_a_run_has_the_notes(make_host):
     settings = parse_settings({"mode": "text", "exact": True, "exemplar_prompt": "a panda"})
     assert prepare(host, settings, NoStore()).inversion.notes == [
         "exact had no effect at guidance scale 1",
-        "uncond_share 0.5 had no effect at guidance scale 1",
+        "uncond_share 0.75 had no effect at guidance scale 1",
     ]
     # the first timestep, 951, counts as 1000: mode text skips it
     assert prepare(make_host(steps=20), parse_settings({"mode": "text"}), NoStore()).inversion.notes == []
