@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import TypeVar
@@ -21,6 +22,7 @@ from effect import labelled_grid, palette, palette_distance
 from exemplars import ROOT, STEPS, Exemplar, markdown_table, read_exemplars
 from modes_page import PAGE
 from PIL import Image, ImageDraw
+from skimage.metrics import structural_similarity
 from studio import Studio, layout_correlation, texture_distance
 from tqdm import tqdm
 
@@ -51,7 +53,21 @@ FILLED_FROM = {HOUSE: PIZZA, PIZZA: BUS, HEART: TAXI, BUS: HOUSE}
 OUTSIDES = {HOUSE: "magenta", PIZZA: "teal", BUS: "darkgreen", HEART: "navy"}
 PAIRS = {(PIZZA, HOUSE): "", (TAXI, HEART): "a star", (BUS, PIZZA): "a dog face"}
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
-SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SIMILARITIES = tuple(tenth / 10 for tenth in range(11))
+SIMILAR = {
+    HOUSE: "a house",
+    PIZZA: "a pizza",
+    PANDA: "a panda",
+    "tulip-fluent-white": "a rose",
+    "penguin-twemoji-white": "a duck",
+    "lemon-noto-blue": "a tangerine",
+    "octopus-emojione-white": "an octopus",
+    TAXI: "an automobile",
+}
+"""For each exemplar of the section on similarity the prompt. Where the demo model does not know the exemplar's subject,
+it is the nearest that the model knows."""
+PICTURED = 8
+"""The rows of the contact sheet of the section on similarity."""
 LAYER_CHOICES = {
     "none (strength 0)": {"strength": 0.0},
     "strength 0.25": {"strength": 0.25},
@@ -304,19 +320,27 @@ def several_exemplars(bench: Bench) -> Section:
 
 def similarity(bench: Bench) -> Section:
     """From inspired by the exemplar to almost the same."""
-    header = ["similarity", "palette distance", "layout correlation", "texture distance"]
-    table = Table(header, [".1f", ".2f", ".1f"])
-    rows = {}
-    for name in (PIZZA, HOUSE, BUS, HEART, PANDA)[: bench.most_cases]:
-        request, seen, exemplar = bench.request(name), bench.seen(name), bench.exemplars[name]
-        plain = bench.studio.plain(request, exemplar.concept)
-        made = {"plain": plain} | {
-            f"{value:g}": bench.studio.rival(request, exemplar.concept, similarity=value) for value in SIMILARITIES
-        }
-        for title, images in made.items():
-            table.add(title, *(measure(images, seen) for measure in (bench.palette, bench.layout, bench.texture)))
-        rows[exemplar.concept] = [exemplar.image, *(images[0] for images in made.values())]
-    return Section({"similarity": table}, labelled_grid(["photo", *table.cases], rows))
+    header = ["similarity", "palette distance", "SSIM", "from the exemplar", "between seeds"]
+    formats = [".1f", ".2f", ".0f", ".0f"]
+    prompted, unprompted = Table(header, formats), Table(header, formats)
+    rows: dict[str, list[Image.Image]] = {}
+    for name, concept in bench.cases(SIMILAR).items():
+        request, seen = bench.request(name), bench.seen(name)
+        for prompt, table in ((concept, prompted), ("", unprompted)):
+            plain = bench.studio.plain(request, prompt)
+            made = {"plain": plain} | {
+                f"{value:g}": bench.studio.rival(request, prompt, similarity=value) for value in SIMILARITIES
+            }
+            for title, images in made.items():
+                likeness = mean(_likeness(image, seen) for image in images)
+                distance = mean(_difference(image, seen) for image in images)
+                between = [_difference(*pair) for pair in combinations(images, 2)]
+                table.add(title, bench.palette(images, seen), likeness, distance, mean(between or [0.0]))
+            asked = f"{concept.partition(' ')[2]},\n{'named' if prompt else 'no prompt'}"
+            rows[asked] = [bench.exemplars[name].image, *(images[0] for images in made.values())]
+    shown = dict(list(rows.items())[:PICTURED])
+    tables = {"similarity_prompt": prompted, "similarity_empty": unprompted}
+    return Section(tables, labelled_grid(["photo", *prompted.cases], shown).quantize(128))
 
 
 def layer_choices(bench: Bench) -> Section:
@@ -338,6 +362,16 @@ def layer_choices(bench: Bench) -> Section:
             asked = f"{exemplar.concept},\n{prompt or 'no prompt'}"
             rows[asked] = [exemplar.image, *(images[0] for images in made.values())]
     return Section({"layers_empty": content, "layers_prompt": style}, labelled_grid(["photo", *LAYER_CHOICES], rows))
+
+
+def _likeness(one: Image.Image, other: Image.Image) -> float:
+    """Structural similarity, 1 for the same image."""
+    return float(structural_similarity(np.asarray(one), np.asarray(other), channel_axis=2))
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    """Root mean square difference, of 255."""
+    return float(np.sqrt(np.square(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).mean()))
 
 
 def background_distance(image: Image.Image, colour: str) -> float:

@@ -96,14 +96,21 @@ The palette changes evenly from one exemplar to the other.
 
 ## similarity
 
-One slider goes from "inspired by the exemplar" to "almost the same". It sets `t_align`, `t_early` and `start_mix`.
+One slider goes from "inspired by the exemplar" over the defaults to "almost the same". It sets `strength`,
+`uncond_share`, `t_align`, `t_early` and `start_mix` ([the values](parameters.md#similarity)).
 
-![Five exemplars at five similarities](modes-similarity.png)
+![Four exemplars at eleven similarities, with a prompt and without](modes-similarity.png)
 
-$similarity
+Eight exemplars. The last two columns are root mean square differences of 255. With the subject as prompt:
 
-Up to 0.5 the colours come closer, and the seed decides the layout. Above 0.5 `start_mix` falls, and the layout comes
-closer too.
+$similarity_prompt
+
+Without a prompt, at denoising strength 1:
+
+$similarity_empty
+
+Up to 0.5 the colours come closer, and the seed decides the layout. Above 0.5 `start_mix` falls: the layout comes closer
+too, and the seeds differ less.
 
 ## layers and strength
 
@@ -130,5 +137,6 @@ $layers_empty
   Without a prompt, a strength of 0.25 already has half of the effect.
 
 `python benchmarks/modes.py` wrote these figures and images. The exemplars in them are EmojiOne 2.x by Emoji One, CC BY
-4.0, and for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, placed on plain backgrounds.
+4.0, for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, and for the tulip Fluent Emoji by
+Microsoft, MIT, placed on plain backgrounds.
 """)

@@ -4,35 +4,53 @@
 var rival = globalThis.rival ?? (() => {
     const STORAGE_KEY = "rival-presets";
 
-    const readPresets = () => JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}");
-    const writePresets = (presets) => localStorage.setItem(STORAGE_KEY, JSON.stringify(presets));
     // gradio 4 wants a name and a value for each choice
     const choice = (name) => (gradio_config.version.startsWith("3.") ? name : [name, name]);
-    const listOfPresets = (value) => ({
-        __type__: "update",
-        value,
-        choices: Object.keys(readPresets()).sort().map(choice),
-    });
 
-    // gradio passes the values of the inputs, then the present values of the outputs
-    const listPresets = (name) => [listOfPresets(name)];
-
-    const savePreset = (name, ...values) => {
-        const title = (name ?? "").trim();
-        if (title) writePresets({...readPresets(), [title]: values.slice(0, -1)});
-        return [listOfPresets(title)];
-    };
-
-    const deletePreset = (name) => {
-        const {[name]: _, ...others} = readPresets();
-        writePresets(others);
-        return [listOfPresets("")];
-    };
-
-    const applyPreset = (name, ...values) => {
-        const [presets, present] = [readPresets(), values.slice(0, values.length / 2)];
-        // hasOwn: every object has names like "constructor", which are no presets
-        return Object.hasOwn(presets, name) ? presets[name] : present;
+    // fields: the names of the fields in the order of the values that gradio passes
+    // builtIn: for each mode the built-in presets, which set some of the fields
+    // added: the fields that presets of before did not have, with the values that acted then
+    const presets = ({fields, builtIn, added}) => {
+        const titles = Object.keys(builtIn.variation);
+        const byField = (values, names = fields) => Object.fromEntries(names.map((name, index) => [name, values[index]]));
+        const fieldsBefore = fields.filter((name) => !Object.hasOwn(added, name));
+        // presets of before are lists of values, and can have a name that is built in now
+        const current = ([name, values]) => [
+            titles.includes(name) ? `${name} (yours)` : name,
+            Array.isArray(values) ? {...byField(values, fieldsBefore), ...added} : values,
+        ];
+        const read = () => Object.fromEntries(Object.entries(stored()).map(current));
+        const stored = () => JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}");
+        const write = (own) => localStorage.setItem(STORAGE_KEY, JSON.stringify(own));
+        const show = (value, sentence = "") => [
+            {__type__: "update", value, choices: [...titles, ...Object.keys(read()).sort()].map(choice)},
+            sentence,
+        ];
+        return {
+            // gradio passes the values of the inputs, then the present values of the outputs
+            list: (name) => show(name),
+            save: (name, ...values) => {
+                const title = (name ?? "").trim();
+                if (titles.includes(title)) {
+                    return show(title, `The preset ${title} is built in: save yours under another name.`);
+                }
+                if (title) write({...read(), [title]: byField(values)});
+                return show(title);
+            },
+            remove: (name) => {
+                if (titles.includes(name)) return show(name, `The preset ${name} is built in and stays.`);
+                const {[name]: _, ...others} = read();
+                write(others);
+                return show("");
+            },
+            apply: (name, ...values) => {
+                const present = byField(values);
+                const known = {...read(), ...builtIn[present.mode]};
+                // hasOwn: every object has names like "constructor", which are no presets
+                const chosen = Object.hasOwn(known, name) ? known[name] : {};
+                return fields.map((field) => chosen[field] ?? present[field]);
+            },
+        };
     };
 
     // the element that the user clicked or typed into last
@@ -93,7 +111,7 @@ var rival = globalThis.rival ?? (() => {
     onUiLoaded(() => new MutationObserver(nameInTitle).observe(document.querySelector("title"), {childList: true}));
 
     return {
-        ...{listPresets, savePreset, deletePreset, applyPreset, isByHand, withTabs, withFile, startCheck, withMask},
+        ...{presets, isByHand, withTabs, withFile, startCheck, withMask},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

@@ -24,6 +24,8 @@ from rival_ext.outputs import FILES, REPORT, SHEET, files_entry, image_name, pre
 from rival_ext.record import RUN, VERSION, WEBUI_SAMPLERS, Recorded, file_entry, png_info, read_record
 from rival_ext.settings import (
     GUIDANCE,
+    WITHOUT_PROMPT,
+    best_denoising_strength,
     changed_values,
     is_encodable,
     mode_defaults,
@@ -112,7 +114,7 @@ class Call:
 
     def given(self, values: Mapping[str, Any]) -> set[str]:
         """Return the names of the options with a value that is not just their default."""
-        defaults = self.defaults | mode_defaults(values["mode"]) | {"cfg": GUIDANCE[values["mode"]]}
+        defaults = self.defaults | mode_defaults(values["mode"]) | _defaults_of_run(values)
         taken = (name for name in self.recorded.options if values[name] is not False)
         several = {"number"} if values["number"] > 1 else set()
         return (self.chosen - {"number"}) | {name for name in taken if values[name] != defaults[name]} | several
@@ -176,7 +178,8 @@ def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> 
     repeatable = {one.name for one in ctx.command.params} - FOLDERS
     if unknown := recorded.options.keys() - repeatable:
         raise RivalError(f"--from {source} has an option that is not known here: {short_repr(min(unknown))}.")
-    ctx.obj, ctx.default_map = recorded, dict(recorded.options)
+    # a run that names no denoising strength, such as one in txt2img, was made at 1
+    ctx.obj, ctx.default_map = recorded, {"denoise": "1", **recorded.options}
 
 
 @click.command("python -m rival_ext", context_settings={"max_content_width": 110})
@@ -206,8 +209,7 @@ def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> 
 @click.option(
     "--denoise",
     type=Number(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
+    show_default=f"1; {WITHOUT_PROMPT:g} in mode variation without --prompt, --exemplar and --mask",
     help="How far the images leave the photo: near 0 they are the photo, at 1 they take only content and style "
     "from it. This share of --steps is made.",
 )
@@ -231,7 +233,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     given = {field.name: options[field.name] for field in OFFERED if options[field.name] is not None}
     images = {name: file.image for name, file in files.items() if name in given}
     settings = parse_settings(given | images | {"enabled": True})
-    values = options | dict(settings) | {"cfg": options["cfg"] or GUIDANCE[settings.mode]}
+    values = options | dict(settings)
+    values |= {name: default for name, default in _defaults_of_run(values).items() if values[name] is None}
     _refuse_values(values)
     call.notes += check_usage(Run(call.given(values), values))
     mask = _mask(values, files)
@@ -261,6 +264,13 @@ def main() -> None:
         sys.exit(_complain(in_options(str(error))))
     except click.Abort:
         sys.exit(130)
+
+
+def _defaults_of_run(values: Mapping[str, Any]) -> dict[str, float]:
+    """The defaults that depend on other options. They are the same with --plain, so that the two can be compared."""
+    varies_photo = values["exemplar"] is None and values["mask"] is None
+    denoise = best_denoising_strength(values["mode"], values["prompt"], varies_photo)
+    return {"cfg": GUIDANCE[values["mode"]], "denoise": denoise}
 
 
 def _refuse_values(values: Mapping[str, Any]) -> None:

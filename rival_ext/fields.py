@@ -129,8 +129,8 @@ FIELDS = (
     _fraction(
         "similarity",
         "Similarity",
-        "How close images are to the exemplar, from 0 (inspired by it) to 1 (almost the same); sets t_align, "
-        "t_early and start_mix",
+        "How close images are to the exemplar, from 0 (inspired by it) over 0.5 (the defaults) to 1 (almost the same); "
+        "sets t_align, t_early, start_mix, strength, and how often the negative prompt sees the exemplar",
         0.5,
     ),
     _whole_number(

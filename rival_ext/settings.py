@@ -21,6 +21,9 @@ PIXELS_PER_POSITION = 8
 GUIDANCE = {"variation": 5.0, "text": 7.0, "edit": 7.0, "inpaint": 7.0}
 """The guidance scale that the authors use in each mode."""
 
+WITHOUT_PROMPT = 0.65
+"""The denoising strength of a variation without a prompt. From noise alone, the content is mostly lost then."""
+
 HALF = 0.5
 """The one rule of all masks: a mask counts in a latent position of 8x8 pixels that it covers by half or more."""
 
@@ -29,6 +32,17 @@ MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or
 
 PAPER = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_align": 600}
 """The authors' form, where the defaults differ from it."""
+
+SIMILARITY = {
+    "t_align": (1000, 400),
+    "t_early": (900, 200),
+    "start_mix": (1.0, 0.05),
+    "uncond_share": (1.0, 0.25),
+    "strength": (0.15, 1.0),
+}
+"""The fields that a similarity sets, with their values at 0 and at 1. At 0.5 they have their defaults.
+
+Below 0.5 less of the exemplar is seen. Above 0.5 the start brings its layout, more and more."""
 
 MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give one in the request's field mask."
 """The error sentence for mode inpaint without a mask."""
@@ -194,14 +208,14 @@ def similarity_values(similarity: float) -> dict[str, Any]:
         similarity: From 0 (inspired by the exemplar) over 0.5 (the defaults) to 1 (almost the same).
 
     Returns:
-        Values of `t_align`, `t_early` and `start_mix`.
+        The values of the fields in `SIMILARITY`.
     """
-    t_align = round(1000 - 400 * similarity if similarity < 0.5 else 1400 - 1200 * similarity)
-    return {
-        "t_align": t_align,
-        "t_early": round(1000 - 800 * similarity),
-        "start_mix": min(1.0, round(2 - 2 * similarity, 6)),
-    }
+    values: dict[str, Any] = {}
+    for name, ends in SIMILARITY.items():
+        middle = DEFAULTS[name]
+        value = middle + (ends[similarity > 0.5] - middle) * abs(2 * similarity - 1)
+        values[name] = round(value) if type(middle) is int else round(value, 6)
+    return values
 
 
 def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +233,20 @@ def preset_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if "similarity" in chosen:
         values |= similarity_values(chosen["similarity"])
     return values
+
+
+def best_denoising_strength(mode: str, prompt: str, varies_input: bool) -> float:
+    """Look up the denoising strength that suits a run best.
+
+    Args:
+        mode: The mode.
+        prompt: The prompt.
+        varies_input: Whether a lower strength keeps the very exemplar, and not another image or one with a mask.
+
+    Returns:
+        Above 0 up to 1.
+    """
+    return WITHOUT_PROMPT if mode == "variation" and varies_input and not prompt.strip() else 1.0
 
 
 def steps_made(steps: int, denoise: float) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from rival_ext.errors import RivalError
 from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS
 from rival_ext.images.transforms import grey_mask
-from rival_ext.settings import HALF, LEAST_WEIGHT, similarity_values
+from rival_ext.settings import HALF, LEAST_WEIGHT, SIMILARITY, similarity_values
 
 FLAGS = {"photo": "PHOTO", "number": "-n"} | {field.name: field.flag for field in FIELDS}
 """How an option is written, where that is not its name with `--` before it."""
@@ -137,7 +137,7 @@ RULES = (
     Rule(
         ("similarity",),
         lambda run: all(run[name] != value for name, value in similarity_values(run["similarity"]).items()),
-        "--t-align and --t-early and --start-mix are given",
+        f"{' and '.join(map(flag, SIMILARITY))} are given",
     ),
     Rule(
         ("t_align", "exemplar_tokens", "layers", "early_steps", "exact", "uncond_share"),

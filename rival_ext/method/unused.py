@@ -61,10 +61,10 @@ def _of_alignment(settings: Settings, timesteps: Sequence[float], is_aligned: bo
 
 
 def _one_sided(name: str, threshold: int, timesteps: Sequence[float]) -> Iterator[str]:
-    """Whether a threshold divides nothing. 0 and 1000 are meant to."""
+    """Whether a threshold divides nothing. 0 and 1000 are meant to, and so is a default at a low denoising strength."""
     if not timesteps or threshold in (0, 1000):
         return
-    if max(timesteps) <= threshold:
+    if max(timesteps) <= threshold and threshold != DEFAULTS[name]:
         yield f"no step lies above {name} {threshold}"
     elif min(timesteps) > threshold:
         yield f"every step lies above {name} {threshold}"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from rival_ext.settings import similarity_values
 from tests.browser.pages import (
     PANEL,
     ROOT,
@@ -142,8 +143,8 @@ def test_a_mode_and_a_similarity_set_the_values_for_which_they_stand(page):
     expect(number("start_mix")).to_have_value("0")
     expect(number("early_steps")).to_have_value("900")
     set_number(page, f"{PANEL}similarity", 0.75)
-    for name, value in {"t_align": "400", "t_early": "400", "start_mix": "0.5"}.items():
-        expect(number(name)).to_have_value(value)
+    for name, value in similarity_values(0.75).items():
+        expect(number(name)).to_have_value(f"{value:g}")
     choose(page, "img2img", "text")
     expect(number("start_mix")).to_have_value("1")
     expect(number("early_steps")).to_have_value("960")
@@ -210,11 +211,12 @@ def test_the_preview_says_what_the_run_will_do_and_knows_what_is_stored(page):
     fill_in(page, "img2img", "", cfg_scale=12, denoising_strength=0.75, batch_size=2, batch_count=2)
     enable(page)
     expect_preview(page, "Inverts the img2img image in 16 steps, then makes 4 images.")
-    expect_preview(page, "A denoising strength below 1")
     expect_preview(page, "A high CFG scale")
     page.locator(f"{PANEL}recommend").click()
-    playwright_api.expect(page.locator("#img2img_denoising_strength input[type=number]")).to_have_value("1")
+    playwright_api.expect(page.locator("#img2img_denoising_strength input[type=number]")).to_have_value("0.65")
     playwright_api.expect(page.locator("#img2img_cfg_scale input[type=number]")).to_have_value("5")
+    set_number(page, "#img2img_denoising_strength", 1)
+    expect_preview(page, "Without a prompt, a high denoising strength loses most of the content: set it to 0.65")
     expect_preview(page, "Inverts the img2img image in 20 steps, then makes 4 images.")
     playwright_api.expect(preview(page)).not_to_contain_text("CFG scale")
     generate(page)
@@ -323,10 +325,10 @@ def test_a_preset_is_remembered_by_the_browser(page):
     name, t_align = page.locator(f"{PANEL}preset input"), page.locator(f"{PANEL}t_align input[type=number]")
     set_number(page, f"{PANEL}t_align", 444)
     choose(page, "img2img", "edit")
-    name.fill("close")
+    name.fill("mine")
     name.press("Enter")
     page.locator(f"{PANEL}preset_save").click()
-    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('close')")
+    page.wait_for_function("localStorage.getItem('rival-presets')?.includes('mine')")
 
     page.reload()
     show_img2img(page)
@@ -334,7 +336,7 @@ def test_a_preset_is_remembered_by_the_browser(page):
     page.locator(f"{PANEL}more > .label-wrap").click()
     expect(t_align).to_have_value("600")
     name.click()
-    page.locator(f"{PANEL}preset li", has_text="close").click()
+    page.locator(f"{PANEL}preset li", has_text="mine").click()
     expect(t_align).to_have_value("444")
     expect(page.locator(f"{PANEL}mode input:checked")).to_have_value("edit")
     page.locator(f"{PANEL}preset_delete").click()

@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rival_ext.settings import similarity_values
+
 playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
 
 pytestmark = pytest.mark.slow
@@ -31,9 +33,9 @@ STARTUP_SECONDS = 60
 IN_ORDER = [
     *("enabled-checkbox", "mode", "similarity", "slots", "weight", "exemplar_prompt"),
     *("prompt_png_info", "prompt_clip", "prompt_deepbooru", "recommend", "check"),
-    *("t_align", "t_early", "early_steps", "start_mix", "inversion_iterations", "exemplar_tokens"),
-    *("alignment", "features", "layers", "strength", "plain_inversion", "preset", "preset_save", "preset_delete"),
-    "release",
+    *("t_align", "t_early", "early_steps", "start", "alignment", "features", "start_mix", "uncond_share", "strength"),
+    *("layers", "exemplar_tokens", "inversion_iterations", "plain_inversion"),
+    *("preset", "preset_save", "preset_delete", "release"),
 ]
 """The controls that the keyboard reaches with all accordions open, from top to bottom. gradio's image control it cannot
 reach."""
@@ -127,6 +129,12 @@ def preview(page):
     return page.locator(f"{PANEL}plan").last
 
 
+def apply_preset(page, title):
+    name = page.locator(f"{PANEL}preset input")
+    name.fill(title)
+    name.press("Enter")
+
+
 def open_all(page):
     for accordion in ("exemplars", "more"):
         page.locator(f"{PANEL}{accordion} > .label-wrap").click()
@@ -148,7 +156,8 @@ def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation
     page.locator(f"{PANEL}mode label", has_text="edit").click()
     playwright_api.expect(page.locator(f"{PANEL}early_steps input[type=number]")).to_have_value("900")
     set_number(page, f"{PANEL}similarity", 0.75)
-    playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value("400")
+    similar = similarity_values(0.75)
+    playwright_api.expect(page.locator(f"{PANEL}t_align input[type=number]")).to_have_value(str(similar["t_align"]))
     for name, value in numbers.items():
         set_number(page, f"{PANEL}{name}", value)
     choices = {"alignment": "latent", "features": "live"}
@@ -209,6 +218,62 @@ def test_the_prompt_buttons_read_the_image_that_is_shown(page):
     for button, text in {"clip": "a slice of pizza", "deepbooru": "pizza, food"}.items():
         page.locator(f"{PANEL}prompt_{button}").click()
         playwright_api.expect(prompt).to_have_value(text)
+
+
+@pytest.mark.parametrize(("preset", "similarity"), [("inspired", 0.2), ("default", 0.5), ("close", 0.8)])
+def test_a_built_in_preset_is_a_similarity_with_everything_else_at_its_default(page, preset, similarity):
+    open_all(page)
+    set_number(page, f"{PANEL}early_steps", 555)
+    page.locator(f"{PANEL}exemplar_prompt textarea").fill("a pizza")
+    apply_preset(page, preset)
+    for name, value in {"similarity": similarity, "early_steps": 1000, **similarity_values(similarity)}.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(f"{value:g}")
+    # it says nothing of the image at hand
+    playwright_api.expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value("a pizza")
+
+
+def test_the_preset_paper_is_the_authors_form_in_the_present_mode(page):
+    open_all(page)
+    set_number(page, f"{PANEL}similarity", 0.9)
+    page.locator(f"{PANEL}mode label", has_text="edit").click()
+    playwright_api.expect(page.locator(f"{PANEL}early_steps input[type=number]")).to_have_value("900")
+    set_number(page, f"{PANEL}early_steps", 555)
+    apply_preset(page, "paper")
+    numbers = {"early_steps": 900, "start_mix": 0, "uncond_share": 1, "t_align": 600, "t_early": 600, "strength": 1}
+    for name, value in numbers.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
+    for name, value in {"mode": "edit", "start": "permuted"}.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+
+
+def test_a_built_in_preset_is_neither_saved_over_nor_deleted(page):
+    open_all(page)
+    apply_preset(page, "close")
+    message = page.locator(f"{PANEL}preset_message").last
+    page.locator(f"{PANEL}preset_save").click()
+    playwright_api.expect(message).to_have_text("The preset close is built in: save yours under another name.")
+    page.locator(f"{PANEL}preset_delete").click()
+    playwright_api.expect(message).to_have_text("The preset close is built in and stays.")
+    assert page.evaluate("localStorage.getItem('rival-presets')") is None
+
+
+def test_presets_of_before_are_applied_whatever_their_names(page):
+    # lists of values, in the order of the fields of that time
+    values = ["edit", 0.5, 321, 654, 0.5, 1, 1, 1, "a bee", "fine", 0.5, 900, "latent", 2, 0.5, "live", False, False]
+    stored = {"close": values, "mine": ["text", 0.5, 123, *values[3:]]}
+    page.evaluate("stored => localStorage.setItem('rival-presets', JSON.stringify(stored))", stored)
+    open_all(page)
+    set_number(page, f"{PANEL}uncond_share", 0.3)
+    for title, (mode, t_align) in {"mine": ("text", 123), "close (yours)": ("edit", 321)}.items():
+        apply_preset(page, title)
+        numbers = {"t_align": t_align, "start_mix": 0.5, "inversion_iterations": 2, "uncond_share": 1}
+        for name, value in numbers.items():
+            playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
+        for name, value in {"mode": mode, "start": "permuted", "features": "live"}.items():
+            playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+    page.locator(f"{PANEL}preset_delete").click()
+    page.wait_for_function("!localStorage.getItem('rival-presets').includes('321')")
+    assert "123" in page.evaluate("localStorage.getItem('rival-presets')")
 
 
 def test_a_name_that_no_preset_has_changes_nothing(page):

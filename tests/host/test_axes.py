@@ -8,7 +8,7 @@ import pytest
 
 from rival_ext.fields import FIELDS, INFOTEXT_FIELDS, INVERSION_FIELDS
 from rival_ext.hosts.webui.axes import axis_label
-from rival_ext.settings import mode_defaults
+from rival_ext.settings import SIMILARITY, mode_defaults, similarity_values
 from tests.conftest import exemplar
 from tests.host.answers import base64_of
 from tests.host.asking import STEPS, images_of, infotext, largest_difference, request
@@ -19,6 +19,7 @@ AXIS = {field.name: axis_label(field) for field in FIELDS if not field.is_image}
 ONE_SEED = ("Seed", "3")
 OTHERS = {
     **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},
+    **{"start": "permuted", "uncond_share": 0.5},
     **{"weight": 0.5, "weight_2": 0.5, "weight_3": 0.5, "exemplar_prompt": "a bee", "layers": "fine"},
     **{"early_steps": 900, "alignment": "latent", "inversion_iterations": 2, "exemplar_tokens": 0.5},
     **{"features": "live", "exact": True, "plain_inversion": True},
@@ -65,8 +66,8 @@ def test_a_grid_of_similarity_and_mode_inverts_once_and_each_cell_has_its_own_va
     assert all("stored inversion" in text for text in texts[1:])
     assert in_texts("similarity", texts) == similarities * 2
     assert in_texts("mode", texts) == ["variation"] * 3 + ["edit"] * 3
-    assert in_texts("t_align", texts) == in_texts("t_early", texts) == ["800", "600", "400"] * 2
-    assert in_texts("start_mix", texts) == ["1.0", "1.0", "0.5"] * 2
+    for name in SIMILARITY:
+        assert in_texts(name, texts) == [str(similarity_values(float(value))[name]) for value in similarities] * 2
     assert in_texts("early_steps", texts) == ["1000"] * 3 + ["900"] * 3
     for index, image in enumerate(answer.images):
         for other in answer.images[:index]:
@@ -88,7 +89,7 @@ def test_a_cell_is_the_image_of_a_request_with_its_values(server, settings):
 
 @pytest.mark.slow
 def test_an_axis_of_modes_sets_what_they_stand_for_over_the_panels_values(server):
-    panel = [True, "text", 0.5, 500, 400, 0.5]
+    panel = [True, "text", 0.5, 500, 400, "matched", 0.5]
     texts = cells(server, (AXIS["mode"], "variation,text,edit"), settings=panel).infotexts
     assert in_texts("early_steps", texts) == ["1000", "960", "900"]
     assert in_texts("start_mix", texts) == ["1.0", "1.0", "0.0"]

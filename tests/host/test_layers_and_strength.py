@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rival_ext.fields import DEFAULTS
+from rival_ext.settings import similarity_values
 from tests.conftest import exemplar
 from tests.host.asking import STEPS, images_of, infotext, largest_difference, request
 from tests.host.quick import quick_first
@@ -52,17 +53,9 @@ def test_strength_zero_injects_nothing(server, mode):
     assert largest_difference(*ways) == 0
 
 
-@pytest.mark.parametrize(
-    ("similarity", "stands_for"),
-    quick_first(
-        [
-            (0, {"t_align": 1000, "t_early": 1000, "start_mix": 1.0}),
-            (0.8, {"t_align": 360, "t_early": 360, "start_mix": 0.4}),
-            (1, {"t_align": 200, "t_early": 200, "start_mix": 0.0}),
-        ]
-    ),
-)
-def test_similarity_stands_for_three_fields(server, similarity, stands_for):
+@pytest.mark.parametrize("similarity", quick_first([0, 0.8, 1]))
+def test_similarity_stands_for_other_fields(server, similarity):
+    stands_for = similarity_values(similarity)
     preset = images_of(server, {"similarity": similarity})
     assert largest_difference(preset, images_of(server, stands_for)) == 0
     assert largest_difference(preset, images_of(server, {})) > 0
@@ -73,7 +66,8 @@ def test_similarity_stands_for_three_fields(server, similarity, stands_for):
 @pytest.mark.slow
 def test_an_explicit_value_overrides_what_similarity_stands_for(server):
     wanted = said(server, {"similarity": 0.8, "t_align": 500})
-    assert {"RIVAL similarity: 0.8", "RIVAL t_align: 500", "RIVAL t_early: 360"} <= wanted
+    t_early = similarity_values(0.8)["t_early"]
+    assert {"RIVAL similarity: 0.8", "RIVAL t_align: 500", f"RIVAL t_early: {t_early}"} <= wanted
 
 
 @pytest.mark.slow

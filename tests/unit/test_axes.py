@@ -8,9 +8,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from rival_ext.errors import RivalError
-from rival_ext.fields import FIELDS, INVERSION_FIELDS, MODES
+from rival_ext.fields import DEFAULTS, FIELDS, INVERSION_FIELDS, MODES
 from rival_ext.hosts.webui.axes import AxisType, add_axes, axes
-from rival_ext.settings import parse_settings, preset_values, similarity_values
+from rival_ext.settings import mode_fields, parse_settings, preset_values, similarity_values
 
 FIELD = {field.name: field for field in FIELDS}
 
@@ -129,8 +129,10 @@ def test_the_last_of_the_axes_sees_every_combination_before_the_first_cell():
 
 def test_a_mode_and_a_similarity_set_other_fields():
     assert preset_values({"t_align": 3}) == {}
-    assert preset_values({"mode": "variation"}) == {"early_steps": 1000, "start_mix": 1.0}
-    assert preset_values({"mode": "edit"}) == {"early_steps": 900, "start_mix": 0.0}
+    usual = {name: DEFAULTS[name] for name in mode_fields()}
+    assert usual.keys() == {"early_steps", "start_mix", "uncond_share"}
+    assert preset_values({"mode": "variation"}) == usual
+    assert preset_values({"mode": "edit"}) == usual | {"early_steps": 900, "start_mix": 0.0}
     assert preset_values({"mode": "edit", "similarity": 0.75}) == {"early_steps": 900, **similarity_values(0.75)}
 
 

@@ -16,8 +16,8 @@ from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG
 from tests.conftest import quick
 
 PHOTO = DEMO / "pizza.png"
-QUICK = ("-n", 1, "--steps", 4)
-SMALL = ("--steps", 2, "--size", "64x64")
+QUICK = ("-n", 1, "--steps", 4, "--denoise", 1)
+SMALL = ("--steps", 2, "--size", "64x64", "--denoise", 1)
 
 REPORT = {
     "version": str,
@@ -57,7 +57,7 @@ def assert_shaped(value, shape):
 
 def test_images_sheet_and_report_are_written(run, tmp_path):
     out = tmp_path / "new" / "out"
-    code, _ = run(PHOTO, "-n", 2, "--steps", 6, "--check", "--out", out)
+    code, _ = run(PHOTO, "-n", 2, "--steps", 6, "--denoise", 1, "--check", "--out", out)
     assert code == 0
     assert sorted(path.name for path in out.iterdir()) == ["000.png", "001.png", "report.json", "sheet.png"]
     report = report_of(out)
@@ -105,7 +105,9 @@ def test_plain_generates_without_rival(run, tmp_path):
 
 @pytest.mark.parametrize("sampler", quick(SAMPLERS, "euler-a"))
 def test_the_exemplar_is_injected_in_every_step_of_every_sampler(run, tmp_path, sampler):
-    code, _ = run(PHOTO, "-n", 1, "--steps", 3, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out")
+    code, _ = run(
+        PHOTO, "-n", 1, "--steps", 3, "--denoise", 1, "--sampler", sampler, "--cfg", 1, "--out", tmp_path / "out"
+    )
     report = report_of(tmp_path / "out")
     assert code == 0
     assert report["steps"]["injected"] == report["steps"]["total"] == 3
@@ -115,7 +117,7 @@ def test_the_exemplar_is_injected_in_every_step_of_every_sampler(run, tmp_path, 
 def test_the_size_and_the_settings_are_used(run, tmp_path):
     options = {"--t-align": 300, "--t-early": 200, "--alignment": "latent", "--inversion-iterations": 2}
     flat = [part for pair in options.items() for part in pair]
-    run(PHOTO, "-n", 1, "--steps", 5, "--size", "136x64", "--out", tmp_path / "out", *flat)
+    run(PHOTO, "-n", 1, "--steps", 5, "--denoise", 1, "--size", "136x64", "--out", tmp_path / "out", *flat)
     report = report_of(tmp_path / "out")
     assert Image.open(tmp_path / "out" / "000.png").size == (136, 64)
     assert (report["t_align"], report["t_early"], report["steps"]["aligned"]) == (300, 200, 4)

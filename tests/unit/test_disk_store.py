@@ -17,7 +17,7 @@ from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT
 from rival_ext.method.chain import Chain
 from rival_ext.storage.disk import DiskStore
 
-QUICK = ("-n", 1, "--steps", 2, "--size", "64x64")
+QUICK = ("-n", 1, "--steps", 2, "--size", "64x64", "--denoise", 1)
 PHOTO = DEMO / "pizza.png"
 LAYERS = ("down.2.attn1", "down.10.attn1", "up.1.attn1")
 """Names whose order in the network is not alphabetical."""

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from rival_ext.fields import FIELDS, MODES
+from rival_ext.fields import DEFAULTS, FIELDS, MODES
+from rival_ext.settings import SIMILARITY
 from tests.host.data_folder import ROOT
 
 DOCS = ROOT / "docs"
@@ -50,6 +51,11 @@ def test_a_setting_is_on_the_page_as_it_is_in_the_list_of_fields(field):
     text = page("parameters.md")
     assert row(field) in text.splitlines()
     assert field.help in words(text)
+
+
+def test_the_page_has_the_values_that_a_similarity_sets():
+    rows = {f"| {name} | {ends[0]:g} | {DEFAULTS[name]:g} | {ends[1]:g} |" for name, ends in SIMILARITY.items()}
+    assert rows <= set(page("parameters.md").splitlines())
 
 
 def test_no_other_setting_is_on_the_page():
@@ -199,7 +205,7 @@ def test_the_sentences_are_found():
     )
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
     assert "the sampler chooses its noise levels as it runs" in by_file["method/run_chains.py"]
-    assert len(by_file["hosts/webui/ui/run_preview.py"]) == 5
+    assert len(by_file["hosts/webui/ui/run_preview.py"]) == 6
     for name in TREES:
         raises = "raise RivalError(" in (FOLDER / name).read_text()
         assert name in by_file or not raises, f"no sentence of {name} was found"

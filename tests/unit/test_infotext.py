@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rival_ext.fields import DEFAULTS, FIELDS, INFOTEXT_FIELDS, MODES
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS, write_settings
 from rival_ext.infotext import MODE, settings_to_infotext
-from rival_ext.settings import parse_settings
+from rival_ext.settings import parse_settings, similarity_values
 
 FIELD = {field.name: field for field in FIELDS}
 
@@ -96,8 +96,8 @@ def test_what_differs_from_the_modes_defaults_is_written():
 
 def test_a_similarity_is_written_with_the_values_that_it_stands_for():
     assert settings_to_infotext(parse_settings({"similarity": 0.75})) == {
-        **{MODE: "variation", "RIVAL similarity": 0.75, "RIVAL t_align": 500, "RIVAL t_early": 400},
-        "RIVAL start_mix": 0.5,
+        **{MODE: "variation", "RIVAL similarity": 0.75},
+        **{f"RIVAL {name}": value for name, value in similarity_values(0.75).items() if value != DEFAULTS[name]},
     }
 
 

@@ -16,12 +16,12 @@ from rival_ext import __version__
 from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT
 from rival_ext.infotext import read_infotext, write_infotext
 from rival_ext.record import WEBUI_SAMPLERS, file_entry, png_info, read_record
-from rival_ext.settings import parse_settings
+from rival_ext.settings import SIMILARITY, mode_defaults, parse_settings, similarity_values
 from tests.bad_input import cases, said, values
 from tests.conftest import quick
 
 PHOTO = DEMO / "pizza.png"
-SMALL = ("--steps", 3, "--size", "64x64")
+SMALL = ("--steps", 3, "--size", "64x64", "--prompt", "a pizza")
 PROMPTS = [
     *("a pizza", "", 'a "pizza", red: blue', "a pizza\nwith olives", "été, 猫 \N{PILE OF POO}", "Steps: 20"),
     *("100% \\ backslash", "a, b: c, d: e, f: g", "  blanks around "),
@@ -174,6 +174,35 @@ def test_any_prompt_comes_back(made, prompt):
         assert (recorded.options["prompt"], recorded.options.get("exemplar_prompt", "")) == (prompt, prompt)
 
 
+@pytest.mark.parametrize(
+    ("given", "denoise"),
+    [
+        (("--prompt", ""), 0.65),
+        (("--prompt", " ", "--plain"), 0.65),
+        (("--prompt", "", "--exemplar-2", DEMO / "house.png"), 0.65),
+        (("--prompt", "a pizza"), 1.0),
+        (("--prompt", "", "--mode", "text"), 1.0),
+        (("--prompt", "", "--exemplar", DEMO / "house.png"), 1.0),
+        (("--prompt", "", "--mask", PHOTO), 1.0),
+        (("--prompt", "", "--denoise", 0.8), 0.8),
+        (("--prompt", "", "--denoise", 1), 1.0),
+    ],
+)
+def test_without_a_prompt_a_variation_keeps_some_of_the_photo_and_a_repetition_as_much(made, given, denoise):
+    out = made(made.photo, *SMALL, "-n", 1, *given)
+    assert report_of(out)["run"]["denoise"] == denoise
+    again = repeated(made, out / "000.png")
+    assert report_of(again)["run"] == report_of(out)["run"]
+    assert pixels(again / "000.png") == pixels(out / "000.png")
+
+
+def test_a_run_of_before_that_names_no_denoising_strength_is_repeated_at_1(made, tmp_path):
+    report = report_of(made(made.photo, *SMALL, "-n", 1, "--prompt", ""))
+    del report["run"]["denoise"]
+    (tmp_path / "out" / "before.json").write_text(json.dumps(report))
+    assert report_of(repeated(made, tmp_path / "out" / "before.json"))["run"]["denoise"] == 1
+
+
 def test_what_is_given_beside_it_wins(made):
     out = made(
         made.photo, *SMALL, "-n", 1, "--similarity", 0.8, "--mode", "edit", "--start-mix", 0.5, "--prompt", "a star"
@@ -189,9 +218,9 @@ def test_what_is_given_beside_it_wins(made):
     [
         (
             ("--similarity", 0.75),
-            {"similarity": 0.75, "t_align": 500, "t_early": 400, "start_mix": 0.5, "mode": "text"},
+            {"similarity": 0.75, **similarity_values(0.75), "mode": "text", "early_steps": 800},
         ),
-        (("--mode", "edit"), {"mode": "edit", "t_align": 200}),
+        (("--mode", "edit"), {**mode_defaults("edit"), "t_align": 200}),
         (("--mode", "text"), {"mode": "text", "t_align": 200, "early_steps": 800, "start_mix": 0.25}),
     ],
 )
@@ -200,10 +229,11 @@ def test_a_mode_or_a_similarity_beside_it_sets_what_it_sets_in_the_panel(made, g
         made.photo, *SMALL, "-n", 1, "--mode", "text", "--t-align", 200, "--early-steps", 800, "--start-mix", 0.25
     )
     run = report_of(repeated(made, out / "report.json", *given))["run"]
-    names = {"mode", "similarity", "t_align", "t_early", "early_steps", "start_mix"}
-    assert {name: run[name] for name in names & run.keys()} == expected | (
-        {"early_steps": 800} if "--similarity" in given else {}
-    )
+    values = mode_defaults(run["mode"]) | run
+    names = {"mode", "similarity", "early_steps", *SIMILARITY}
+    assert {name: values[name] for name in names} == {
+        name: (mode_defaults(run["mode"]) | expected)[name] for name in names
+    }
 
 
 def refused(run, tmp_path, *arguments):

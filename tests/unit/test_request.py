@@ -8,7 +8,7 @@ import pytest
 
 from rival_ext.errors import RivalError
 from rival_ext.fields import DEFAULTS, FIELDS
-from rival_ext.settings import mode_defaults, parse_settings
+from rival_ext.settings import mode_defaults, parse_settings, similarity_values
 
 PANEL = [DEFAULTS[field.name] for field in FIELDS]
 
@@ -39,7 +39,7 @@ def test_the_panels_defaults_beside_an_object_say_nothing(parse, given):
         # an infotext's similarity is the control's place, and its own t_align stands beside it
         ({}, {"similarity": 0.75, "t_align": 600}, {"similarity": 0.75, "t_align": 600, "t_early": 600}),
         # a given similarity brings its own t_align
-        ({"similarity": 0.75}, {"t_align": 100, "layers": "fine"}, {"t_align": 500, "t_early": 400, "layers": "fine"}),
+        ({"similarity": 0.75}, {"t_align": 100, "layers": "fine"}, {**similarity_values(0.75), "layers": "fine"}),
         # a given mode brings its own defaults, and takes nothing of the infotext's mode
         ({"mode": "text"}, {"mode": "edit"}, {"mode": "text", "early_steps": 960, "start_mix": 1.0}),
         ({"mode": "variation"}, {"mode": "edit", "start_mix": 0.25}, {"early_steps": 1000, "start_mix": 0.25}),

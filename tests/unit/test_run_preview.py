@@ -9,9 +9,11 @@ import pytest
 GOOD = {
     "enabled": True,
     "mode": "variation",
+    "prompt": "a house",
     "steps": 20,
     "images": 4,
     "uploads": 0,
+    "varies_input": True,
     "is_stored": False,
     "sampler": "Euler",
     "cfg_scale": 5,
@@ -71,6 +73,9 @@ def test_switched_off_the_preview_says_only_that(lines):
     ("changes", "hint"),
     [
         ({"denoising_strength": 0.75}, "A denoising strength below 1"),
+        ({"prompt": "", "denoising_strength": 0.75, "varies_input": False}, "A denoising strength below 1"),
+        ({"prompt": "", "denoising_strength": 0.75, "mode": "edit"}, "A denoising strength below 1"),
+        ({"prompt": " ", "denoising_strength": 1}, "Without a prompt, a high denoising strength"),
         ({"cfg_scale": 12}, "A high CFG scale"),
         ({"cfg_scale": 3}, "A low CFG scale"),
         ({"denoising_strength": None}, "There is no exemplar yet"),
@@ -89,6 +94,8 @@ def test_a_hint_names_a_value_that_works_against_the_method(hints, changes, hint
         {"cfg_scale": 1},
         {"cfg_scale": 2, "sampler": "LCM"},
         {"denoising_strength": 0.5, "mode": "inpaint"},
+        {"denoising_strength": 0.75, "prompt": ""},
+        {"prompt": "", "varies_input": False, "uploads": 1},
         {"denoising_strength": None, "uploads": 1},
     ],
 )
@@ -96,6 +103,20 @@ def test_good_values_give_no_hint(hints, changes):
     assert hints(**changes) == []
 
 
+@pytest.mark.parametrize("varies_input", [True, False])
+@pytest.mark.parametrize("prompt", ["a house", ""])
 @pytest.mark.parametrize("mode", ["variation", "text", "edit", "inpaint"])
-def test_the_recommended_values_give_no_hint(run_preview, hints, mode):
-    assert hints(mode=mode, **run_preview.recommended_values(mode)) == []
+def test_the_recommended_values_give_no_hint(run_preview, hints, mode, prompt, varies_input):
+    values = run_preview.recommended_values(mode, prompt, varies_input)
+    assert hints(mode=mode, prompt=prompt, varies_input=varies_input, **values) == []
+
+
+def test_a_variation_of_the_img2img_image_without_a_prompt_keeps_some_of_it(run_preview):
+    strengths = {
+        (mode, prompt, varies_input): run_preview.recommended_values(mode, prompt, varies_input)["denoising_strength"]
+        for mode in ("variation", "text", "edit", "inpaint")
+        for prompt in ("a house", " \n")
+        for varies_input in (True, False)
+    }
+    assert {run for run, strength in strengths.items() if strength != 1} == {("variation", " \n", True)}
+    assert strengths["variation", " \n", True] == 0.65

@@ -10,6 +10,7 @@ import struct
 import zlib
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS, MODES
-from rival_ext.settings import Settings, parse_settings, similarity_values
+from rival_ext.settings import SIMILARITY, Settings, parse_settings, similarity_values
 
 DEFAULTS = {
     "enabled": False,
@@ -307,17 +308,28 @@ def test_a_given_value_overrides_the_default_of_its_mode(mode, early_steps, star
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_more_similarity_raises_none_of_the_values_that_it_sets(one, other):
-    low, high = sorted([one, other])
-    assert all(
-        similarity_values(high)[name] <= similarity_values(low)[name] for name in ("t_align", "t_early", "start_mix")
-    )
+def test_more_similarity_moves_each_value_that_it_sets_towards_the_exemplar(one, other):
+    less, more = (similarity_values(similarity) for similarity in sorted([one, other]))
+    assert less["strength"] <= more["strength"]
+    assert all(less[name] >= more[name] for name in SIMILARITY.keys() - {"strength"})
+
+
+def test_each_tenth_of_similarity_is_another_one_and_only_the_upper_half_brings_the_layout():
+    tenths = [similarity_values(tenth / 10) for tenth in range(11)]
+    for less, more in pairwise(tenths):
+        assert sum(less[name] != more[name] for name in SIMILARITY) >= 3
+    assert all(dict(parse_settings({"similarity": tenth / 10})).items() >= tenths[tenth].items() for tenth in range(11))
+    mixes = [values["start_mix"] for values in tenths]
+    assert mixes[:6] == [1] * 6
+    # the seeds differ, even at the end
+    assert mixes[5:] == sorted(set(mixes[5:]), reverse=True)
+    assert mixes[10] > 0
 
 
 def test_similarity_one_half_sets_the_defaults_and_a_given_value_overrides_it():
-    assert similarity_values(0.5) == {name: DEFAULTS[name] for name in ("t_align", "t_early", "start_mix")}
+    assert similarity_values(0.5) == {name: DEFAULTS[name] for name in SIMILARITY}
     settings = parse_settings({"similarity": 1, "t_early": 700})
-    assert (settings.t_align, settings.t_early, settings.start_mix) == (200, 700, 0)
+    assert {name: dict(settings)[name] for name in SIMILARITY} == similarity_values(1) | {"t_early": 700}
 
 
 @pytest.mark.parametrize("written", ["8, 16", [8, 16], ["8", " 16"], "8,16", (8, 16)])

@@ -90,8 +90,9 @@ EXAMPLES = {
     "--weight-2 is 0": ("--weight-2", 0, "--exemplar-2", HOUSE),
     "--weight-3 is 0": ("--weight-3", 0, "--exemplar-3", HOUSE),
     "there is one exemplar and any weight above 0 gives it all": ("--weight", 0.5),
-    "--t-align and --t-early and --start-mix are given": (
-        *("--t-align", 100, "--t-early", 200, "--start-mix", 0.3, "--similarity", 0.9),
+    "--t-align and --t-early and --start-mix and --uncond-share and --strength are given": (
+        *("--t-align", 100, "--t-early", 200, "--start-mix", 0.3, "--uncond-share", 1, "--strength", 0.5),
+        *("--similarity", 0.9),
     ),
     "--strength is 0": ("--strength", 0, "--t-align", 100, "--layers", "fine"),
     "no step lies above --t-early 1000": ("--t-early", 1000, "--alignment", "latent"),

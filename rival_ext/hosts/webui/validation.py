@@ -125,10 +125,7 @@ def no_step_sentence(p: Any, steps: int) -> str:
     Returns:
         The error sentence.
     """
-    return (
-        f"denoising strength {p.denoising_strength} with {steps} sampling steps leaves no step; raise one of them "
-        "(RIVAL is meant for denoising strength 1)."
-    )
+    return f"denoising strength {p.denoising_strength} with {steps} sampling steps leaves no step; raise one of them."
 
 
 def _raise_first(refusals: Mapping[str, bool]) -> None:

@@ -10,7 +10,7 @@ import gradio as gr
 from modules.infotext_utils import PasteField
 from modules.ui_components import FormRow, InputAccordion
 
-from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, INFOTEXT_FIELDS, Field
+from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, Field
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS
 from rival_ext.hosts.webui.ui import check_button, exemplar_tools, presets, run_preview
 from rival_ext.hosts.webui.ui.check_button import Check
@@ -36,9 +36,8 @@ EXEMPLAR_HINTS = {
 ROWS_OF_MORE = (
     ("t_align", "t_early", "early_steps"),
     ("start", "alignment", "features"),
-    ("start_mix", "uncond_share"),
-    ("inversion_iterations", "exemplar_tokens"),
-    ("layers", "strength"),
+    ("start_mix", "uncond_share", "strength"),
+    ("layers", "exemplar_tokens", "inversion_iterations"),
     ("exact", "plain_inversion"),
 )
 """The fields under "More", row by row."""
@@ -122,12 +121,12 @@ class Panel:
 
         self._connect_fields_that_set_others()
         self._connect_visibility()
-        presets.connect(preset_controls, enabled, [self.fields[field.name] for field in INFOTEXT_FIELDS])
+        presets.connect(preset_controls, enabled, self.fields)
         run_preview.connect_digests(self.digests, self.brushes, self.host)
         run_preview.connect_preview(
             preview, self.fields, self.digests, open_tabs, self.host, result.verdict, self.is_stored
         )
-        run_preview.connect_recommended(recommend, self.fields["mode"], self.host)
+        run_preview.connect_recommended(recommend, self.fields["mode"], self.digests, self.host)
         check_button.connect(start_check, result, self.check, self.fields, self.strokes, self.host, open_tabs)
         exemplar_tools.connect_prompt_buttons(prompt_buttons, message, self.fields, self.host, open_tabs)
 

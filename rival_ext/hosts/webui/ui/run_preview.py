@@ -19,7 +19,7 @@ from rival_ext.hosts.webui.ui.exemplar_tools import image_of
 from rival_ext.hosts.webui.ui.gradio_compat import JS, Brush, on_any, on_new_image
 from rival_ext.hosts.webui.ui.host_controls import HostControls
 from rival_ext.images.decoding import pixel_digest
-from rival_ext.settings import GUIDANCE
+from rival_ext.settings import GUIDANCE, best_denoising_strength
 
 PREVIEWED_FIELDS = (
     *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3"),
@@ -56,6 +56,9 @@ HIGHEST_GUIDANCE = 7
 LEAST_GUIDANCE = 5
 """The guidance scales between which no hint is shown."""
 
+HIGHEST_STRENGTH_WITHOUT_PROMPT = 0.8
+"""Above this denoising strength, a variation without a prompt mostly loses the content."""
+
 
 class IsStored(Protocol):
     """Tells whether the inversions of a run are known to be stored."""
@@ -81,9 +84,11 @@ class PreviewedRun:
     Attributes:
         enabled: Whether RIVAL is switched on.
         mode: The mode.
+        prompt: The prompt.
         steps: Sampling steps that the run will take.
         images: Images that the run will make.
         uploads: Uploaded exemplars with a weight above 0.
+        varies_input: Whether the img2img image is the first exemplar.
         is_stored: Whether the inversions are known to be stored.
         sampler: The name of the sampler.
         cfg_scale: The guidance scale.
@@ -95,9 +100,11 @@ class PreviewedRun:
 
     enabled: bool
     mode: str
+    prompt: str
     steps: int
     images: int
     uploads: int
+    varies_input: bool
     is_stored: bool
     sampler: str
     cfg_scale: float
@@ -133,8 +140,18 @@ def hints(run: PreviewedRun) -> Iterator[str]:
     """
     if run.denoising_strength is None and not run.uploads:
         yield "There is no exemplar yet: upload one below."
-    if run.denoising_strength is not None and run.denoising_strength < 1 and run.mode != "inpaint":
-        yield "A denoising strength below 1 keeps more of the img2img image: set it to 1 for RIVAL."
+    if run.denoising_strength is not None and run.mode != "inpaint":
+        best = recommended_values(run.mode, run.prompt, run.varies_input)["denoising_strength"]
+        if best < 1 and run.denoising_strength > HIGHEST_STRENGTH_WITHOUT_PROMPT:
+            yield (
+                "Without a prompt, a high denoising strength loses most of the content: set it to "
+                f"{best:g}, or say in the prompt what the image shows."
+            )
+        elif run.denoising_strength < best == 1:
+            yield (
+                "A denoising strength below 1 keeps a part of the img2img image itself: set it to 1 to take only "
+                "content and style from the exemplar."
+            )
     if run.sampler not in SAMPLERS_FOR_LOW_GUIDANCE:
         if run.cfg_scale > HIGHEST_GUIDANCE:
             yield "A high CFG scale drives the images away from the exemplar: 5 to 7 works best."
@@ -144,16 +161,18 @@ def hints(run: PreviewedRun) -> Iterator[str]:
         yield SAMPLER_NOTES[run.sampler]
 
 
-def recommended_values(mode: str) -> dict[str, float]:
-    """Look up the values of the WebUI's own controls that suit a mode best.
+def recommended_values(mode: str, prompt: str, varies_input: bool) -> dict[str, float]:
+    """Look up the values of the WebUI's own controls that suit a run best.
 
     Args:
         mode: The mode.
+        prompt: The prompt.
+        varies_input: Whether the img2img image is the first exemplar.
 
     Returns:
         Values by the control's name in `HostControls`. txt2img has no denoising strength.
     """
-    return {"cfg_scale": GUIDANCE[mode], "denoising_strength": 1.0}
+    return {"cfg_scale": GUIDANCE[mode], "denoising_strength": best_denoising_strength(mode, prompt, varies_input)}
 
 
 def build_digests() -> dict[str, Any]:
@@ -228,23 +247,27 @@ def connect_preview(
     host.when_built((*PREVIEWED_HOST_CONTROLS, "generation_info"), connect_changes)
 
 
-def connect_recommended(button: Any, mode: Any, host: HostControls) -> None:
-    """Have a button set the WebUI's own controls to what suits the chosen mode best.
+def connect_recommended(button: Any, mode: Any, digests: Mapping[str, Any], host: HostControls) -> None:
+    """Have a button set the WebUI's own controls to what suits the chosen mode, the prompt and the exemplar best.
 
     Args:
         button: The button.
         mode: The control of the field `mode`.
+        digests: The hidden texts of `build_digests`.
         host: The WebUI's controls in the panel's tab.
     """
 
     def connect_click(host_controls: dict[str, Any]) -> None:
-        def values(chosen_mode: str) -> list[float]:
-            recommended = recommended_values(chosen_mode)
+        prompt = host_controls.pop("prompt")
+
+        def values(chosen_mode: str, words: str, upload: str) -> list[float]:
+            recommended = recommended_values(chosen_mode, words, not upload)
             return [recommended[name] for name in host_controls]
 
-        button.click(fn=values, inputs=[mode], outputs=[*host_controls.values()], show_progress=False)
+        inputs = [mode, prompt, digests["exemplar"]]
+        button.click(fn=values, inputs=inputs, outputs=[*host_controls.values()], show_progress=False)
 
-    host.when_built(("cfg_scale", "denoising_strength"), connect_click)
+    host.when_built(("prompt", "cfg_scale", "denoising_strength"), connect_click)
 
 
 def control_digest(value: Any) -> str:
@@ -270,9 +293,11 @@ def _previewed_run(values: Mapping[str, Any], is_stored: bool) -> PreviewedRun:
     return PreviewedRun(
         enabled=values["enabled"],
         mode=values["mode"],
+        prompt=values["prompt"],
         steps=values["steps"] if strength is None else img2img_steps(values["steps"], strength),
         images=int(values["batch_count"] * values["batch_size"]),
         uploads=len(uploads),
+        varies_input=strength is not None and not values["exemplar"],
         is_stored=is_stored,
         sampler=values["sampling"],
         cfg_scale=values["cfg_scale"],
