@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from concepts import PROMPTS, Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
@@ -119,7 +120,7 @@ def start(form: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
     return {"start": form, "uncond_share": share, **fields}
 
 
-PAPER_FIELDS, NEW_FIELDS = start("permuted"), start("matched", 0.5)
+PAPER_FIELDS, NEW_FIELDS = start("permuted"), start("matched", 0.75)
 
 
 def compared(title: str, **choices: Any) -> dict[str, Arm]:
@@ -134,12 +135,12 @@ SECTIONS: dict[str, dict[str, Arm]] = {
     "alignment": {
         PLAIN: Arm(None),
         NEW: Arm(NEW_FIELDS),
-        "alignment latent": Arm(start("matched", 0.5, alignment="latent")),
-        "alignment off": Arm(start("matched", 0.5, alignment="off")),
-        "t_align 300": Arm(start("matched", 0.5, t_align=300)),
-        "t_align 900": Arm(start("matched", 0.5, t_align=900)),
-        "t_early 300": Arm(start("matched", 0.5, t_early=300)),
-        "t_early 900": Arm(start("matched", 0.5, t_early=900)),
+        "alignment latent": Arm(start("matched", 0.75, alignment="latent")),
+        "alignment off": Arm(start("matched", 0.75, alignment="off")),
+        "t_align 300": Arm(start("matched", 0.75, t_align=300)),
+        "t_align 900": Arm(start("matched", 0.75, t_align=900)),
+        "t_early 300": Arm(start("matched", 0.75, t_early=300)),
+        "t_early 900": Arm(start("matched", 0.75, t_early=900)),
     },
     "prompts": compared("caption", prompt="caption") | compared("empty", prompt="empty"),
     "guidance": compared("guidance 3", guidance=3.0) | compared("guidance 7", guidance=7.0),
@@ -147,25 +148,23 @@ SECTIONS: dict[str, dict[str, Arm]] = {
     "samplers": compared("euler-a", sampler="euler-a") | compared("dpm++2m-karras", sampler="dpm++2m-karras"),
     "noprompt": {
         f"{title}, {strength:g}": Arm(fields, prompt="empty", denoise=strength)
-        for title, fields in {PLAIN: None, "share 1": start("matched"), "share 0.5": NEW_FIELDS}.items()
+        for title, fields in {
+            PLAIN: None,
+            "share 1": start("matched"),
+            "share 0.75": NEW_FIELDS,
+            "share 0.5": start("matched", 0.5),
+        }.items()
         for strength in STRENGTHS
     }
     | {
-        f"share 0.5, described, {strength:g}": Arm(NEW_FIELDS, prompt="empty", denoise=strength, described=True)
+        f"share 0.75, described, {strength:g}": Arm(NEW_FIELDS, prompt="empty", denoise=strength, described=True)
         for strength in (0.65, 0.8)
     },
 }
 
 PICTURED = {
-    "starts": (
-        PLAIN,
-        "permuted, share 1",
-        "permuted, share 0.5",
-        "matched, share 1",
-        "matched, share 0.5",
-        "matched, share 0",
-    ),
-    "noprompt": ("plain, 0.65", "plain, 0.8", *(f"share 0.5, {strength:g}" for strength in STRENGTHS)),
+    "starts": (PLAIN, "permuted, share 1", *(f"matched, share {share:g}" for share in SHARES)),
+    "noprompt": ("plain, 0.65", "plain, 0.8", *(f"share 0.75, {strength:g}" for strength in STRENGTHS)),
 }
 """The columns of each contact sheet, beside the photo."""
 
@@ -230,6 +229,8 @@ def main(
 ) -> None:
     """Measures the named SECTIONS, or all, and writes the page and its contact sheets."""
     quieten_libraries()
+    # evaluations this small gain nothing from a second thread, and wait for it on a busy machine
+    torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     exemplars = read_exemplars()
     names = (TUNING if tuning else HELD_OUT)[:most]
@@ -258,6 +259,7 @@ class Laboratory:
     steps: int
     seeds: Sequence[int]
     store: ChainStore = field(default_factory=ChainStore)
+    done: dict[str, tuple[list[Image.Image], list[Record]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.judge = Judge(self.pipeline)
@@ -268,15 +270,23 @@ class Laboratory:
         target = self.judge.target(self.host(exemplar, subject, Arm(None)))
         records, pictured = [], {}
         for title, arm in SECTIONS[section].items():
+            made, figures = self.made(exemplar, arm, subject, target)
+            pictured[title] = made[0]
+            for seed, figure in zip(self.seeds, figures, strict=True):
+                records.append({"section": section, "arm": title, "exemplar": exemplar.name, "seed": seed, **figure})
+        return records, [pictured[title] for title in PICTURED.get(section, ())]
+
+    def made(
+        self, exemplar: Exemplar, arm: Arm, subject: str, target: Target
+    ) -> tuple[list[Image.Image], list[Record]]:
+        """The images of an arm and their figures; an arm that several sections show is made once."""
+        key = f"{exemplar.name} {arm}"
+        if key not in self.done:
             prompt = {"subject": subject, "caption": exemplar.caption, "empty": ""}[arm.prompt]
             images, seconds = self.images(self.host(exemplar, prompt, arm), arm)
-            pictured[title] = images[0]
-            for seed, record in zip(
-                self.seeds, self.judge.records(images, subject, prompt and subject, target), strict=True
-            ):
-                where = {"section": section, "arm": title, "exemplar": exemplar.name, "seed": seed}
-                records.append({**where, **record, "seconds": seconds / len(images)})
-        return records, [pictured[title] for title in PICTURED.get(section, ())]
+            figures = self.judge.records(images, subject, prompt and subject, target)
+            self.done[key] = images, [{**figure, "seconds": seconds / len(images)} for figure in figures]
+        return self.done[key]
 
     def host(self, exemplar: Exemplar, prompt: str, arm: Arm) -> DiffusersHost:
         """The embedded host for an arm."""

@@ -37,7 +37,7 @@ def starts_page(records: Sequence[Record], steps: int) -> str:
     }
     exemplars = len({record["exemplar"] for record in records})
     seeds = len({record["seed"] for record in records})
-    return PAGE.substitute(tables, sampling_steps=steps, count=exemplars, seeds=seeds, images=exemplars * seeds)
+    return PAGE.substitute(tables, sampling_steps=steps, count=exemplars, seeds=seeds)
 
 
 def table(arms: dict[str, list[Record]], section: str) -> str:
@@ -95,5 +95,78 @@ def ratio(found: Sequence[Record], plain: Sequence[Record], measure: str) -> str
 PAGE = Template("""\
 # Starts, shares and strengths
 
-![A photo and its variations, by start and share; a row for each exemplar, the first seed](starts-starts.png)
+![Photos and their variations by start and share: a row for each exemplar, the first seed](starts-starts.png)
+
+Three choices decide how whole the objects are and how near the colours: what the image starts from (`start`), how
+often the rows with the negative prompt see the exemplar (`uncond_share`), and without a prompt the denoising strength.
+They were chosen on twelve exemplars. This page shows $count others, with which nothing was chosen, and $seeds seeds
+each. The picture has all of them, with the first seed. The model is the small demo model. If nothing else is said:
+$sampling_steps DDIM steps, guidance 5.
+
+The prompt names the exemplar's subject. Where the model has never seen such a thing, it names a similar one: a dog
+face for the fox, a ghost for the mushroom, a butterfly for the bell, a crown for the trophy, a soccer ball for the
+basketball, a red apple for the tomato.
+
+- **palette**: the [palette distance](effect.md) as a ratio to plain generation with the same prompt. Smaller is closer.
+- **probability, first place**: what the [classifier](../benchmarks/concepts.md) gives to the prompt's subject, and how
+  often it puts it first.
+- **whole**: the share of images whose object is whole by the [measure of wholeness](../benchmarks/wholeness.md).
+- **roughness**: RMS of the fine detail, of 255. Speckles and torn outlines raise it, and blur lowers it.
+- **seeds differ**: RMS difference between two seeds. **SSIM, RMS**: likeness to the exemplar, pixel by pixel; a high
+  SSIM means a copy.
+- **time**: processor time of the sampling as a ratio to plain generation. The inversion is not in it.
+
+"Paper" is the authors' form: permuted start and share 1. "Default" is the matched start with share 0.75.
+
+## Start and share
+
+$starts
+
+STARTS_WORDS
+
+## Alignment and thresholds
+
+One change at a time from the default:
+
+$alignment
+
+ALIGNMENT_WORDS
+
+## Other prompts
+
+The full caption has style and background ("a bus, pink background"). With the empty prompt guidance amplifies nothing
+but the exemplar.
+
+$prompts
+
+PROMPTS_WORDS
+
+## Guidance, steps, samplers
+
+$guidance
+
+$steps
+
+$samplers
+
+GENERAL_WORDS
+
+## Without a prompt
+
+![Photos and their variations without a prompt, by denoising strength](starts-noprompt.png)
+
+Below full strength the image itself is kept and its noise alone is made anew. **content kept** says how often the
+classifier sees the same thing in the image as in the photo. The palette is a ratio to plain generation at full
+strength. "Described" inverts the photo with its caption (`exemplar_prompt`), as an interrogator could write it.
+
+$noprompt
+
+NOPROMPT_WORDS
+
+## Tried and left out
+
+LEFT_OUT_WORDS
+
+`python benchmarks/starts.py` wrote this page. The exemplars are by EmojiOne 2.x (CC BY 4.0), Twemoji (CC BY 4.0) and
+Noto Emoji (Apache 2.0), on plain backgrounds.
 """)

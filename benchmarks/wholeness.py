@@ -117,6 +117,8 @@ def read_judgements() -> list[Judgement]:
 def main(out: Path, steps: int, most: int) -> None:
     """Measures the judged images and writes how well the measure agrees with the judgements."""
     quieten_libraries()
+    # evaluations this small gain nothing from a second thread, and wait for it on a busy machine
+    torch.set_num_threads(1)
     pipeline = load_pipeline(DEMO_CHECKPOINT)
     exemplars = read_exemplars()
     judgements = read_judgements()
@@ -143,7 +145,8 @@ def measure(
     for arm in dict.fromkeys(judgement.arm for judgement in judgements):
         of_arm = [judgement for judgement in judgements if judgement.arm == arm]
         host = make_host(pipeline, exemplar, of_arm[0].prompt, steps=steps)
-        images = [generate(host, arm, store)[SEEDS.index(one.seed)] for one in of_arm]
+        made = dict(zip(SEEDS, generate(host, arm, store), strict=True))
+        images = [made[one.seed] for one in of_arm]
         found = surprises(pipeline, images, of_arm[0].prompt)
         measured += [Measured(*one) for one in zip(of_arm, images, found, strict=True)]
     return measured
