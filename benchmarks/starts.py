@@ -88,7 +88,7 @@ SUBJECTS = {
 """What is asked for if the exemplar shows a thing that the model has never seen: it could not draw that."""
 
 PLAIN, PAPER, NEW = "plain", "paper", "default"
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+SHARES = (1.0, 0.75, 0.5, 0.0)
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 
 
@@ -115,12 +115,13 @@ class Arm:
     described: bool = False
 
 
-def start(form: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
-    """The settings of a start and a share."""
-    return {"start": form, "uncond_share": share, **fields}
+NEW_FIELDS = {"start": "matched", "uncond_share": 0.5, "alignment": "latent", "t_align": 800, "t_early": 600}
+PAPER_FIELDS = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_align": 600, "t_early": 600}
 
 
-PAPER_FIELDS, NEW_FIELDS = start("permuted"), start("matched", 0.75)
+def changed(**fields: Any) -> Arm:
+    """The default with other settings."""
+    return Arm(NEW_FIELDS | fields)
 
 
 def compared(title: str, **choices: Any) -> dict[str, Arm]:
@@ -130,17 +131,22 @@ def compared(title: str, **choices: Any) -> dict[str, Arm]:
 
 
 SECTIONS: dict[str, dict[str, Arm]] = {
-    "starts": {PLAIN: Arm(None)}
-    | {f"{form}, share {share:g}": Arm(start(form, share)) for form in ("permuted", "matched") for share in SHARES},
+    "starts": {PLAIN: Arm(None), PAPER: Arm(PAPER_FIELDS)}
+    | {
+        f"{form}, share {share:g}": changed(start=form, uncond_share=share)
+        for form in ("permuted", "matched")
+        for share in SHARES
+    },
     "alignment": {
         PLAIN: Arm(None),
-        NEW: Arm(NEW_FIELDS),
-        "alignment latent": Arm(start("matched", 0.75, alignment="latent")),
-        "alignment off": Arm(start("matched", 0.75, alignment="off")),
-        "t_align 300": Arm(start("matched", 0.75, t_align=300)),
-        "t_align 900": Arm(start("matched", 0.75, t_align=900)),
-        "t_early 300": Arm(start("matched", 0.75, t_early=300)),
-        "t_early 900": Arm(start("matched", 0.75, t_early=900)),
+        NEW: changed(),
+        "alignment noise": changed(alignment="noise"),
+        "alignment noise, t_align 600": changed(alignment="noise", t_align=600),
+        "alignment off": changed(alignment="off"),
+        "t_align 600": changed(t_align=600),
+        "t_align 1000": changed(t_align=1000),
+        "t_early 300": changed(t_early=300),
+        "t_early 800": changed(t_early=800),
     },
     "prompts": compared("caption", prompt="caption") | compared("empty", prompt="empty"),
     "guidance": compared("guidance 3", guidance=3.0) | compared("guidance 7", guidance=7.0),
@@ -148,23 +154,18 @@ SECTIONS: dict[str, dict[str, Arm]] = {
     "samplers": compared("euler-a", sampler="euler-a") | compared("dpm++2m-karras", sampler="dpm++2m-karras"),
     "noprompt": {
         f"{title}, {strength:g}": Arm(fields, prompt="empty", denoise=strength)
-        for title, fields in {
-            PLAIN: None,
-            "share 1": start("matched"),
-            "share 0.75": NEW_FIELDS,
-            "share 0.5": start("matched", 0.5),
-        }.items()
+        for title, fields in {PLAIN: None, "share 1": NEW_FIELDS | {"uncond_share": 1.0}, NEW: NEW_FIELDS}.items()
         for strength in STRENGTHS
     }
     | {
-        f"share 0.75, described, {strength:g}": Arm(NEW_FIELDS, prompt="empty", denoise=strength, described=True)
+        f"described, {strength:g}": Arm(NEW_FIELDS, prompt="empty", denoise=strength, described=True)
         for strength in (0.65, 0.8)
     },
 }
 
 PICTURED = {
-    "starts": (PLAIN, "permuted, share 1", *(f"matched, share {share:g}" for share in SHARES)),
-    "noprompt": ("plain, 0.65", "plain, 0.8", *(f"share 0.75, {strength:g}" for strength in STRENGTHS)),
+    "starts": (PLAIN, PAPER, *(f"matched, share {share:g}" for share in SHARES)),
+    "noprompt": ("plain, 0.65", "plain, 0.8", *(f"default, {strength:g}" for strength in STRENGTHS)),
 }
 """The columns of each contact sheet, beside the photo."""
 

@@ -36,8 +36,17 @@ def starts_page(records: Sequence[Record], steps: int) -> str:
         for name in ("starts", "alignment", "prompts", "guidance", "steps", "samplers", "noprompt")
     }
     exemplars = len({record["exemplar"] for record in records})
-    seeds = len({record["seed"] for record in records})
-    return PAGE.substitute(tables, sampling_steps=steps, count=exemplars, seeds=seeds)
+    return PAGE.substitute(tables, sampling_steps=steps, count=exemplars, seeds=seeds_words(records))
+
+
+def seeds_words(records: Sequence[Record]) -> str:
+    """How many seeds there are, and which sections have fewer."""
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        seeds.setdefault(record["section"], set()).add(record["seed"])
+    most = max(map(len, seeds.values()))
+    fewer = [f"{section} {len(found)}" for section, found in seeds.items() if len(found) < most]
+    return f"{most} seeds" + (f" ({', '.join(fewer)})" if fewer else "")
 
 
 def table(arms: dict[str, list[Record]], section: str) -> str:
@@ -99,8 +108,7 @@ PAGE = Template("""\
 
 Three choices decide how whole the objects are and how near the colours: what the image starts from (`start`), how
 often the rows with the negative prompt see the exemplar (`uncond_share`), and without a prompt the denoising strength.
-They were chosen on twelve exemplars. This page shows $count others, with which nothing was chosen, and $seeds seeds
-each. The picture has all of them, with the first seed. The model is the small demo model. If nothing else is said:
+They were chosen on twelve exemplars. This page shows $count others, with which nothing was chosen, and $seeds each. The picture has all of them, with the first seed. The model is the small demo model. If nothing else is said:
 $sampling_steps DDIM steps, guidance 5.
 
 The prompt names the exemplar's subject. Where the model has never seen such a thing, it names a similar one: a dog

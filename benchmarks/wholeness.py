@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
+from textwrap import fill
 
 import click
 import numpy as np
@@ -98,11 +99,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Measured:
-    """A judged image and its surprise."""
+    """A judged image and its surprise, with the prompt and with the empty one."""
 
     judgement: Judgement
     image: Image.Image
     surprise: float
+    unprompted: float
 
 
 def read_judgements() -> list[Judgement]:
@@ -147,8 +149,8 @@ def measure(
         host = make_host(pipeline, exemplar, of_arm[0].prompt, steps=steps)
         made = dict(zip(SEEDS, generate(host, arm, store), strict=True))
         images = [made[one.seed] for one in of_arm]
-        found = surprises(pipeline, images, of_arm[0].prompt)
-        measured += [Measured(*one) for one in zip(of_arm, images, found, strict=True)]
+        found = (surprises(pipeline, images, prompt) for prompt in (of_arm[0].prompt, ""))
+        measured += [Measured(*one) for one in zip(of_arm, images, *found, strict=True)]
     return measured
 
 
@@ -192,6 +194,7 @@ def best_threshold(measured: Sequence[Measured]) -> float:
 def page(first: Sequence[Measured], second: Sequence[Measured]) -> str:
     """wholeness.md."""
     measured = [*first, *second]
+    unprompted = [replace(one, surprise=one.unprompted) for one in measured]
     return PAGE.substitute(
         images=len(measured),
         broken=sum(not one.judgement.whole for one in measured),
@@ -218,6 +221,8 @@ def page(first: Sequence[Measured], second: Sequence[Measured]) -> str:
             ["images", "whole by eye", "whole by the measure", "agreement"],
             [arm_row(arm, [one for one in measured if one.judgement.arm == arm]) for arm in ARMS],
         ),
+        unprompted_threshold=f"{WHOLE_BELOW_UNPROMPTED:g}",
+        unprompted=f"{accuracy(unprompted, WHOLE_BELOW_UNPROMPTED):.0%}",
         missed=listed([one for one in measured if not one.judgement.whole and one.surprise < WHOLE_BELOW]),
         accused=listed([one for one in measured if one.judgement.whole and one.surprise >= WHOLE_BELOW]),
     )
@@ -255,7 +260,7 @@ def arm_row(arm: str, measured: Sequence[Measured]) -> list[str]:
 def listed(measured: Sequence[Measured]) -> str:
     """Prompts, arms and surprises in one sentence."""
     shown = (f"{one.judgement.prompt} ({one.judgement.arm}, {one.surprise:.2f})" for one in measured)
-    return ", ".join(shown) or "none"
+    return fill("; ".join(shown) or "none", 118, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def sheet(measured: Sequence[Measured]) -> Image.Image:
@@ -308,8 +313,13 @@ $arms
 with the exemplar's statistics on average and not exactly, "plain noise" has none of them; the alignment then works
 against the start. These arms are here because they break many images, not because anybody should use them.
 
-- Broken, and not noticed: $missed.
-- Whole, but accused: $accused.
+Images that were made without a prompt are measured with the empty prompt, which surprises the model a little more. The
+threshold is then $unprompted_threshold; on the same images it agrees with $unprompted of the judgements.
+
+- Broken, and not noticed:
+  $missed.
+- Whole, but accused:
+  $accused.
 
 So the measure notices torn, smeared and shattered things. It does not notice a clean drawing in two clean pieces, such
 as a duck whose head floats above its body. It is a figure for many images, not a verdict on one. Counting the pieces

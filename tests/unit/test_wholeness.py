@@ -35,7 +35,9 @@ def torn(image, side=8):
 def measured(*pairs):
     """A measured image for each surprise and judgement."""
     image = Image.new("RGB", (8, 8))
-    return [Measured(Judgement("x", "a pizza", "plain", 11, whole), image, surprise) for surprise, whole in pairs]
+    return [
+        Measured(Judgement("x", "a pizza", "plain", 11, whole), image, surprise, surprise) for surprise, whole in pairs
+    ]
 
 
 @pytest.mark.slow
