@@ -27,7 +27,7 @@ import torch
 from concepts import PROMPTS, Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
-from exemplars import GUIDANCE, ROOT, STEPS, Exemplar, read_exemplars
+from exemplars import GUIDANCE, ROOT, STEPS, SUBJECTS, Exemplar, read_exemplars
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
@@ -68,24 +68,6 @@ HELD_OUT = (
     "basketball-twemoji-white",
     "mushroom-emojione-white",
 )
-
-SUBJECTS = {
-    "fox-noto-white": "a dog face",
-    "penguin-twemoji-white": "a duck",
-    "tulip-fluent-white": "a rose",
-    "lemon-noto-blue": "a tangerine",
-    "tomato-twemoji-white": "a red apple",
-    "cupcake-noto-white": "an ice cream",
-    "taxi-twemoji-green": "an automobile",
-    "rocket-flat-white": "a balloon",
-    "trophy-noto-pink": "a crown",
-    "basketball-twemoji-white": "a soccer ball",
-    "guitar-fluent-white": "a musical note",
-    "blue-heart-noto-white": "a purple heart",
-    "mushroom-emojione-white": "a ghost",
-    "bell-emojione-gray": "a butterfly",
-}
-"""What is asked for if the exemplar shows a thing that the model has never seen: it could not draw that."""
 
 PLAIN, PAPER, NEW = "plain", "paper", "default"
 SHARES = (1.0, 0.75, 0.5, 0.0)
@@ -245,8 +227,8 @@ def main(
             records += found
             rows[f"{exemplars[name].concept.removeprefix('a ')}"] = [exemplars[name].image, *made]
         if section in PICTURED:
-            sheet = labelled_grid(["photo", *PICTURED[section]], rows)
-            sheet.quantize(128).save(out / f"starts-{section}.png", optimize=True)
+            sheet = labelled_grid(["photo", *(title.replace(", share", "") for title in PICTURED[section])], rows)
+            sheet.quantize(256).save(out / f"starts-{section}.png", optimize=True)
         if kept:
             kept.write_text(json.dumps(records))
     (out / "starts.md").write_text(starts_page(records, steps))
