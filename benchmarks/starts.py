@@ -38,7 +38,7 @@ from wholeness import surprises
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import parse_settings
+from rival_ext.settings import PAPER, parse_settings
 from rival_ext.storage.store import ChainStore
 
 TUNING = (
@@ -69,7 +69,7 @@ HELD_OUT = (
     "mushroom-emojione-white",
 )
 
-PLAIN, PAPER, NEW = "plain", "paper", "default"
+PLAIN, AUTHORS, NEW = "plain", "paper", "default"
 SHARES = (1.0, 0.75, 0.5, 0.0)
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 
@@ -98,7 +98,7 @@ class Arm:
 
 
 NEW_FIELDS = {"start": "matched", "uncond_share": 0.5, "alignment": "latent", "t_align": 800, "t_early": 600}
-PAPER_FIELDS = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_align": 600, "t_early": 600}
+PAPER_FIELDS = NEW_FIELDS | PAPER
 
 
 def changed(**fields: Any) -> Arm:
@@ -108,12 +108,12 @@ def changed(**fields: Any) -> Arm:
 
 def compared(title: str, **choices: Any) -> dict[str, Arm]:
     """Plain generation, the paper's form and the default under the same circumstances."""
-    forms = {PLAIN: None, PAPER: PAPER_FIELDS, NEW: NEW_FIELDS}
+    forms = {PLAIN: None, AUTHORS: PAPER_FIELDS, NEW: NEW_FIELDS}
     return {f"{title}, {form}": Arm(fields, **choices) for form, fields in forms.items()}
 
 
 SECTIONS: dict[str, dict[str, Arm]] = {
-    "starts": {PLAIN: Arm(None), PAPER: Arm(PAPER_FIELDS)}
+    "starts": {PLAIN: Arm(None), AUTHORS: Arm(PAPER_FIELDS)}
     | {
         f"{form}, share {share:g}": changed(start=form, uncond_share=share)
         for form in ("permuted", "matched")
@@ -146,7 +146,7 @@ SECTIONS: dict[str, dict[str, Arm]] = {
 }
 
 PICTURED = {
-    "starts": (PLAIN, PAPER, *(f"matched, share {share:g}" for share in SHARES)),
+    "starts": (PLAIN, AUTHORS, *(f"matched, share {share:g}" for share in SHARES)),
     "noprompt": ("plain, 0.65", "plain, 0.8", *(f"default, {strength:g}" for strength in STRENGTHS)),
 }
 """The columns of each contact sheet, beside the photo."""

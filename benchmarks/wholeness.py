@@ -34,7 +34,7 @@ from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_l
 from rival_ext.hosts.diffusers import DiffusersHost
 from rival_ext.method.alignment import channel_statistics
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import parse_settings
+from rival_ext.settings import PAPER, parse_settings
 from rival_ext.storage.store import ChainStore
 
 TIMESTEP = 150
@@ -159,7 +159,7 @@ def generate(host: DiffusersHost, arm: str, store: ChainStore) -> list[Image.Ima
     if arm == "plain":
         return host.decode(host.sample(host.start(SEEDS, None), SEEDS, None, lambda done, total: None))
     share = 0.0 if arm.endswith("share 0") else 1.0
-    settings = parse_settings({"start": "permuted", "uncond_share": share})
+    settings = parse_settings(PAPER | {"uncond_share": share})
     guide = prepare(host, settings, store).guide
     start = host.start(SEEDS, guide)
     if arm.startswith("loosely"):
