@@ -70,6 +70,9 @@ HELD_OUT = (
 )
 
 PLAIN, AUTHORS, NEW = "plain", "paper", "default"
+SIDE = 96
+"""Pixels of a picture in a contact sheet."""
+
 SHARES = (1.0, 0.75, 0.5, 0.0)
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 
@@ -225,10 +228,13 @@ def main(
         for name in tqdm(names, section, unit="exemplar"):
             found, made = studio.measure(section, exemplars[name])
             records += found
-            rows[f"{exemplars[name].concept.removeprefix('a ')}"] = [exemplars[name].image, *made]
+            pictures = (
+                image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in (exemplars[name].image, *made)
+            )
+            rows[exemplars[name].concept.split(" ", 1)[1]] = list(pictures)
         if section in PICTURED:
             sheet = labelled_grid(["photo", *(title.replace(", share", "") for title in PICTURED[section])], rows)
-            sheet.quantize(256).save(out / f"starts-{section}.png", optimize=True)
+            sheet.save(out / f"starts-{section}.png", optimize=True)
         if kept:
             kept.write_text(json.dumps(records))
     (out / "starts.md").write_text(starts_page(records, steps))
