@@ -307,6 +307,8 @@ In these images the prompt is the concept ("a pizza"), and each row uses one see
 subject in any colours. RIVAL brings the colours and the background close to the exemplar's. The cat shows the limit:
 the model's own idea of a cat face is stronger than the exemplar's grey.
 
+Which start, share and strength keep objects whole, and how much, is on a page of its own: [starts.md](starts.md).
+
 Two distances from the exemplar are measured:
 
 - **palette**: the pixels of each image are clustered into six colours in CIE Lab. The distance is the earth mover's

@@ -24,6 +24,24 @@ FOLDER = ROOT / "tests" / "data" / "exemplars"
 STEPS = 20
 GUIDANCE = 5.0
 
+SUBJECTS = {
+    "fox-noto-white": "a dog face",
+    "penguin-twemoji-white": "a duck",
+    "tulip-fluent-white": "a rose",
+    "lemon-noto-blue": "a tangerine",
+    "tomato-twemoji-white": "a red apple",
+    "cupcake-noto-white": "an ice cream",
+    "taxi-twemoji-green": "an automobile",
+    "rocket-flat-white": "a balloon",
+    "trophy-noto-pink": "a crown",
+    "basketball-twemoji-white": "a soccer ball",
+    "guitar-fluent-white": "a musical note",
+    "blue-heart-noto-white": "a purple heart",
+    "mushroom-emojione-white": "a ghost",
+    "bell-emojione-gray": "a butterfly",
+}
+"""What is asked for if the exemplar shows a thing that the model has never seen: it could not draw that."""
+
 
 @dataclass(frozen=True)
 class Exemplar:

@@ -35,6 +35,18 @@ def test_effect_writes_both_pages_and_the_sheet(tmp_path):
     assert written(tmp_path) == ["effect.md", "effect.png", "inversion.md"]
 
 
+def test_starts_measures_every_section(tmp_path):
+    figures = tmp_path / "figures.json"
+    run("starts.py", "--steps", 2, "--exemplars", 1, "--seeds", 1, "--json", figures, "--out", tmp_path)
+    assert written(tmp_path) == ["figures.json", "starts-noprompt.png", "starts-starts.png", "starts.md"]
+    assert "not measured" not in (tmp_path / "starts.md").read_text()
+
+
+def test_wholeness_measures_the_images_that_were_judged(tmp_path):
+    run("wholeness.py", "--steps", 2, "--exemplars", 2, "--out", tmp_path)
+    assert written(tmp_path) == ["wholeness.md", "wholeness.png"]
+
+
 def test_modes_measures_every_section(tmp_path):
     run("modes.py", "--steps", 2, "--seeds", 1, "--cases", 1, "--out", tmp_path)
     sections = ("edit", "inpaint", "layers", "region", "several", "similarity", "text")

@@ -34,6 +34,16 @@ def permuted_start(latent, seed):
     return start_of(Chain(torch.tensor([0.1, 2.0]).double(), latent.repeat(2, 1, 1, 1)), [seed])
 
 
+# matched
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1.0]))
+def test_fresh_noise_has_the_exact_statistics_that_the_alignment_needs(seed, mix):
+    top = noise(1, 4, 6, 5) * torch.tensor([0.5, 1.0, 2.0, 14.0]).view(1, 4, 1, 1) + 3
+    one = Exemplar(Chain(torch.tensor([0.1, 2.0]).double(), top.repeat(2, 1, 1, 1)))
+    assert_statistics(begin([one], [seed], mix, (6, 5), form="matched"), channel_statistics(top))
+
+
 # permuted
 
 
