@@ -19,9 +19,9 @@ AXIS = {field.name: axis_label(field) for field in FIELDS if not field.is_image}
 ONE_SEED = ("Seed", "3")
 OTHERS = {
     **{"mode": "edit", "similarity": 0.7, "t_align": 500, "t_early": 500, "start_mix": 0.5, "strength": 0.8},
-    **{"start": "permuted", "uncond_share": 0.5},
+    **{"start": "permuted", "uncond_share": 0.25},
     **{"weight": 0.5, "weight_2": 0.5, "weight_3": 0.5, "exemplar_prompt": "a bee", "layers": "fine"},
-    **{"early_steps": 900, "alignment": "latent", "inversion_iterations": 2, "exemplar_tokens": 0.5},
+    **{"early_steps": 900, "alignment": "noise", "inversion_iterations": 2, "exemplar_tokens": 0.5},
     **{"features": "live", "exact": True, "plain_inversion": True},
 }
 """A value other than the default, for each field of the infotext."""
