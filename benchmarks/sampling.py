@@ -160,7 +160,9 @@ class Bench:
         negative, prompt, exemplar_prompt = host.embeddings
         prompts = torch.cat([negative, negative, exemplar_prompt, prompt])
         x = start_latents([Exemplar(chain)], host.noise([SEED]), [SEED], "permuted", 1.0) * scale_to_vp(levels[0])
-        for level, timestep in zip(levels, host.scheduler.timesteps, strict=True):
+        scheduler = host.sampler.scheduler.from_config(host.pipeline.scheduler.config, **host.sampler.options)
+        scheduler.set_timesteps(host.request.steps)
+        for level, timestep in zip(levels, scheduler.timesteps, strict=True):
             exemplar = chain.latent(level) * scale_to_vp(level)
             with beside_each_other(self_attention_modules(host.unet), replaced=timestep > PAPER["t_align"]):
                 rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
@@ -168,7 +170,7 @@ class Bench:
             noise = uncond + GUIDANCE * (cond - uncond)
             if timestep > self.settings.t_early:
                 noise = align_statistics(noise, channel_statistics(exemplar_noise))
-            x = host.scheduler.step(noise, timestep, x).prev_sample
+            x = scheduler.step(noise, timestep, x).prev_sample
 
     def turn(self, name: str) -> None:
         """One timed run of an arm."""
