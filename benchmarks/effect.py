@@ -54,30 +54,21 @@ PICTURED = (
 
 @dataclass(frozen=True)
 class Variant:
-    """The method, or what is left of it when parts are taken away; without all of them it is plain generation."""
+    """The paper's form, or what is left of it when parts are taken away; without all of them it is plain generation."""
 
     injected: bool = True
     aligned: bool = True
     drawn: bool = True
     captioned: bool = False
-    t_align: int = DEFAULTS["t_align"]
+    t_align: int = PAPER["t_align"]
     t_early: int = DEFAULTS["t_early"]
-    uncond_share: float = DEFAULTS["uncond_share"]
     exemplar_tokens: float = 1.0
-    is_paper: bool = False
 
     @property
     def settings(self) -> Settings:
         """Its choices, as far as the user can make them."""
-        if self.is_paper:
-            return Settings(**PAPER)
-        return Settings(
-            t_align=self.t_align,
-            t_early=self.t_early,
-            uncond_share=self.uncond_share,
-            alignment=DEFAULTS["alignment"] if self.aligned else "off",
-            exemplar_tokens=self.exemplar_tokens,
-        )
+        values = PAPER | {"t_align": self.t_align} | ({} if self.aligned else {"alignment": "off"})
+        return Settings(**values, t_early=self.t_early, exemplar_tokens=self.exemplar_tokens)
 
 
 @dataclass(frozen=True)
@@ -102,17 +93,16 @@ PICTURED_PROMPT = "concept only"
 PLAIN = Variant(injected=False, aligned=False, drawn=False)
 PARTS = {
     "RIVAL": Variant(),
-    "the paper's form": Variant(is_paper=True),
     "no injection": Variant(injected=False),
     "no alignment": Variant(aligned=False),
-    "plain noise as start": Variant(drawn=False),
-    "injection alone, plain noise as start": Variant(aligned=False, drawn=False),
+    "noise start": Variant(drawn=False),
+    "injection alone, noise start": Variant(aligned=False, drawn=False),
 }
-PICTURED_PARTS = ("RIVAL", "the paper's form", "no injection", "no alignment")
+PICTURED_PARTS = ("RIVAL", "no injection", "no alignment", "noise start")
 EXEMPLAR_PROMPTS = {"empty": Variant(), "the full caption": Variant(captioned=True)}
 TIMESTEPS = {
     f"t_align {t_align}, t_early {t_early}": Variant(t_align=t_align, t_early=t_early)
-    for t_align in (300, 600, 800)
+    for t_align in (300, 600, 900)
     for t_early in (300, 600, 900)
 }
 TOKENS = {f"{fraction:g}": Variant(exemplar_tokens=fraction) for fraction in (1.0, 0.75, 0.5, 0.25)}
@@ -307,7 +297,9 @@ In these images the prompt is the concept ("a pizza"), and each row uses one see
 subject in any colours. RIVAL brings the colours and the background close to the exemplar's. The cat shows the limit:
 the model's own idea of a cat face is stronger than the exemplar's grey.
 
-Which start, share and strength keep objects whole, and how much, is on a page of its own: [starts.md](starts.md).
+"RIVAL" is the paper's form here, the preset *paper*: permuted start, the exemplar always seen beside the negative
+prompt, alignment of the noise prediction, `t_align` and `t_early` 600. Which start, share, alignment and strength keep
+objects whole, and so the defaults, is on a page of its own: [starts.md](starts.md).
 
 Two distances from the exemplar are measured:
 
@@ -333,7 +325,8 @@ $parts
 - Injection and alignment both bring images closer. Only with an empty prompt the palette is as close without
   alignment.
 - If the full method starts from plain noise, its images are on average farther away than plain generation, and an
-  image can break down completely, as the heart does. So the permuted start and the alignment belong together.
+  image can break down completely, as the heart does. So a start with the exemplar's statistics and the alignment
+  belong together.
 
 ## Exemplar prompt
 
@@ -349,8 +342,8 @@ better everywhere. The default stays empty, because it needs no description of t
 
 $timesteps
 
-With smaller values of either, images are closer to the exemplar or as close. The default is 600 for both, which is the
-authors' choice.
+With smaller values of either, images are closer to the exemplar or as close. The authors chose 600 for both;
+the default of `t_align` is 800, which [keeps more objects whole](starts.md#alignment-and-thresholds).
 
 ## Fewer exemplar tokens
 
