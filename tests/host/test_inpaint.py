@@ -207,7 +207,8 @@ def test_a_checkpoint_for_inpainting(inpainting_server, sampler):
     guided, plain = paint_both(inpainting_server, sampler_name=sampler)
     holds(guided, plain, kept(0))
     filled = from_text(inpainting_server, uploaded(), sampler_name=sampler)
-    assert "10 layers; 7 of" in report(filled)
+    # mode text skips the first step; the DDIM family makes one less
+    assert f"10 layers; {6 if sampler == 'DDIM' else 7} of" in report(filled)
     assert largest_difference(filled.images, from_text(inpainting_server, sampler_name=sampler).images) > 20
 
 
