@@ -169,15 +169,15 @@ class Turn:
     steps: int
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> Record:
         """What it is, in its record."""
-        names = {"sampler": self.sampler, "exemplar": self.exemplar.name, "prompt": self.prompt, "arm": self.arm.name}
-        return {**names, "size": f"{len(self.seeds)} seeds, {self.steps} steps"}
+        place = {"sampler": self.sampler, "exemplar": self.exemplar.name, "prompt": self.prompt, "arm": self.arm.name}
+        return {**place, "steps": self.steps, "seeds": list(self.seeds)}
 
     @property
     def key(self) -> str:
         """Its name among all results."""
-        return "; ".join(self.names.values())
+        return "; ".join(map(str, self.names.values()))
 
     def take(self, server: CompatServer) -> Record:
         """Its images, and the CPU time of the server for each, in seconds."""

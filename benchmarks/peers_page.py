@@ -49,6 +49,7 @@ class Result:
     exemplar: str
     prompt: str
     arm: str
+    steps: int
     seconds: Sequence[float]
     images: Sequence[Image.Image]
     figures: Mapping[str, Sequence[float]]
@@ -107,7 +108,7 @@ def judge(records: Sequence[Record], exemplars: Sequence[Exemplar]) -> list[Resu
     for record in records:
         images = [picture_of(picture) for picture in record["pictures"]]
         figures = aims[record["exemplar"]].figures(images, classifier)
-        names = {name: record[name] for name in ("sampler", "exemplar", "prompt", "arm", "seconds")}
+        names = {name: record[name] for name in ("sampler", "exemplar", "prompt", "arm", "steps", "seconds")}
         results.append(Result(**names, images=images, figures=figures))
     return results
 
@@ -185,7 +186,9 @@ def page(host: Record, results: Sequence[Result], arms: Sequence[str]) -> str:
         {**host, **tables},
         by_sampler=by_sampler(results, arms),
         exemplars=len(exemplars),
+        samplers=" and ".join(sorted(samplers)),
         seeds=seeds,
+        steps=results[0].steps,
         images=len(samplers) * len(exemplars) * seeds,
     )
 
@@ -193,9 +196,94 @@ def page(host: Record, results: Sequence[Result], arms: Sequence[str]) -> str:
 PAGE = Template("""\
 # RIVAL beside its peers
 
+Several things in AUTOMATIC1111's WebUI make images from one exemplar without training and without further weights.
+Here they made the same images as RIVAL, and all images were measured in the same way. They ran on a real WebUI $webui
+(Python $python, torch $torch, on the processor, in fp32) through its API, beside ControlNet in the version of
+[compat.md](compat.md), with the small demo model.
+
+![The exemplars and the first seed of every arm](peers.png)
+
+The sheet shows every exemplar with every prompt and sampler, always with seed 1. Nothing was picked.
+
+## How it was measured
+
+- **Images**: $exemplars held-out exemplars that were not used to choose a default of RIVAL, $samplers, $seeds seeds,
+  $steps steps, 128x128, guidance 5. So a figure in the first two tables is the mean of $images images.
+- **Turns**: the arms take turns within each image, and each image begins with another arm. So a busy machine slows
+  all of them alike.
+- **plain**: img2img of the exemplar at this denoising strength. 1.0 is what all others are compared with.
+- **reference**: ControlNet's preprocessors `reference_only` and `reference_adain+attn` ("AdaIN") at this style
+  fidelity, as their users use them: in txt2img, with weight 1 and control mode *Balanced*.
+- **alternative**: the WebUI's script *img2img alternative test* as it is set when it is opened, with the prompt as the
+  original prompt, and once with randomness 0.5. It samples with Euler whatever sampler is chosen, and with guidance 2,
+  because it asks for 2 or less.
+- **RIVAL paper**: the preset `paper`, which is the authors' form. **RIVAL new**: the defaults. Both at denoising
+  strength 1, and the defaults also at 0.75.
+
+The columns:
+
+- **palette**: the distance of the palettes, as in [effect.md](effect.md), as a ratio to plain 1.0 with the same
+  prompt. Smaller is nearer to the exemplar's colours.
+- **concept, top-1**: the probability that the [classifier](../benchmarks/concepts.md) gives to the exemplar's concept,
+  and how often this is its first choice.
+- **seeds differ**: the RMS difference between two seeds, of 255. With 0 every seed gives the same image.
+- **RMS, SSIM**: the difference from the exemplar and the similarity to it. With variations neither should be extreme:
+  an RMS of 0 is a copy.
+- **cost**: the server's CPU time for a whole request, on one thread, as a ratio to plain 1.0; the median over all
+  turns. *First* is the first seed, which pays for an inversion, *next* is the second one, which finds it stored.
+
+## With the concept as the prompt
+
 $concept
+
+## Without a prompt
 
 $empty
 
+## By sampler
+
+Palette and top-1:
+
 $by_sampler
+
+## What the projects do with the exemplar
+
+Plain generation with guidance costs 1 here, and the other costs follow from the UNet rows that a project's code or
+paper evaluates, without the longer attention. The projects in the second table are those of the last two years, and
+Ditail. None of them was run here: they are for transformers such as Flux, which RIVAL does not support, or need weights
+of their own, or do something else.
+
+| | models | more weights | the exemplar is | cost of an image |
+| --- | --- | --- | --- | --- |
+| plain img2img | all | no | noised, then forgotten | 1 |
+| reference (ControlNet, Forge) | SD 1, 2, XL | no | noised anew and evaluated in every step | 2 |
+| img2img alternative | SD 1 | no | inverted; the start comes from it | 1; the first one 2 |
+| RIVAL, the authors' code | SD 1 | no | inverted, and evaluated in every step | 2; the first one 2.5 |
+| **RIVAL, this project** | SD 1, 2, XL | no | inverted once; its features are kept | 1; the first one 1.5 |
+| Tiled Diffusion, noise inversion | SD 1, 2, XL | no | inverted; the start comes from it | 1, and an inversion |
+| ComfyUI Unsampler | UNets | no | inverted; the start comes from it | 1, and an inversion |
+| MasaCtrl | SD 1, XL | no | inverted, and evaluated in every step | 2, and an inversion |
+| StyleAligned | SDXL | no | one more image of the batch | 2 for one image, and an inversion |
+| IP-Adapter | SD 1, XL, others | yes | a few tokens beside the prompt's | 1 |
+
+| | models | more weights | the exemplar is | cost of an image |
+| --- | --- | --- | --- | --- |
+| [Ditail] (2023) | SD 1 | a checkpoint | inverted with one checkpoint, evaluated beside another | 1.5 or more |
+| Flux Redux (2024) | Flux | yes | 729 tokens beside the prompt's | a little more than 1 |
+| [Flux Kontext] (2025) | its own | all | its tokens stand beside the image's in every step | about 2 |
+| AlignedGen (2025) | Flux | no | evaluated in every step; its positions are shifted | about 2 |
+| [IFE] (2025) | SD 1 | no | inverted with one evaluation a step, and nothing else | the inversion alone |
+| [Untwisting RoPE] (2026) | Flux, Krea 2 | no | evaluated in every step; its keys lose high frequencies | 2 |
+
+[Ditail]: https://arxiv.org/abs/2312.08873
+[Flux Kontext]: https://arxiv.org/abs/2506.15742
+[IFE]: https://arxiv.org/abs/2512.08547
+[Untwisting RoPE]: https://arxiv.org/abs/2602.05013
+
+None of these inverts once and then makes each image at the cost of a plain one. Of these only IP-Adapter takes several
+exemplars with masks, as RIVAL does here. None says in a report what it did. IFE inverts with one evaluation a step by
+another formula than this project; recording the features in that evaluation is this project's own.
+
+`python benchmarks/peers.py` wrote the measured figures and the image. The exemplars in it are EmojiOne 2.x by Emoji
+One, CC BY 4.0, placed on plain backgrounds.
 """)

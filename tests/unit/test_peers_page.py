@@ -50,7 +50,7 @@ def result(arm=PLAIN, sampler="DDIM", exemplar=EXEMPLARS[0], prompt="concept", s
         "palette": [palette - 1, palette + 1],
         "seeds differ": [10.0],
     }
-    return Result(sampler, exemplar.name, prompt, arm, seconds, images, figures)
+    return Result(sampler, exemplar.name, prompt, arm, 20, seconds, images, figures)
 
 
 def everything():
