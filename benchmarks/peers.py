@@ -24,6 +24,7 @@ from exemplars import GUIDANCE, ROOT, STEPS, Exemplar, read_exemplars
 from peers_page import PLAIN, PROMPTS, Record, write
 from PIL import Image
 from samplers import Ledger, describe
+from starts import HELD_OUT
 from tqdm import tqdm
 
 from rival_ext.hosts.checkpoint import quieten_libraries
@@ -37,8 +38,6 @@ SAMPLERS: Mapping[str, Mapping[str, str]] = {
     "DDIM": {"sampler_name": "DDIM", "scheduler": "Automatic"},
     "DPM++ 2M Karras": {"sampler_name": "DPM++ 2M", "scheduler": "Karras"},
 }
-HELD_OUT = ("octopus", "panda", "pizza", "red-apple", "red-heart")
-"""The concepts of the exemplars on which no default was chosen."""
 ADAIN = "reference_adain+attn"
 ALTERNATIVE = "img2img alternative test"
 ALTERNATIVE_GUIDANCE = 2.0
@@ -125,7 +124,7 @@ ARMS: Sequence[Arm] = (
 @click.option("--json", "kept", type=click.Path(path_type=Path), help="Where results are kept, a line for each.")
 @click.option("--arms", multiple=True, help="Only this arm; may be given several times.")
 @click.option("--steps", type=click.IntRange(2), default=STEPS, show_default=True, help="Sampling steps.")
-@click.option("--exemplars", "most", type=click.IntRange(1), default=99, help="The most exemplars.")
+@click.option("--exemplars", "most", type=click.IntRange(1), default=6, show_default=True, help="The most exemplars.")
 @click.option("--seeds", type=click.IntRange(1), default=len(SEEDS), show_default=True, help="Seeds of each image.")
 def main(out: Path, kept: Path | None, arms: tuple[str, ...], steps: int, most: int, seeds: int) -> None:
     """Asks every arm for the same variations, turn by turn, and writes the page about them."""
@@ -137,7 +136,8 @@ def main(out: Path, kept: Path | None, arms: tuple[str, ...], steps: int, most: 
         raise click.UsageError("no real WebUI found; set RIVAL_WEBUI to its folder")
     if controlnet() is None:
         raise click.UsageError("no ControlNet found; set RIVAL_CONTROLNET to its folder")
-    exemplars = held_out(read_exemplars())[:most]
+    known = read_exemplars()
+    exemplars = [known[name] for name in HELD_OUT[:most]]
     chosen = [arm for arm in ARMS if arm.name in (arms or (arm.name,))]
     wanted = turns(chosen, exemplars, range(1, seeds + 1), steps)
     ledger = Ledger(kept)
@@ -150,11 +150,6 @@ def main(out: Path, kept: Path | None, arms: tuple[str, ...], steps: int, most: 
                 ledger.add(turn.key, turn.take(server))
     records = [ledger.records[turn.key] for turn in wanted]
     write(out, ledger.records["host"], records, exemplars, [arm.name for arm in chosen])
-
-
-def held_out(exemplars: Mapping[str, Exemplar]) -> list[Exemplar]:
-    """The exemplars on which no default was chosen."""
-    return [exemplar for name, exemplar in sorted(exemplars.items()) if exemplar.known and name.startswith(HELD_OUT)]
 
 
 @dataclass(frozen=True)

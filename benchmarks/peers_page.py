@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median
@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 from concepts import PROMPTS as CONCEPTS
 from concepts import Classifier, load_classifier
+from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
 from exactness import rms
 from exemplars import Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
 from samplers_page import picture_of
 from skimage.metrics import structural_similarity
+from starts import SUBJECTS
+from tqdm import tqdm
+from wholeness import WHOLE_BELOW, surprises
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline
 
@@ -26,14 +30,15 @@ Record = dict[str, Any]
 
 PLAIN = "plain 1.0"
 PROMPTS: Mapping[str, Callable[[Exemplar], str]] = {
-    "concept": lambda exemplar: exemplar.concept,
+    "concept": lambda exemplar: SUBJECTS.get(exemplar.name, exemplar.concept),
     "empty": lambda exemplar: "",
 }
-"""What the prompt says of an exemplar."""
+"""What the prompt says of an exemplar: a thing that the model knows, or nothing."""
 COLUMNS = {
     "palette": ".2f",
     "concept": ".2f",
     "top-1": ".2f",
+    "whole": ".2f",
     "seeds differ": ".0f",
     "RMS": ".0f",
     "SSIM": ".2f",
@@ -60,26 +65,40 @@ class Result:
         return self.sampler, self.exemplar, self.prompt
 
 
-@dataclass(frozen=True)
-class Aim:
-    """An exemplar as the VAE gives it back, and its palette."""
+@dataclass
+class Judge:
+    """Measures images against their exemplar."""
 
-    exemplar: Exemplar
-    seen: Image.Image
-    palette: Palette
+    pipeline: StableDiffusionPipeline = field(default_factory=lambda: load_pipeline(DEMO_CHECKPOINT))
+    classifier: Classifier = field(default_factory=load_classifier)
 
-    def figures(self, images: Sequence[Image.Image], classifier: Classifier) -> dict[str, list[float]]:
-        """How near images are to it, whether they show its concept, and how they differ."""
-        probabilities = classifier.probabilities(images)
-        concept = CONCEPTS.index(self.exemplar.concept)
+    def aim(self, exemplar: Exemplar) -> Aim:
+        """An exemplar as the VAE gives it back, with its palette and what the classifier takes it for."""
+        seen = vae_reconstruction(make_host(self.pipeline, exemplar))
+        return Aim(seen, palette(seen), int(self.classifier.probabilities([seen]).argmax()))
+
+    def figures(self, images: Sequence[Image.Image], prompt: str, aim: Aim) -> dict[str, list[float]]:
+        """How near images are to an exemplar, whether they show a concept in one piece, and how they differ."""
+        probabilities = self.classifier.probabilities(images)
+        concept = CONCEPTS.index(prompt) if prompt else aim.concept
         return {
-            "palette": [palette_distance(palette(image), self.palette) for image in images],
+            "palette": [palette_distance(palette(image), aim.palette) for image in images],
             "concept": probabilities[:, concept].tolist(),
             "top-1": (probabilities.argmax(dim=1) == concept).double().tolist(),
+            "whole": [float(surprise < WHOLE_BELOW) for surprise in surprises(self.pipeline, images, prompt)],
             "seeds differ": [rms(one, other) for one, other in combinations(images, 2)],
-            "RMS": [rms(image, self.seen) for image in images],
-            "SSIM": [similarity(image, self.seen) for image in images],
+            "RMS": [rms(image, aim.seen) for image in images],
+            "SSIM": [similarity(image, aim.seen) for image in images],
         }
+
+
+@dataclass(frozen=True)
+class Aim:
+    """An exemplar to compare with: how it is seen, its palette, and the number of its concept."""
+
+    seen: Image.Image
+    palette: Palette
+    concept: int
 
 
 def similarity(one: Image.Image, other: Image.Image) -> float:
@@ -92,22 +111,20 @@ def write(
 ) -> None:
     """docs/peers.md and peers.png."""
     out.mkdir(parents=True, exist_ok=True)
-    results = judge(records, exemplars)
+    results = judged(records, exemplars)
     (out / "peers.md").write_text(page(host, results, arms))
     contact_sheet(results, exemplars, arms).quantize(256).save(out / "peers.png", optimize=True)
 
 
-def judge(records: Sequence[Record], exemplars: Sequence[Exemplar]) -> list[Result]:
+def judged(records: Sequence[Record], exemplars: Sequence[Exemplar]) -> list[Result]:
     """The figures of all turns."""
-    pipeline, classifier = load_pipeline(DEMO_CHECKPOINT), load_classifier()
-    aims = {}
-    for exemplar in exemplars:
-        seen = vae_reconstruction(make_host(pipeline, exemplar))
-        aims[exemplar.name] = Aim(exemplar, seen, palette(seen))
+    judge = Judge()
+    shown = {exemplar.name: (exemplar, judge.aim(exemplar)) for exemplar in exemplars}
     results = []
-    for record in records:
+    for record in tqdm(records, unit="turn"):
+        exemplar, aim = shown[record["exemplar"]]
         images = [picture_of(picture) for picture in record["pictures"]]
-        figures = aims[record["exemplar"]].figures(images, classifier)
+        figures = judge.figures(images, PROMPTS[record["prompt"]](exemplar), aim)
         names = {name: record[name] for name in ("sampler", "exemplar", "prompt", "arm", "steps", "seconds")}
         results.append(Result(**names, images=images, figures=figures))
     return results
@@ -142,14 +159,14 @@ def costs(results: Sequence[Result], plain: Sequence[Result]) -> list[str]:
 
 
 def by_sampler(results: Sequence[Result], arms: Sequence[str]) -> str:
-    """A row for each arm: palette and top-1 for each sampler with each prompt."""
+    """A row for each arm: palette, top-1 and whole for each sampler with each prompt."""
     kinds: dict[str, list[Result]] = {}
     for result in results:
         kinds.setdefault(f"{result.sampler}, {result.prompt}", []).append(result)
     found = [[arm] for arm in arms]
     for some in kinds.values():
-        for line, (_, closeness, _, top, *_) in zip(found, rows(some, arms), strict=True):
-            line.append(f"{closeness}, {top}")
+        for line, (_, closeness, _, top, whole, *_) in zip(found, rows(some, arms), strict=True):
+            line.append(f"{closeness}, {top}, {whole}")
     return markdown_table(["", *kinds], found)
 
 
@@ -161,7 +178,8 @@ def contact_sheet(
     photos = {exemplar.name: exemplar for exemplar in exemplars}
     for result in results:
         exemplar = photos[result.exemplar]
-        title = f"{exemplar.concept},\n{result.prompt},\n{result.sampler}".removesuffix(" Karras")
+        asked = PROMPTS[result.prompt](exemplar) or f"{exemplar.concept},\nno prompt"
+        title = f"{asked},\n{result.sampler}".removesuffix(" Karras")
         found.setdefault(title, {"photo": exemplar.image})[result.arm] = result.images[0]
     columns = ["photo", *arms]
     return labelled_grid(
@@ -207,8 +225,9 @@ The sheet shows every exemplar with every prompt and sampler, always with seed 1
 
 ## How it was measured
 
-- **Images**: $exemplars held-out exemplars that were not used to choose a default of RIVAL, $samplers, $seeds seeds,
-  $steps steps, 128x128, guidance 5. So a figure in the first two tables is the mean of $images images.
+- **Images**: $exemplars held-out exemplars with which no default of RIVAL was chosen, $samplers, $seeds seeds,
+  $steps steps, 128x128, guidance 5. The prompt is the exemplar's concept, or one that the model knows where it does
+  not know that (a crown for the trophy), or nothing. So a figure in the first two tables is the mean of $images images.
 - **Turns**: the arms take turns within each image, and each image begins with another arm. So a busy machine slows
   all of them alike.
 - **plain**: img2img of the exemplar at this denoising strength. 1.0 is what all others are compared with.
@@ -224,8 +243,10 @@ The columns:
 
 - **palette**: the distance of the palettes, as in [effect.md](effect.md), as a ratio to plain 1.0 with the same
   prompt. Smaller is nearer to the exemplar's colours.
-- **concept, top-1**: the probability that the [classifier](../benchmarks/concepts.md) gives to the exemplar's concept,
-  and how often this is its first choice.
+- **concept, top-1**: the probability that the [classifier](../benchmarks/concepts.md) gives to the prompt's concept,
+  and how often this is its first choice. Without a prompt, the concept is what the classifier takes the exemplar for.
+- **whole**: the fraction of images whose object is in one piece, by the
+  [measure of wholeness](../benchmarks/wholeness.md).
 - **seeds differ**: the RMS difference between two seeds, of 255. With 0 every seed gives the same image.
 - **RMS, SSIM**: the difference from the exemplar and the similarity to it. With variations neither should be extreme:
   an RMS of 0 is a copy.
@@ -242,7 +263,7 @@ $empty
 
 ## By sampler
 
-Palette and top-1:
+Palette, top-1 and whole:
 
 $by_sampler
 
@@ -285,5 +306,5 @@ exemplars with masks, as RIVAL does here. None says in a report what it did. IFE
 another formula than this project; recording the features in that evaluation is this project's own.
 
 `python benchmarks/peers.py` wrote the measured figures and the image. The exemplars in it are EmojiOne 2.x by Emoji
-One, CC BY 4.0, placed on plain backgrounds.
+One, CC BY 4.0, and one of Noto Emoji by Google, Apache-2.0, placed on plain backgrounds.
 """)
