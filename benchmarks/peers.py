@@ -28,6 +28,7 @@ from starts import HELD_OUT
 from tqdm import tqdm
 
 from rival_ext.hosts.checkpoint import quieten_libraries
+from rival_ext.settings import PAPER
 from tests.host.answers import Answer, base64_of
 from tests.host.asking import request, text_request
 from tests.host.compat_servers import CompatServer, controlnet
@@ -113,7 +114,7 @@ ARMS: Sequence[Arm] = (
     Reference("reference AdaIN 1.0", module=ADAIN, fidelity=1.0),
     Alternative("alternative"),
     Alternative("alternative 0.5", randomness=0.5),
-    Rival("RIVAL paper", settings={"start": "permuted", "uncond_share": 1.0}),
+    Rival("RIVAL paper", settings=PAPER),
     Rival("RIVAL new"),
     Rival("RIVAL new 0.75", {"denoising_strength": 0.75}),
 )
@@ -201,7 +202,7 @@ class Turn:
 def turns(arms: Sequence[Arm], exemplars: Sequence[Exemplar], seeds: Sequence[int], steps: int) -> list[Turn]:
     """All turns, arm by arm within each image, each image beginning with another arm."""
     found: list[Turn] = []
-    for number, (sampler, exemplar, prompt) in enumerate(product(SAMPLERS, exemplars, PROMPTS)):
+    for number, (exemplar, sampler, prompt) in enumerate(product(exemplars, SAMPLERS, PROMPTS)):
         first = number % len(arms)
         for arm in (*arms[first:], *arms[:first]):
             found.append(Turn(sampler, exemplar, prompt, arm, seeds, steps))
