@@ -16,11 +16,10 @@ from concepts import Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
 from exactness import rms
-from exemplars import Exemplar, make_host, markdown_table, vae_reconstruction
+from exemplars import SUBJECTS, Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
 from samplers_page import picture_of
 from skimage.metrics import structural_similarity
-from starts import SUBJECTS
 from tqdm import tqdm
 from wholeness import WHOLE_BELOW, surprises
 
