@@ -14,6 +14,7 @@ from benchmarks.concepts import CONCEPTS, HELD_OUT_VENDOR, VENDORS, _slug, load_
 from tests.benchmarks.scripts import run, written
 
 WITH_A_WEBUI = ("RIVAL_WEBUI", "RIVAL_FAMILIES")
+WITH_CONTROLNET = ("RIVAL_WEBUI", "RIVAL_CONTROLNET")
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +83,13 @@ def test_samplers_measures_one_sampler_on_a_real_webui(tmp_path):
     one = ("--families", "SD 1.x", "--samplers", "DDIM", "--schedules", "Automatic")
     run("samplers.py", *one, "--json", tmp_path / "kept.json", "--out", tmp_path)
     assert written(tmp_path) == ["kept.json", "samplers-sheet.png", "samplers.md", "samplers.png"]
+
+
+@pytest.mark.skipif(
+    not all(os.environ.get(name) for name in WITH_CONTROLNET),
+    reason="real WebUI: benchmarks/peers.py needs " + " and ".join(WITH_CONTROLNET),
+)
+def test_peers_asks_every_arm_on_a_real_webui(tmp_path):
+    smallest = ("--steps", 4, "--exemplars", 1, "--seeds", 1)
+    run("peers.py", *smallest, "--json", tmp_path / "kept.json", "--out", tmp_path)
+    assert written(tmp_path) == ["kept.json", "peers.md", "peers.png"]

@@ -102,6 +102,7 @@ WRITTEN = {
     "benchmarks/exactness.py": "docs/inversion.md",
     "benchmarks/modes_page.py": "docs/modes.md",
     "benchmarks/samplers_page.py": "docs/samplers.md",
+    "benchmarks/peers_page.py": "docs/peers.md",
     "benchmarks/concepts.py": "benchmarks/concepts.md",
 }
 """The file that holds the text of a page, and the page."""
