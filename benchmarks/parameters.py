@@ -93,7 +93,9 @@ STRIPS = {
     "similarity": Strip(SHARES, VARIED),
     "t_align": Strip(TIMESTEPS, VARIED),
     "t_early": Strip(TIMESTEPS, VARIED),
+    "start": Strip(("matched", "permuted"), VARIED),
     "start_mix": Strip(SHARES, VARIED),
+    "uncond_share": Strip(SHARES, VARIED),
     "exemplar_prompt": Strip(
         ("", "{concept}", "{caption}", "a penguin"),
         (
