@@ -30,10 +30,10 @@ The prompt says what to draw, and the photo gives the look.
 
 $text
 
-The colours and the background are the photo's: they are about half as far from it as those of plain generation. The
-subject of the prompt appears nearly every time; most of the failures are the fish, which loses its shape. In mode
-`text` the first steps do not see the exemplar (`early_steps` 960). Compared with mode `variation` and the same prompt,
-this gives a little more of the prompt and a little less of the palette.
+The colours and nearly always the background are the photo's: the palette is little more than half as far from it as
+that of plain generation. The subject of the prompt appears every time. In mode `text` the first steps do not see the
+exemplar (`early_steps` 960), and the evaluations with the negative prompt see it more often (`uncond_share` 0.75).
+Compared with mode `variation` and the same prompt, this gives more of the prompt and a little less of the palette.
 
 ## edit: another prompt, the same layout
 
@@ -44,8 +44,8 @@ Describe the photo in the exemplar prompt, and the image that you want in the pr
 $edit
 
 The distances of backgrounds are in grey levels of 255. The background that the prompt asks for appears, as it does
-without RIVAL, and the subject lies as it does in the photo. With `start_mix` the result changes evenly from an edit to
-a variation:
+without RIVAL, and the subject lies as it does in the photo. Up to 0.5 a larger `start_mix` changes little; above it the
+layout becomes that of a variation:
 
 $mixes
 
@@ -65,8 +65,8 @@ $inpaint
 Plain inpainting starts from noise inside the mask, and keeps the photo around it with new noise at every step. With
 RIVAL the latents outside the mask are the photo's until the end, and its pixels are put back unchanged. Filled from
 the image itself, the background and the colours of the subject continue across the edge, with a prompt and without
-one; in one case the whole heart came back. The colours of another exemplar come too, but less, because around the mask
-the model sees the photo with other colours.
+one; the whole heart came back. From another exemplar come its background and its colours, and the edge of the mask can
+be seen. Without a prompt its subject does not: a wheel of the taxi is left, or a pale blot of the house.
 
 ## A region of the exemplar
 
@@ -81,8 +81,9 @@ $region
 
 If the exemplar is seen whole, the paint floods the image. With the region the images are as far from the paint as
 plain images are. A trace is left, because the features of the region were computed beside the paint. A region is used
-for attention only: the start is noise and no statistics are aligned. So it brings much less than a whole exemplar, and
-chance may decide the background. With an exemplar as flat as the heart, the background can turn into confetti.
+for attention only: the start is noise and no statistics are aligned. So it brings much less than a whole exemplar: here
+the palette is on average no nearer to the region than that of plain images, and chance decides the background. With an
+exemplar as flat as the heart, the image can turn into confetti.
 
 ## Several exemplars
 
@@ -92,7 +93,7 @@ A weight is an exemplar's share in the start, in the statistics and in attention
 
 $several
 
-The palette changes evenly from one exemplar to the other.
+The palette goes from one exemplar to the other, fastest around equal weights.
 
 ## similarity
 
