@@ -126,16 +126,15 @@ Without a prompt:
 
 $layers_empty
 
-- `fine` (8) brings nearly everything that `all` brings: palette, texture, and the small part of layout and content
-  that attention brings at all. It also takes as much from the prompt.
-- `coarse` (16, 32) brings a part of the palette and no texture, and leaves the subject to the prompt. Its effect is
-  about that of strength 0.25, and all of it comes from 16. 32 alone does nothing here, because the image has only
-  sixteen tokens of that size.
+- `fine` (8) brings most of what `all` brings in palette and texture. It also takes as much from the prompt.
+- `coarse` (16, 32) brings about half of the palette, and with a prompt no texture; it leaves the subject to the prompt.
+  Without a prompt it brings most of the layout that attention brings. Its effect on palette and subject is a little
+  more than that of strength 0.25. Nearly all of it comes from 16, because the image has only sixteen tokens of size 32.
 - No choice of layers brings content without style, or style without content: the names say how large a token is and
   nothing else. Attention brings little content on this model. Without a prompt the exemplar's concept is seldom
   recognised, whichever layers see the exemplar. So the concept has to be in the prompt.
-- With a prompt, `strength` goes evenly from none to all, and up to 0.5 the subject of the prompt suffers little.
-  Without a prompt, a strength of 0.25 already has half of the effect.
+- Most of the effect of `strength` lies below 0.5. At 0.25 the subject of the prompt does not suffer, and the palette
+  has two fifths of the effect with a prompt and half of it without one.
 
 `python benchmarks/modes.py` wrote these figures and images. The exemplars in them are EmojiOne 2.x by Emoji One, CC BY
 4.0, for the taxi Twemoji by Twitter, Inc. and other contributors, CC BY 4.0, and for the tulip Fluent Emoji by
