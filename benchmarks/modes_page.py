@@ -81,9 +81,9 @@ $region
 
 If the exemplar is seen whole, the paint floods the image. With the region the images are as far from the paint as
 plain images are. A trace is left, because the features of the region were computed beside the paint. A region is used
-for attention only: the start is noise and no statistics are aligned. So it brings much less than a whole exemplar: here
-the palette is on average no nearer to the region than that of plain images, and chance decides the background. With an
-exemplar as flat as the heart, the image can turn into confetti; with `uncond_share` 0.75 the heart keeps its shape.
+for attention only: the start is noise, no statistics are aligned, and the evaluations with the negative prompt always
+see it. So it brings much less than a whole exemplar: here the palette is a little nearer to the region than that of
+plain images, and chance decides the background. With an exemplar as flat as the heart, the image can get speckled.
 
 ## Several exemplars
 

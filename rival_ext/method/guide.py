@@ -69,6 +69,8 @@ class Guide:
         """The exemplars whose statistics count."""
         self.sources = sources or self.aligned_to
         """The exemplars from which the start is drawn. If there are none, the start is fresh noise."""
+        # of a part nothing is aligned, and guidance would amplify its tokens without any hold
+        self._uncond_share = settings.uncond_share if self.aligned_to else 1.0
         # a prediction can have the chain's statistics only if the noise in the latent has them too
         self._aligns_latent = settings.alignment == "latent" or (settings.alignment == "noise" and adds_noise)
         self._joint_tokens = JointTokens(exemplars)
@@ -181,7 +183,7 @@ class Guide:
             for index, of_one in enumerate(features)
         ]
         joined = self._joint_tokens.join(loaded)
-        seeing = rows_that_see(self.settings.uncond_share, self.exemplars[0].chain.segment(noise_level))
+        seeing = rows_that_see(self._uncond_share, self.exemplars[0].chain.segment(noise_level))
         with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength, seeing) as seen:
             prediction = denoise()
         refuse_unreached(seen)

@@ -24,7 +24,7 @@ def settings_without_effect(
     Yields:
         Sentences without a comma, a colon and a full stop.
     """
-    yield from _of_attention(settings, timesteps, is_guided)
+    yield from _of_attention(settings, timesteps, is_aligned, is_guided)
     yield from _of_alignment(settings, timesteps, is_aligned)
     if not is_start_drawn:
         for name in ("start", "start_mix"):
@@ -34,7 +34,7 @@ def settings_without_effect(
         yield f"start {settings.start} had no effect because start_mix is 0"
 
 
-def _of_attention(settings: Settings, timesteps: Sequence[float], is_guided: bool) -> Iterator[str]:
+def _of_attention(settings: Settings, timesteps: Sequence[float], is_aligned: bool, is_guided: bool) -> Iterator[str]:
     if settings.exact and not settings.exemplar_prompt:
         yield "exact had no effect without an exemplar_prompt"
     elif settings.exact and not is_guided:
@@ -44,6 +44,8 @@ def _of_attention(settings: Settings, timesteps: Sequence[float], is_guided: boo
         return
     if settings.uncond_share < 1 and not is_guided:
         yield f"uncond_share {settings.uncond_share:g} had no effect at guidance scale 1"
+    elif settings.uncond_share != mode_defaults(settings.mode)["uncond_share"] and not is_aligned:
+        yield f"uncond_share {settings.uncond_share:g} had no effect because every exemplar has a mask"
     seeing = [timestep for timestep in timesteps if timestep <= settings.early_steps]
     if settings.early_steps < 1000 and seeing and len(seeing) == len(timesteps):
         yield f"early_steps {settings.early_steps} skipped no step"

@@ -57,6 +57,11 @@ def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided
         ({"is_guided": False}, ["uncond_share 0.5 had no effect at guidance scale 1"]),
         ({"is_guided": False, "uncond_share": 1}, []),
         (
+            {"is_aligned": False, "uncond_share": 0.25},
+            ["uncond_share 0.25 had no effect because every exemplar has a mask"],
+        ),
+        ({"is_aligned": False}, []),
+        (
             {"is_guided": False, "uncond_share": 1, "exact": True, "exemplar_prompt": "a pizza"},
             ["exact had no effect at guidance scale 1"],
         ),
