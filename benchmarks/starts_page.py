@@ -37,7 +37,7 @@ def starts_page(records: Sequence[Record], steps: int) -> str:
         sections.setdefault(record["section"], {}).setdefault(record["arm"], []).append(record)
     tables = {
         name: table(sections[name], name) if name in sections else "(not measured)"
-        for name in ("starts", "alignment", "prompts", "guidance", "steps", "samplers", "noprompt")
+        for name in ("starts", "alignment", "chain", "prompts", "guidance", "steps", "samplers", "noprompt")
     }
     return PAGE.substitute(
         tables, sampling_steps=steps, judged=judged_table(), kinds=kinds_table(sections.get("starts", {}))
@@ -190,6 +190,16 @@ $alignment
 - Alignment of the latent (the paper's words) keeps far more objects whole than alignment of the noise prediction (the
   authors' code), at nearly the same palette. Without alignment colours are farther away.
 - A larger `t_align` keeps the subject, a smaller one is nearer in colours. A smaller `t_early` is nearer too.
+
+## Is the inversion needed?
+
+"Noised" has one fixed noise at all levels in place of the inverted chain, so that no step depends on another:
+
+$chain
+
+The colours are the same, and with the noised chain the subject is more certain and more objects are whole. Its
+evaluations are independent of each other, so they would need fewer and larger calls. RIVAL does not offer it yet: the
+inverted chain is the paper's, and edits, inpainting and `start_mix` below 1 need it.
 
 ## Other prompts
 
