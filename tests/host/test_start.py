@@ -76,7 +76,14 @@ def test_at_cfg_1_the_share_has_no_effect_and_the_report_says_so(server):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"layers": "fine"}, {"strength": 0.5}, {"exact": True, "exemplar_prompt": "a pizza"}, {"features": "live"}],
+    [
+        {},
+        {"layers": "fine"},
+        {"strength": 0.5},
+        {"exact": True, "exemplar_prompt": "a pizza"},
+        {"features": "live"},
+        {"exemplar_2": base64_of(exemplar(HOUSE)), "weight_2": 0.5},
+    ],
 )
 def test_the_share_acts_with_every_other_setting(server, settings):
     less, all_of_it = (images_of(server, {**settings, "uncond_share": share}) for share in (0.25, 1.0))
