@@ -18,7 +18,7 @@ from rival_ext.fields import FIELDS
 
 NAMES = [field.name for field in FIELDS]
 IMAGES = [field.name for field in FIELDS if field.is_image]
-SENTENCE = re.compile(r"RIVAL: (?P<field>[^\n]{1,400})\.")
+SENTENCE = re.compile(r"RIVAL: (?P<field>[^\n]{1,450})\.")
 
 # counting
 

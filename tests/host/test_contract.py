@@ -96,8 +96,9 @@ def test_plain_generation_is_bit_identical_to_a_server_that_never_had_the_extens
 @pytest.mark.slow
 def test_left_out_fields_take_the_panels_defaults(server):
     full = {
-        **{"mode": "variation", "exemplar": None, "exemplar_prompt": "", "t_align": 600, "t_early": 600},
-        **{"early_steps": 1000, "alignment": "noise", "start_mix": 1, "inversion_iterations": 1},
+        **{"mode": "variation", "exemplar": None, "exemplar_prompt": "", "t_align": 800, "t_early": 600},
+        **{"early_steps": 1000, "alignment": "latent", "start": "matched", "start_mix": 1, "uncond_share": 0.5},
+        "inversion_iterations": 1,
     }
     assert largest_difference(images_of(server, {}), images_of(server, full)) == 0
 
@@ -144,7 +145,7 @@ def test_the_panels_positional_form_is_the_same(server):
             {"t_align": 100},
             {"t_early": 100},
             {"early_steps": 500},
-            {"alignment": "latent"},
+            {"alignment": "noise"},
             {"alignment": "off"},
             {"start": "permuted"},
             {"start_mix": 0.0},
@@ -168,7 +169,8 @@ def test_every_setting_changes_the_image_and_is_in_the_infotext(server, settings
 def test_an_exemplar_of_its_own_replaces_the_input_image(server):
     house = exemplar("house-emojione-blue")
     separate = images_of(server, {"exemplar": base64_of(house)})
-    assert largest_difference(separate, images_of(server, {}, image=house)) == 0
+    # the host adds its noise to its own image, and rounds there
+    assert largest_difference(separate, images_of(server, {}, image=house)) <= 2
     assert largest_difference(separate, images_of(server, {})) > 20
 
 

@@ -12,7 +12,7 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import extrapolated, invert, lower_latent
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.prepare import prepare
-from rival_ext.settings import parse_settings
+from rival_ext.settings import PAPER, parse_settings
 from rival_ext.storage.features import FeatureTransfer
 from rival_ext.storage.store import NoStore
 
@@ -31,7 +31,7 @@ def recorded_against_live(make_host, sample):
 
     def measure(name, first_guess):
         host = make_host(name)
-        layers, settings = self_attention_layers(host.unet), parse_settings({})
+        layers, settings = self_attention_layers(host.unet), parse_settings(PAPER)
         chain = invert(
             host.exemplar_latent(),
             host.noise_levels(),
