@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from exemplars import GUIDANCE, STEPS, Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
+from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from rival_ext.hosts.diffusers import DiffusersHost
@@ -23,7 +24,7 @@ from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.quality import FAIR, GOOD, judge, psnr
-from rival_ext.settings import Settings
+from rival_ext.settings import PAPER, Settings
 from rival_ext.storage.features import FeatureTransfer
 
 FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
@@ -158,9 +159,9 @@ def seeds_against_each_other(host: DiffusersHost, chain: Chain) -> list[float]:
 
 
 def variations(host: DiffusersHost, chain: Chain, seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
-    """An image for each seed, by the default settings."""
+    """An image for each seed, in the paper's form."""
     layers = self_attention_layers(host.unet)
-    guide = Guide([Seen(chain)], Settings(), host.schedule, layers, host.predict_noise)
+    guide = Guide([Seen(chain)], Settings(**PAPER), host.schedule, layers, host.predict_noise)
     start = host.start(seeds, guide)
     return host.decode(host.sample(start, seeds, guide, lambda done, total: None))
 
@@ -169,6 +170,11 @@ def rms(one: Image.Image, other: Image.Image) -> float:
     """Root of the mean squared difference of two images, of 255."""
     difference = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     return float((difference**2).mean() ** 0.5)
+
+
+def similarity(one: Image.Image, other: Image.Image) -> float:
+    """Structural similarity (SSIM) of two images: 1 is the same image."""
+    return float(structural_similarity(np.asarray(one), np.asarray(other), channel_axis=2))
 
 
 PAGE = Template("""\

@@ -19,10 +19,11 @@ import click
 import numpy as np
 from concepts import BACKGROUNDS, CONCEPTS, Classifier, load_classifier
 from effect import labelled_grid, palette, palette_distance
-from exemplars import ROOT, STEPS, Exemplar, markdown_table, read_exemplars
+from exactness import rms
+from exactness import similarity as ssim
+from exemplars import ROOT, STEPS, SUBJECTS, Exemplar, markdown_table, read_exemplars
 from modes_page import PAGE
 from PIL import Image, ImageDraw
-from skimage.metrics import structural_similarity
 from studio import Studio, layout_correlation, texture_distance
 from tqdm import tqdm
 
@@ -54,18 +55,11 @@ OUTSIDES = {HOUSE: "magenta", PIZZA: "teal", BUS: "darkgreen", HEART: "navy"}
 PAIRS = {(PIZZA, HOUSE): "", (TAXI, HEART): "a star", (BUS, PIZZA): "a dog face"}
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SIMILARITIES = tuple(tenth / 10 for tenth in range(11))
-SIMILAR = {
-    HOUSE: "a house",
-    PIZZA: "a pizza",
-    PANDA: "a panda",
-    "tulip-fluent-white": "a rose",
-    "penguin-twemoji-white": "a duck",
-    "lemon-noto-blue": "a tangerine",
-    "octopus-emojione-white": "an octopus",
-    TAXI: "an automobile",
-}
-"""For each exemplar of the section on similarity the prompt. Where the demo model does not know the exemplar's subject,
-it is the nearest that the model knows."""
+SIMILAR = (
+    *(HOUSE, PIZZA, PANDA, "tulip-fluent-white", "penguin-twemoji-white", "lemon-noto-blue"),
+    *("octopus-emojione-white", TAXI),
+)
+"""The exemplars of the section on similarity."""
 PICTURED = 8
 """The rows of the contact sheet of the section on similarity."""
 LAYER_CHOICES = {
@@ -324,7 +318,8 @@ def similarity(bench: Bench) -> Section:
     formats = [".1f", ".2f", ".0f", ".0f"]
     prompted, unprompted = Table(header, formats), Table(header, formats)
     rows: dict[str, list[Image.Image]] = {}
-    for name, concept in bench.cases(SIMILAR).items():
+    subjects = {name: SUBJECTS.get(name, bench.exemplars[name].concept) for name in SIMILAR}
+    for name, concept in bench.cases(subjects).items():
         request, seen = bench.request(name), bench.seen(name)
         for prompt, table in ((concept, prompted), ("", unprompted)):
             plain = bench.studio.plain(request, prompt)
@@ -332,9 +327,9 @@ def similarity(bench: Bench) -> Section:
                 f"{value:g}": bench.studio.rival(request, prompt, similarity=value) for value in SIMILARITIES
             }
             for title, images in made.items():
-                likeness = mean(_likeness(image, seen) for image in images)
-                distance = mean(_difference(image, seen) for image in images)
-                between = [_difference(*pair) for pair in combinations(images, 2)]
+                likeness = mean(ssim(image, seen) for image in images)
+                distance = mean(rms(image, seen) for image in images)
+                between = [rms(*pair) for pair in combinations(images, 2)]
                 table.add(title, bench.palette(images, seen), likeness, distance, mean(between or [0.0]))
             asked = f"{concept.partition(' ')[2]},\n{'named' if prompt else 'no prompt'}"
             rows[asked] = [bench.exemplars[name].image, *(images[0] for images in made.values())]
@@ -362,16 +357,6 @@ def layer_choices(bench: Bench) -> Section:
             asked = f"{exemplar.concept},\n{prompt or 'no prompt'}"
             rows[asked] = [exemplar.image, *(images[0] for images in made.values())]
     return Section({"layers_empty": content, "layers_prompt": style}, labelled_grid(["photo", *LAYER_CHOICES], rows))
-
-
-def _likeness(one: Image.Image, other: Image.Image) -> float:
-    """Structural similarity, 1 for the same image."""
-    return float(structural_similarity(np.asarray(one), np.asarray(other), channel_axis=2))
-
-
-def _difference(one: Image.Image, other: Image.Image) -> float:
-    """Root mean square difference, of 255."""
-    return float(np.sqrt(np.square(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).mean()))
 
 
 def background_distance(image: Image.Image, colour: str) -> float:

@@ -9,7 +9,6 @@ it stopped, and a finished one only writes the page anew.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,16 +22,14 @@ import psutil
 from exemplars import GUIDANCE, ROOT, STEPS, Exemplar, read_exemplars
 from peers_page import PLAIN, PROMPTS, Record, write
 from PIL import Image
-from samplers import Ledger, describe
+from samplers import Ledger, describe, webui_folder
 from starts import HELD_OUT
 from tqdm import tqdm
 
-from rival_ext.hosts.checkpoint import quieten_libraries
 from rival_ext.settings import PAPER
 from tests.host.answers import Answer, base64_of
 from tests.host.asking import request, text_request
 from tests.host.compat_servers import CompatServer, controlnet
-from tests.host.servers import real_folder
 
 SEEDS = (1, 2)
 SAMPLERS: Mapping[str, Mapping[str, str]] = {
@@ -129,12 +126,7 @@ ARMS: Sequence[Arm] = (
 @click.option("--seeds", type=click.IntRange(1), default=len(SEEDS), show_default=True, help="Seeds of each image.")
 def main(out: Path, kept: Path | None, arms: tuple[str, ...], steps: int, most: int, seeds: int) -> None:
     """Asks every arm for the same variations, turn by turn, and writes the page about them."""
-    quieten_libraries()
-    # ends the server too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = real_folder()
-    if folder is None:
-        raise click.UsageError("no real WebUI found; set RIVAL_WEBUI to its folder")
+    folder = webui_folder()
     if controlnet() is None:
         raise click.UsageError("no ControlNet found; set RIVAL_CONTROLNET to its folder")
     known = read_exemplars()

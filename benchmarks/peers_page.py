@@ -10,17 +10,15 @@ from statistics import mean, median
 from string import Template
 from typing import Any
 
-import numpy as np
 import torch
 from concepts import PROMPTS as CONCEPTS
 from concepts import Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
-from exactness import rms
+from exactness import rms, similarity
 from exemplars import SUBJECTS, Exemplar, make_host, markdown_table, vae_reconstruction
 from PIL import Image
 from samplers_page import picture_of
-from skimage.metrics import structural_similarity
 from tqdm import tqdm
 from wholeness import WHOLE_BELOW, surprises
 
@@ -99,11 +97,6 @@ class Aim:
     seen: Image.Image
     palette: Palette
     concept: int
-
-
-def similarity(one: Image.Image, other: Image.Image) -> float:
-    """SSIM of two images: 1 is the same image."""
-    return float(structural_similarity(np.asarray(one), np.asarray(other), channel_axis=2))
 
 
 def write(

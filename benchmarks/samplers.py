@@ -97,12 +97,7 @@ def main(
     again: bool,
 ) -> None:
     """Measures every sampler with every schedule on every family and writes the page about it."""
-    quieten_libraries()
-    # ends the servers too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = real_folder()
-    if folder is None:
-        raise click.UsageError("no real WebUI found; set RIVAL_WEBUI to its folder")
+    folder = webui_folder()
     if given_folder() is None:
         raise click.UsageError("no checkpoints found; set RIVAL_FAMILIES to their folder")
     ledger = Ledger(kept)
@@ -118,6 +113,16 @@ def main(
     done = {key for key, record in ledger.records.items() if not (again and does_not_hold(record))}
     measure([task for task in wanted if task.key not in done], folder, jobs, ledger)
     write(out, host, [ledger.records[task.key] for task in wanted], read_exemplars())
+
+
+def webui_folder() -> Path:
+    """The folder of the real WebUI. From here on, whatever ends the benchmark ends its servers too."""
+    quieten_libraries()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = real_folder()
+    if folder is None:
+        raise click.UsageError("no real WebUI found; set RIVAL_WEBUI to its folder")
+    return folder
 
 
 def tasks(families: Sequence[Family], samplers: Sequence[str], schedules: Sequence[str]) -> list[Task]:

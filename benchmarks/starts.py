@@ -27,10 +27,10 @@ import torch
 from concepts import PROMPTS, Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
+from exactness import rms, similarity
 from exemplars import GUIDANCE, ROOT, STEPS, SUBJECTS, Exemplar, read_exemplars
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from skimage.metrics import structural_similarity
 from starts_page import starts_page
 from tqdm import tqdm
 from wholeness import surprises
@@ -197,7 +197,7 @@ class Judge:
                 "surprise": surprise[index],
                 "roughness": roughness(image),
                 "diversity": diversity,
-                "ssim": float(structural_similarity(np.asarray(image), np.asarray(target.image), channel_axis=2)),
+                "ssim": similarity(image, target.image),
                 "rms": rms(image, target.image),
             }
             for index, (image, probability) in enumerate(zip(images, probabilities, strict=True))
@@ -332,12 +332,6 @@ def guide_with(host: DiffusersHost, chain: Chain, arm: Arm) -> Guide:
     settings = parse_settings(arm.fields or {})
     seen = [Seen(chain)]
     return Guide(seen, settings, host.schedule, host.layers, host.predict_noise, adds_noise=host.adds_noise())
-
-
-def rms(one: Image.Image, other: Image.Image) -> float:
-    """Root mean square difference of two images, of 255."""
-    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
-    return float(np.sqrt(np.square(difference).mean()))
 
 
 def roughness(image: Image.Image) -> float:

@@ -17,9 +17,10 @@ from tests.host.data_folder import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 pytest.importorskip("scipy", reason="benchmarks: scipy is not installed (the docs extra)")
 
+from exactness import similarity
 from exemplars import read_exemplars
 from peers import ARMS, Alternative, Reference, Rival, turns
-from peers_page import COLUMNS, PLAIN, PROMPTS, Result, by_sampler, contact_sheet, costs, page, rows, similarity
+from peers_page import COLUMNS, PLAIN, PROMPTS, Result, by_sampler, contact_sheet, costs, page, rows
 
 EXEMPLARS = [read_exemplars()[name] for name in ("bus-emojione-pink", "trophy-noto-pink")]
 HOST = {"webui": "v1.10.1", "python": "3.10.13", "torch": "2.1.2"}

@@ -53,6 +53,7 @@ class GuidedForward:
         self._forward = denoiser.forward
         self._checkpoint = shared.sd_model.sd_checkpoint_info
         self._has_switched = False
+        self._marks_are_known = not controlnet_reorders_rows(host.p)
 
     def __call__(self, x: Tensor, sigma: Tensor, uncond: Any, cond: Any, *args: Any, **kwargs: Any) -> Tensor:
         host, guide, convention = self.host, self.guide, self.host.convention
@@ -81,7 +82,8 @@ class GuidedForward:
             predicted = convention.noise_of(output, x, level)
             return predicted
 
-        noise = guide.guided_noise(level, denoise, _cond_or_uncond(host.p, cond, len(x)))
+        cond_or_uncond = _cond_or_uncond(cond, len(x)) if self._marks_are_known else ()
+        noise = guide.guided_noise(level, denoise, cond_or_uncond)
         if noise is predicted:
             return output
         corrected_output = convention.output_of(noise, x, level).to(x)
@@ -100,12 +102,10 @@ class GuidedForward:
             yield
 
 
-def _cond_or_uncond(p: Any, cond: Any, images: int) -> list[int]:
-    """Which prompt each row of the UNet has, in the host's order. Empty if that is not known.
+def _cond_or_uncond(cond: Any, images: int) -> list[int]:
+    """Which prompt each row of the UNet has, in the host's order.
 
     The prompts' rows come first, one for each part of an AND, then the negative prompts' rows. instruct-pix2pix
     evaluates the latter twice: with the image and without.
     """
-    if controlnet_reorders_rows(p):
-        return []
     return [COND for parts in cond.batch for _ in parts] + [UNCOND] * 2 * images
