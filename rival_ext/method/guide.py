@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from rival_ext.method.alignment import align_statistics
-from rival_ext.method.attention import Features, Layers, concatenate, inject, record, replace
+from rival_ext.method.attention import Features, Layers, record
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
+from rival_ext.method.injection import Injection, ProjectedFeatures, concatenate, replace
 from rival_ext.method.inversion import PredictNoise, refuse_not_finite, refuse_unreached
 from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps
-from rival_ext.method.rows import JoinContext, rows_that_see
+from rival_ext.method.rows import JoinTokens, rows_that_see
 from rival_ext.method.start import fresh_latents, start_latents
 from rival_ext.method.tokens import LayerChoice, TokenSubset
 from rival_ext.report import FeatureSource, GuidePart
@@ -58,6 +59,8 @@ class Guide:
         self.settings = settings
         self.timesteps = SamplerTimesteps(schedule, exemplars[0].chain.noise_levels)
         self.layers = layers
+        self.injection = Injection(layers)
+        """Lets the layers see the exemplars. A host may install it for all steps of a run."""
         self.predict_noise = predict_noise
         self.canvas = canvas
         self.counts = GuidePart()
@@ -75,7 +78,7 @@ class Guide:
         self._aligns_latent = settings.alignment == "latent" or (settings.alignment == "noise" and adds_noise)
         self._joint_tokens = JointTokens(exemplars)
         subset = TokenSubset(settings.exemplar_tokens)
-        self._concatenate: JoinContext = (
+        self._concatenate: JoinTokens = (
             concatenate if subset.fraction == 1 else lambda own, exemplar: concatenate(own, subset.of(exemplar))
         )
 
@@ -167,7 +170,7 @@ class Guide:
         refuse_not_finite(bool(exemplar_noise.isfinite().all()))
         return features
 
-    def _join_at(self, noise_level: float) -> JoinContext | None:
+    def _join_at(self, noise_level: float) -> JoinTokens | None:
         """How the exemplars are seen at this noise level: alone above t_align, beside the own tokens below it."""
         timestep = self.timesteps.of(noise_level)
         if not self.layers or timestep > self.settings.early_steps or self.settings.strength == 0:
@@ -175,7 +178,7 @@ class Guide:
         return replace if timestep > self.settings.t_align else self._concatenate
 
     def _with_injection(
-        self, noise_level: float, join: JoinContext, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int]
+        self, noise_level: float, join: JoinTokens, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int]
     ) -> Tensor:
         features = [self._features_at(exemplar, noise_level) for exemplar in self.exemplars]
         loaded = [
@@ -184,7 +187,8 @@ class Guide:
         ]
         joined = self._joint_tokens.join(loaded)
         seeing = rows_that_see(self._uncond_share, self.exemplars[0].chain.segment(noise_level))
-        with inject(self.layers, joined, join, cond_or_uncond, self.settings.strength, seeing) as seen:
+        projected = ProjectedFeatures(joined, self.layers)
+        with self.injection.step(projected, join, cond_or_uncond, self.settings.strength, seeing) as seen:
             prediction = denoise()
         refuse_unreached(seen)
         self.counts.layers = max(self.counts.layers, len(seen))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from rival_ext.method.attention import ChooseContext, LayerCall
-from rival_ext.method.rows import mixed_output
+from rival_ext.method.attention import Attend, LayerCall, is_suspended
+from rival_ext.method.rows import Attended, KeysValues, mixed_output
 
 
 def self_attention_modules(unet: nn.Module) -> dict[str, nn.Module]:
@@ -38,9 +37,7 @@ def self_attention_layers(unet: nn.Module) -> dict[str, HookedLayer]:
 
 
 class HookedLayer:
-    """A layer whose forward takes a context as its second argument (`SelfAttention`).
-
-    ldm calls the argument `context`, diffusers `encoder_hidden_states`.
+    """A layer with the projections `to_q`, `to_k` and `to_v`, as in ldm, sgm and diffusers (`SelfAttention`).
 
     Args:
         module: The layer's module. Its forward may have been replaced by another extension.
@@ -48,34 +45,62 @@ class HookedLayer:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self._signature = _signature_with_names(module)
+
+    def project(self, h: Tensor) -> KeysValues:
+        return self._projected(h, h)
 
     @contextmanager
-    def attending(self, choose_context: ChooseContext) -> Iterator[None]:
-        tokens_name, context_name = list(self._signature.parameters)[:2]
-        usual_outputs: list[tuple[Tensor, float | Tensor]] = []
+    def attending(self, attend: Attend) -> Iterator[None]:
+        current: list[Attended] = []
 
-        def before(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            bound = self._signature.bind(*args, **kwargs)
-            tokens = bound.arguments[tokens_name]
-            usual = bound.arguments.get(context_name)
-            attended = choose_context(LayerCall(tokens if usual is None else usual, tokens.shape[1]))
-            if attended is None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # what a call that failed has left
+            current.clear()
+            own, context = _tokens_and_context(args, kwargs)
+            attended = attend(LayerCall(context, own.shape[1]))
+            if attended is not None:
+                current.append(attended)
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            if not current:
                 return None
-            if attended.is_partial:
-                usual_outputs.append((module.forward(*args, **kwargs), attended.share))
-            bound.arguments[context_name] = attended.context
-            return bound.args, bound.kwargs
+            attended = current.pop()
+            if not attended.is_partial:
+                return None
+            return mixed_output(output, module.forward(*args, **kwargs), attended.share)
 
-        def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return mixed_output(output, *usual_outputs.pop()) if usual_outputs else None
-
-        with ExitStack() as stack:
+        with joined_projections(self.module, lambda: current[0] if current else None), ExitStack() as stack:
             stack.callback(self.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(self.module.register_forward_hook(after).remove)
+            stack.callback(self.module.register_forward_hook(after, with_kwargs=True).remove)
             yield
+
+    def _projected(self, of_keys: Tensor, of_values: Tensor) -> KeysValues:
+        keys, values = _projections(self.module)
+        return KeysValues(keys(of_keys), values(of_values))
+
+
+@contextmanager
+def joined_projections(module: nn.Module, current: Callable[[], Attended | None]) -> Iterator[None]:
+    """Join the exemplar's keys and values to those of a layer while the context manager is open.
+
+    Args:
+        module: The layer's module.
+        current: Returns what the layer attends to in the call that runs now, or None to leave the call as it is.
+    """
+
+    def join_keys(_: nn.Module, args: tuple[Any, ...], usual: Tensor) -> Tensor | None:
+        attended = None if is_suspended() else current()
+        return None if attended is None else attended.keys(usual)
+
+    def join_values(_: nn.Module, args: tuple[Any, ...], usual: Tensor) -> Tensor | None:
+        attended = None if is_suspended() else current()
+        return None if attended is None else attended.values(usual)
+
+    keys, values = _projections(module)
+    with ExitStack() as stack:
+        stack.callback(keys.register_forward_hook(join_keys).remove)
+        stack.callback(values.register_forward_hook(join_values).remove)
+        yield
 
 
 @contextmanager
@@ -100,9 +125,14 @@ def count_rows(unet: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _signature_with_names(module: nn.Module) -> inspect.Signature:
-    signature = inspect.signature(module.forward)
-    if next(iter(signature.parameters.values())).kind is inspect.Parameter.VAR_POSITIONAL:
-        # another extension's wrapper hides the names; the class still has them
-        signature = inspect.signature(type(module).forward.__get__(module))
-    return signature
+def _tokens_and_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The tokens with which a layer is called, and those that it would attend to: the same if no other are given."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    tokens = tensors[0]
+    # the third may be a mask
+    contexts = [one for one in tensors[1:2] if one.dim() == tokens.dim() and one.shape[-1] == tokens.shape[-1]]
+    return tokens, contexts[0] if contexts else tokens
+
+
+def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return module.get_submodule("to_k"), module.get_submodule("to_v")

@@ -7,6 +7,7 @@ exemplar less often, guidance amplifies the exemplar too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -25,26 +26,15 @@ COND_ALONE = frozenset({COND})
 
 GOLDEN_RATIO = 0.6180339887498949
 
-JoinContext = Callable[[Tensor, Tensor], Tensor]
-"""Joins the generation's tokens and the exemplar's into the context. The layer projects it to keys and values."""
+JoinTokens = Callable[[Tensor, Tensor], Tensor]
+"""(the generation's keys or values, the exemplar's), `[rows, tokens, channels]` each -> those that are attended to."""
 
 
-class Attended(NamedTuple):
-    """What a layer attends to in one call.
+class KeysValues(NamedTuple):
+    """A layer's projections of some tokens, `[rows, tokens, channels]` each."""
 
-    Attributes:
-        context: `[rows, context tokens, channels]`.
-        share: The share of the layer's output that comes from this context: one number, or `[rows, 1, 1]`. The rest is
-            the layer's usual output, for which the layer is evaluated a second time.
-    """
-
-    context: Tensor
-    share: float | Tensor = 1.0
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether the layer's usual output is needed too."""
-        return isinstance(self.share, Tensor) or self.share < 1
+    keys: Tensor
+    values: Tensor
 
 
 def rows_that_see(uncond_share: float, node: int) -> frozenset[int]:
@@ -63,55 +53,93 @@ def rows_that_see(uncond_share: float, node: int) -> frozenset[int]:
     return BOTH if uncond_share == 1 or (node * GOLDEN_RATIO) % 1 < uncond_share else COND_ALONE
 
 
-def attended_rows(
-    usual: Tensor,
-    exemplar: Tensor,
-    join: JoinContext,
-    marks: Sequence[int],
-    seeing: frozenset[int] = BOTH,
-    strength: float = 1.0,
-) -> Attended | None:
-    """Make the context of one call of a layer, in which not all rows need to see the exemplar.
+class Attended:
+    """What a layer attends to in one call: its own keys and values joined with the exemplar's.
 
     Args:
-        usual: The usual context, `[rows, tokens, channels]`.
-        exemplar: The exemplar's tokens, `[1 or 2, exemplar tokens, channels]`. Of two rows, row `UNCOND` is for the
-            rows with the negative prompt, and row `COND` for those with the prompt.
-        join: Makes the context of rows that see the exemplar from their usual one.
+        exemplar: The exemplar's keys and values, `[1 or 2, exemplar tokens, channels]`. Of two rows, row `UNCOND` is
+            for the rows with the negative prompt, and row `COND` for those with the prompt.
+        join: Makes what a row that sees the exemplar attends to from its own tokens and the exemplar's.
+        own_tokens: How many of the usual tokens are the layer's own. What another extension has appended to these
+            stays beside the exemplar.
         marks: `UNCOND` or `COND` for each row. Empty if all rows see the exemplar's one row.
         seeing: The marks of the rows that see the exemplar.
-        strength: From 0 to 1, the share of the output that comes from the joined context.
+        strength: From 0 to 1, the share of the output that comes from the joined tokens.
+        saw: Called when the layer has really asked for its values.
 
-    Returns:
-        What the layer attends to, or None if no row of this call sees the exemplar.
+    Attributes:
+        share: The share of the layer's output that comes from the joined tokens: one number, or `[rows, 1, 1]`. It is
+            known once the keys are joined. The rest is the layer's usual output, for which the layer is evaluated a
+            second time.
     """
-    if not marks or (len(exemplar) == 1 and seeing == BOTH):
-        return Attended(join(usual, exemplar.expand(len(usual), -1, -1)), strength)
-    if seeing.isdisjoint(marks):
-        return None
-    runs = _runs(usual, exemplar, marks)
-    joined = {index: join(run.usual, run.exemplar) for index, run in enumerate(runs) if run.mark in seeing}
-    # attention to the usual context several times is attention to it once
-    repeats, rest = divmod(next(iter(joined.values())).shape[1], usual.shape[1])
-    contexts = [
-        joined[index] if index in joined else join(run.usual, run.exemplar) if rest else run.usual.repeat(1, repeats, 1)
-        for index, run in enumerate(runs)
-    ]
-    if not rest or len(joined) == len(runs):
-        return Attended(torch.cat(contexts), strength)
-    # the rows of one call have contexts of one length, so the others take all of their output from the usual one
-    shares = (strength if run.mark in seeing else 0.0 for run in runs)
-    return Attended(
-        torch.cat(contexts),
-        torch.cat([run.usual.new_full((len(run.usual), 1, 1), share) for run, share in zip(runs, shares, strict=True)]),
-    )
+
+    def __init__(
+        self,
+        exemplar: KeysValues,
+        join: JoinTokens,
+        own_tokens: int,
+        marks: Sequence[int] = (),
+        seeing: frozenset[int] = BOTH,
+        strength: float = 1.0,
+        saw: Callable[[], None] = lambda: None,
+    ):
+        self.share: float | Tensor = strength
+        self._exemplar = exemplar
+        self._join = join
+        self._own_tokens = own_tokens
+        sees_all = seeing == BOTH and len(exemplar.keys) == 1
+        self._marks = () if sees_all else tuple(marks)
+        self._seeing = seeing
+        self._strength = strength
+        self._saw = saw
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the layer's usual output is needed too."""
+        return isinstance(self.share, Tensor) or self.share < 1
+
+    def keys(self, usual: Tensor) -> Tensor:
+        """Join the exemplar's keys to the layer's usual ones, `[rows, tokens, channels]`."""
+        return self._joined_rows(usual, self._exemplar.keys.to(usual))
+
+    def values(self, usual: Tensor) -> Tensor:
+        """Join the exemplar's values to the layer's usual ones, `[rows, tokens, channels]`."""
+        self._saw()
+        return self._joined_rows(usual, self._exemplar.values.to(usual))
+
+    def _joined_rows(self, usual: Tensor, exemplar: Tensor) -> Tensor:
+        if not self._marks:
+            return self._joined(usual, exemplar.expand(len(usual), -1, -1))
+        runs = _runs(self._marks, len(usual))
+        joined = {run: self._joined(*run.of(usual, exemplar)) for run in runs if run.mark in self._seeing}
+        # attention to the usual tokens several times is attention to them once
+        repeats, rest = divmod(next(iter(joined.values())).shape[1], usual.shape[1])
+        if rest and len(joined) < len(runs):
+            # the rows of one call have tokens of one number, so the others take all of their output from the usual ones
+            shares = [self._strength if run.mark in self._seeing else 0.0 for run in runs for _ in range(run.rows)]
+            self.share = torch.tensor(shares).to(usual)[:, None, None]
+        return torch.cat(
+            [
+                joined[run]
+                if run in joined
+                else self._joined(*run.of(usual, exemplar))
+                if rest
+                else usual[run.start : run.stop].repeat(1, repeats, 1)
+                for run in runs
+            ]
+        )
+
+    def _joined(self, usual: Tensor, exemplar: Tensor) -> Tensor:
+        own, appended = usual[:, : self._own_tokens], usual[:, self._own_tokens :]
+        tokens = self._join(own, exemplar)
+        return torch.cat([tokens, appended], dim=1) if appended.shape[1] else tokens
 
 
 def mixed_output(output: Tensor, usual: Tensor, share: float | Tensor) -> Tensor:
-    """Mix a layer's output from another context with its usual one.
+    """Mix a layer's output from the joined tokens with its usual one.
 
     Args:
-        output: `[rows, tokens, channels]`, from the other context.
+        output: `[rows, tokens, channels]`, from the joined tokens.
         usual: `[rows, tokens, channels]`.
         share: The share of `output`, as in `Attended`.
 
@@ -122,20 +150,30 @@ def mixed_output(output: Tensor, usual: Tensor, share: float | Tensor) -> Tensor
 
 
 class _Run(NamedTuple):
-    """Neighbouring rows of one call that have the same mark, and the exemplar's tokens for them."""
+    """Neighbouring rows of one call that have the same mark: those from `start` on, below `stop`."""
 
     mark: int
-    usual: Tensor
-    exemplar: Tensor
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    def of(self, usual: Tensor, exemplar: Tensor) -> tuple[Tensor, Tensor]:
+        # slices and not an index, which would wait for the device
+        seen = exemplar[self.mark : self.mark + 1] if len(exemplar) > 1 else exemplar
+        return usual[self.start : self.stop], seen.expand(self.rows, -1, -1)
 
 
-def _runs(usual: Tensor, exemplar: Tensor, marks: Sequence[int]) -> list[_Run]:
+@lru_cache
+def _runs(marks: tuple[int, ...], rows: int) -> tuple[_Run, ...]:
+    """The runs of a call. A layer that splits each row into tiles has several neighbouring rows for each mark."""
+    tiles = rows // len(marks)
     runs = []
     start = 0
     for mark, group in groupby(marks):
-        rows = usual[start : start + len(list(group))]
-        start += len(rows)
-        # slices and not an index, which would wait for the device
-        seen = exemplar[mark : mark + 1] if len(exemplar) > 1 else exemplar
-        runs.append(_Run(mark, rows, seen.expand(len(rows), -1, -1)))
-    return runs
+        stop = start + len(list(group)) * tiles
+        runs.append(_Run(mark, start, stop))
+        start = stop
+    return tuple(runs)

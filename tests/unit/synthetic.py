@@ -43,8 +43,9 @@ class LayeredModel:
     """One layer that is called once an evaluation, with the noise level as the value of all its tokens."""
 
     def __init__(self):
-        self.layer = torch.nn.Identity()
-        self.layer.forward = lambda hidden_states, encoder_hidden_states=None: hidden_states
+        self.layer = torch.nn.Module()
+        self.layer.to_k = self.layer.to_v = torch.nn.Identity()
+        self.layer.forward = lambda hidden_states, encoder_hidden_states=None: self.layer.to_k(hidden_states)
         self.layers = {"layer": HookedLayer(self.layer)}
 
     def predict_noise(self, latent, level):

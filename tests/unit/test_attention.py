@@ -7,7 +7,8 @@ import functools
 import pytest
 import torch
 
-from rival_ext.method.attention import concatenate, inject, record, replace, suspended
+from rival_ext.method.attention import record, suspended
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import HookedLayer, count_rows, self_attention_layers
 from tests.unit.tiny_unet import LdmAttention, hooks, tokens
 
@@ -145,14 +146,15 @@ def test_an_inner_injection_adds_to_the_context_of_the_outer_one(unet):
     assert torch.equal(layer.contexts[-1], own)
 
 
-def test_an_inner_record_sees_the_context_of_the_outer_injection(unet):
+def test_an_inner_record_keeps_the_layers_own_input_whatever_is_injected(unet):
     layer, exemplar = unet.blocks[0].attn1, tokens(1, 2, seed=5)
     with (
         inject({"layer": HookedLayer(layer)}, {"layer": exemplar}, replace),
         record({"layer": HookedLayer(layer)}) as features,
     ):
         layer(tokens(1))
-    assert torch.equal(features["layer"], exemplar)
+    assert torch.equal(features["layer"], tokens(1))
+    assert torch.equal(layer.contexts[-1], exemplar)
 
 
 # layers whose forward another extension has replaced

@@ -8,9 +8,10 @@ from PIL import Image
 
 from rival_ext.errors import RivalError
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
-from rival_ext.method.attention import concatenate, inject, record, replace
+from rival_ext.method.attention import record
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
 from rival_ext.method.guide import Guide
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import count_rows, self_attention_layers
 from rival_ext.method.prepare import prepare
 from rival_ext.method.regions import region_of_mask

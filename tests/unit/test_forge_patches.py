@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rival_ext.hosts.webui.backends.patches import PatchedLayer, PatchState, block_key, patched_clone, replaced_blocks
-from rival_ext.method.attention import concatenate, inject, record, replace, suspended
+from rival_ext.method.attention import record, suspended
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import HookedLayer
 
 BLOCK = ("input", 1, 0)
@@ -104,7 +105,7 @@ def tokens(rows, number=6, seed=0):
 def patched(attention, state, options=None, key=BLOCK):
     return (
         patched_clone(Patcher(options), state, {key: attention}),
-        {"layer": PatchedLayer(key, state)},
+        {"layer": PatchedLayer(key, attention, state)},
         Block(attention, key),
     )
 
@@ -130,7 +131,7 @@ def test_after_a_fault_the_layer_is_as_it_was(attention, state):
     attention.register_forward_pre_hook(FailingAt(2))
     with inject(layers, {"layer": tokens(1)}, replace, strength=0.5), pytest.raises(FaultError):
         block(patcher, own)
-    assert (state.overrides, state.usual_outputs) == ({}, {})
+    assert (state.overrides, state.calls) == ({}, {})
     assert torch.equal(block(patcher, own), untouched)
 
 
@@ -166,7 +167,7 @@ def test_tokens_that_another_extension_merges_are_parted_again_after_mixing(atte
     own = tokens(2)
     with inject(layers, {"layer": tokens(1, 9, seed=1)}, concatenate, strength=0.5):
         assert block(patcher, own).shape == own.shape
-    assert state.usual_outputs == {}
+    assert state.calls == {}
 
 
 @pytest.mark.parametrize("context", [replace, concatenate])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rival_ext.errors import Interrupted, RivalError
-from rival_ext.method.attention import concatenate, inject, record, replace
+from rival_ext.method.attention import record
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import HookedLayer, count_rows, self_attention_layers, self_attention_modules
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import parse_settings

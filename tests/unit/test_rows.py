@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.method.attention import concatenate, inject, replace
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import HookedLayer
 from rival_ext.method.rows import BOTH, COND, COND_ALONE, UNCOND, rows_that_see
 from tests.unit.tiny_unet import DiffusersAttention, tokens

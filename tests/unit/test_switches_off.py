@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rival_ext.method.attention import concatenate, inject, record, replace
+from rival_ext.method.attention import record
 from rival_ext.method.guide import Guide
+from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import self_attention_layers
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.method.prepare import prepare

@@ -184,6 +184,7 @@ REQUIREMENTS_BY_WEBUI: dict[WebuiName, dict[str, list[str]]] = {
         "modules.sd_hijack": ["current_optimizer"],
         "modules.sd_samplers_common": ["apply_refiner(cfg_denoiser, sigma)"],
         "modules.shared": ["loaded_hypernetworks", _CLIP],
+        "modules.hypernetworks.hypernetwork": ["apply_hypernetworks(hypernetworks, context)"],
         **_INTERROGATORS,
         **_GRADIO_3,
     },

@@ -158,6 +158,8 @@ def install(checkpoint):
             "torch_gc": nobody,
         },
         "extra_networks": {"parse_prompt": parse_prompt, "activate": lambda p, data: None},
+        "hypernetworks": {},
+        "hypernetworks.hypernetwork": {"apply_hypernetworks": lambda hypernetworks, context: (context, context)},
         "images": {
             **{"flatten": flatten, "resize_image": resize_image, "fix_image": ImageOps.exif_transpose},
             "read_info_from_image": nobody,
@@ -219,7 +221,8 @@ def install(checkpoint):
         # `find_spec` finds a module only with its spec
         module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
-        setattr(package, name, module)
+        parent, _, last = module.__name__.rpartition(".")
+        setattr(sys.modules[parent], last, module)
         sys.modules[f"modules.{name}"] = module
     gradio = ModuleType("gradio")
     # gradio 3 has this class

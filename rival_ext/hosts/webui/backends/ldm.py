@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from modules import devices, extra_networks, sd_hijack, sd_samplers_common, shared
+from modules.hypernetworks import hypernetwork
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,13 +24,21 @@ from rival_ext.hosts.webui.compat import (
 from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
 from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
 from rival_ext.method.attention import Layers
-from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.layers import HookedLayer, self_attention_modules
+from rival_ext.method.rows import KeysValues
 
 FAMILIES = ("is_sd1", "is_sd2", "is_sdxl")
 """The host's marks on a checkpoint whose UNet has the self-attention layers of the method."""
 
 UNCLIP = "crossattn-adm"
 """The host's `conditioning_key` of unCLIP checkpoints, whose UNet also sees an image embedding."""
+
+
+class LdmLayer(HookedLayer):
+    """A self-attention layer on which the host's hypernetworks act, before its projections."""
+
+    def project(self, h: Tensor) -> KeysValues:
+        return self._projected(*hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, h))
 
 
 class LdmModel:
@@ -58,7 +67,7 @@ class LdmModel:
 
     @cached_property
     def layers(self) -> Layers:
-        return self_attention_layers(self.unet)
+        return {name: LdmLayer(module) for name, module in self_attention_modules(self.unet).items()}
 
     def is_supported(self) -> bool:
         model = self.model

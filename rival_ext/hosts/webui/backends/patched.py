@@ -108,7 +108,10 @@ class PatchedModel(ABC):
 
     @cached_property
     def layers(self) -> Layers:
-        return {name: PatchedLayer(block_key(name), self.state) for name in self_attention_modules(self.unet)}
+        return {
+            name: PatchedLayer(block_key(name), module, self.state)
+            for name, module in self_attention_modules(self.unet).items()
+        }
 
     def refusals(self) -> Mapping[str, bool]:
         return {

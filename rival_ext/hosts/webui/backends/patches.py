@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from rival_ext.method.attention import ChooseContext, LayerCall, suspended
-from rival_ext.method.rows import COND, UNCOND, mixed_output
+from rival_ext.method.attention import Attend, LayerCall, suspended
+from rival_ext.method.layers import HookedLayer, joined_projections
+from rival_ext.method.rows import COND, UNCOND, Attended, mixed_output
 
 BlockKey = tuple[str, int, int]
 """How the hosts name a transformer block: "input", "middle" or "output", the index of the UNet's block, and the index
@@ -37,42 +38,57 @@ class PatchState:
     """What the functions on all clones of a run share.
 
     Attributes:
-        overrides: What chooses a layer's context at present, by its block.
-        usual_outputs: The usual outputs of layers and the shares of the others, until they are mixed.
+        overrides: What a layer is asked at present, by its block.
+        calls: The calls of layers that run now and see the exemplar, by block.
         own_tokens: How many tokens the layer that is called now has.
         is_prompt_pass: Whether the host evaluates the prompts at present. False in the evaluations that SAG and PAG
             make afterwards.
     """
 
-    overrides: dict[BlockKey, ChooseContext] = field(default_factory=dict)
-    usual_outputs: dict[BlockKey, tuple[Tensor, float | Tensor]] = field(default_factory=dict)
+    overrides: dict[BlockKey, Attend] = field(default_factory=dict)
+    calls: dict[BlockKey, PatchedCall] = field(default_factory=dict)
     own_tokens: int = 0
     is_prompt_pass: bool = True
 
+    def attended(self, key: BlockKey) -> Attended | None:
+        """Return what a layer attends to in the call that runs now, or None if it sees no exemplar in it."""
+        call = self.calls.get(key)
+        return call and call.attended
 
-class PatchedLayer:
-    """A layer that is reached through the patcher (`rival_ext.method.attention.SelfAttention`).
+
+class PatchedCall(NamedTuple):
+    """A call of a layer that sees the exemplar, with what the layer was given."""
+
+    attended: Attended
+    n: Tensor
+    context: Tensor
+    value: Tensor
+
+
+class PatchedLayer(HookedLayer):
+    """A layer whose calls are told by the patcher (`rival_ext.method.attention.SelfAttention`).
 
     Args:
         key: The layer's block.
+        module: The layer's module.
         state: What the patched clones share.
     """
 
-    def __init__(self, key: BlockKey, state: PatchState):
+    def __init__(self, key: BlockKey, module: nn.Module, state: PatchState):
+        super().__init__(module)
         self.key = key
         self.state = state
 
     @contextmanager
-    def attending(self, choose_context: ChooseContext) -> Iterator[None]:
-        before = self.state.overrides.get(self.key)
-        self.state.overrides[self.key] = choose_context
-        try:
-            yield
-        finally:
-            del self.state.overrides[self.key]
-            self.state.usual_outputs.pop(self.key, None)
-            if before is not None:
-                self.state.overrides[self.key] = before
+    def attending(self, attend: Attend) -> Iterator[None]:
+        with (
+            _item(self.state.overrides, self.key, attend),
+            joined_projections(self.module, lambda: self.state.attended(self.key)),
+        ):
+            try:
+                yield
+            finally:
+                self.state.calls.pop(self.key, None)
 
 
 def block_key(name: str) -> BlockKey:
@@ -110,25 +126,22 @@ def patched_clone(unet: Any, state: PatchState, modules: Mapping[BlockKey, nn.Mo
 
     def attend(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         key = _current_block(extra)
-        choose_context = state.overrides.get(key)
-        if choose_context is None or key in replaced or (key[0] == MIDDLE and not state.is_prompt_pass):
+        # what a call that failed has left
+        state.calls.pop(key, None)
+        ask = state.overrides.get(key)
+        if ask is None or key in replaced or (key[0] == MIDDLE and not state.is_prompt_pass):
             return n, context, value
-        cond_or_uncond = _cond_or_uncond(tuple(extra["cond_or_uncond"]), len(n))
-        keys = choose_context(LayerCall(context, state.own_tokens, cond_or_uncond))
-        if keys is None:
-            return n, context, value
-        # keys and values have one context, unless another extension has changed one of the two
-        is_one = value is context
-        values = keys if is_one else choose_context(LayerCall(value, state.own_tokens, cond_or_uncond))
-        assert values is not None
-        if keys.is_partial:
-            state.usual_outputs[key] = modules[key](n, context=context, value=value), keys.share
-        return n, keys.context, values.context
+        attended = ask(LayerCall(context, state.own_tokens, _cond_or_uncond(tuple(extra["cond_or_uncond"]), len(n))))
+        if attended is not None:
+            state.calls[key] = PatchedCall(attended, n, context, value)
+        return n, context, value
 
     def mix(n: Tensor, extra: dict[str, Any]) -> Tensor:
         key = _current_block(extra)
-        usual = state.usual_outputs.pop(key, None)
-        return n if usual is None else mixed_output(n, *usual)
+        call = state.calls.pop(key, None)
+        if call is None or not call.attended.is_partial:
+            return n
+        return mixed_output(n, modules[key](call.n, context=call.context, value=call.value), call.attended.share)
 
     clone.set_model_attn1_patch(attend)
     patches = options["transformer_options"]["patches"]
@@ -156,6 +169,19 @@ def replaced_blocks(options: Mapping[str, Any]) -> set[BlockKey]:
         for key, function in replacements.items()
         if getattr(function, "__module__", None) not in TAKES_A_LONGER_CONTEXT
     }
+
+
+@contextmanager
+def _item(items: dict[BlockKey, Attend], key: BlockKey, value: Attend) -> Iterator[None]:
+    """A value in a dictionary, and afterwards the earlier one or none."""
+    before = items.get(key)
+    items[key] = value
+    try:
+        yield
+    finally:
+        del items[key]
+        if before is not None:
+            items[key] = before
 
 
 def _suspending(modifier: Any) -> Any:
