@@ -26,6 +26,9 @@ configurations)."""
 EXEMPLAR_SUFFIXES = ("", "_2", "_3")
 """The names of the fields of the first, second and third exemplar end with these."""
 
+MOST_NODES = 999
+"""The most nodes of a chain that a setting can name."""
+
 LONGEST_PROMPT = 10_000
 """The most characters of an exemplar prompt, a hundred times what a tokenizer reads at once."""
 
@@ -96,6 +99,10 @@ def _fraction(name: str, label: str, help: str, default: float, minimum: float =
 
 def _text(name: str, label: str, help: str, default: str, expects: str) -> Field:  # noqa: A002
     return Field(name, label, help, default, expects, StrictStr)
+
+
+def _nodes(name: str, label: str, help: str, default: int, minimum: int) -> Field:  # noqa: A002
+    return _text(name, label, help, str(default), f"all, or a whole number from {minimum} to {MOST_NODES}")
 
 
 def _image(name: str, label: str, help: str) -> Field:  # noqa: A002
@@ -211,6 +218,29 @@ FIELDS = (
         "noise",
         "off",
     ),
+    _choice(
+        "chain",
+        "Chain",
+        "How the exemplar is led to noise: inverted is the paper's form; noised adds one fixed noise, which takes a "
+        "fraction of the time and does for modes variation and text",
+        "inverted",
+        "noised",
+    ),
+    _nodes(
+        "inversion_nodes",
+        "Inversion nodes",
+        "At how many of the sampler's noise levels the exemplar is inverted where the start is random; fewer are "
+        "faster; edits and inpainting always invert at each level",
+        10,
+        2,
+    ),
+    _nodes(
+        "feature_nodes",
+        "Feature nodes",
+        "At how many noise levels the exemplar's features are kept; fewer take less memory; all is the paper's form",
+        6,
+        1,
+    ),
     _whole_number(
         "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 1, 10
     ),
@@ -248,7 +278,12 @@ FIELD_BY_NAME = {field.name: field for field in FIELDS}
 DEFAULTS = {field.name: field.default for field in FIELDS}
 """Each field's value when it is left out, in mode variation."""
 
-INVERSION_FIELDS = frozenset({"exemplar_prompt", "inversion_iterations", "features", "exact", "plain_inversion"})
+NODE_FIELDS = ("inversion_nodes", "feature_nodes")
+"""The fields that name a number of nodes, or all."""
+
+INVERSION_FIELDS = frozenset(
+    {"exemplar_prompt", "inversion_iterations", "features", "exact", "plain_inversion", "chain", *NODE_FIELDS}
+)
 """A change of one of these fields needs another inversion of the same image."""
 
 INFOTEXT_FIELDS = tuple(field for field in FIELDS if field.name != "enabled" and not field.is_image)
@@ -279,6 +314,8 @@ def _property_schema(field: Field) -> dict[str, Any]:
     if field.name == "layers":
         sizes = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
         return schema | {"anyOf": [{"type": "string"}, sizes]}
+    if field.name in NODE_FIELDS:
+        return schema | {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1, "maximum": MOST_NODES}]}
     schema["type"] = SCHEMA_TYPES[type(field.default)]
     if field.choices:
         schema["enum"] = list(field.choices)

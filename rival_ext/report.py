@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rival_ext.settings import Settings
@@ -32,12 +32,16 @@ class Inversion:
         evaluations: UNet evaluations.
         iterations: Fixed-point iterations a step, as asked for.
         residual: The largest last update of a step, relative to the latent.
+        levels: At how many noise levels each exemplar was evaluated.
+        bend: How far the chains may be off between these levels, relative to the latent. 0 if there is none between.
         psnr: How exactly the exemplar comes back, in dB. None if that was not checked.
     """
 
     evaluations: int = 0
     iterations: int = 0
     residual: float = 0.0
+    levels: int = 0
+    bend: float = 0.0
     psnr: float | None = None
 
 
@@ -109,6 +113,7 @@ class Report:
     mode: str
     t_align: int
     t_early: int
+    chain: str = "inverted"
     exemplars: int = 1
     layers: int = 0
     features: FeatureSource | None = None
@@ -135,12 +140,15 @@ class Report:
         if self.is_plain:
             generated = f"{steps.total} steps, {rows.generation} UNet rows, {self.seconds.generation:.1f} s."
             return [f"Plain images, without RIVAL. {generated}", *notes]
+        made = "Noised" if self.chain == "noised" else "Inverted"
         inverted = (
-            f"Inverted in {inversion.evaluations} evaluations, {self.seconds.inversion:.1f} s; "
-            f"the last update was {inversion.residual:.2g} of the latent."
+            f"{made} in {inversion.evaluations} evaluations, {self.seconds.inversion:.1f} s"
+            + (f"; the last update was {inversion.residual:.2g} of the latent." if made == "Inverted" else ".")
             if self.store != "hit"
             else "The stored inversion was used: nothing was inverted."
         )
+        if inversion.bend:
+            inverted += f" Between its noise levels the chain is off by about {inversion.bend:.1%} of the latent."
         exemplars = "one exemplar" if self.exemplars == 1 else f"{self.exemplars} exemplars"
         return [
             f"RIVAL, mode {self.mode}, {exemplars}. {inverted}",
@@ -156,11 +164,16 @@ class Report:
         notes = "".join(f"; {note}" for note in self.notes)
         if self.is_plain:
             return f"plain images without RIVAL; {self.steps.total} steps; {self.rows.generation} UNet rows" + notes
+        inversion = self.inversion
         inverted = (
-            f"inverted in {self.inversion.evaluations} evaluations (residual {self.inversion.residual:.2g})"
-            if self.store != "hit"
-            else "stored inversion"
+            f"noised in {inversion.evaluations} evaluations"
+            if self.chain == "noised"
+            else f"inverted in {inversion.evaluations} evaluations (residual {inversion.residual:.2g})"
         )
+        if self.store == "hit":
+            inverted = "stored inversion"
+        if inversion.bend:
+            inverted += f"; off by {inversion.bend:.1%} between its levels"
         exemplars = f"{self.exemplars} exemplars; " if self.exemplars > 1 else ""
         return exemplars + (
             f"{self.layers} layers; {self.steps.injected} of {self.steps.total} steps injected; "
@@ -198,12 +211,13 @@ def join_report(
         settings.mode,
         settings.t_align,
         settings.t_early,
+        settings.chain,
         exemplars=inversion.exemplars,
         layers=guide.layers,
         features="live" if guide.evaluated_live else inversion.features,
         store=inversion.store,
         steps=guide.steps,
-        inversion=Inversion(done.evaluations, done.iterations, done.residual, psnr),
+        inversion=replace(done, psnr=psnr),
         rows=Rows(inversion.rows, rows),
         seconds=Seconds(inversion.seconds, seconds),
         notes=(*inversion.notes, *notes, *guide.notes),

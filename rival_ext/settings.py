@@ -12,7 +12,17 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError, create_model
 
 from rival_ext.errors import RivalError, short_repr
-from rival_ext.fields import DEFAULTS, EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, INFOTEXT_FIELDS, LONGEST_PROMPT, MODES
+from rival_ext.fields import (
+    DEFAULTS,
+    EXEMPLAR_SUFFIXES,
+    FIELD_BY_NAME,
+    FIELDS,
+    INFOTEXT_FIELDS,
+    LONGEST_PROMPT,
+    MODES,
+    MOST_NODES,
+    NODE_FIELDS,
+)
 from rival_ext.images.decoding import decoded_image
 
 PIXELS_PER_POSITION = 8
@@ -30,7 +40,14 @@ HALF = 0.5
 MASK_RULE = "a mask counts in a position of 8x8 pixels that it covers by half or more"
 """The rule in words, as a part of an error sentence."""
 
-PAPER = {"start": "permuted", "uncond_share": 1.0, "alignment": "noise", "t_align": 600}
+PAPER = {
+    "start": "permuted",
+    "uncond_share": 1.0,
+    "alignment": "noise",
+    "t_align": 600,
+    "inversion_nodes": "all",
+    "feature_nodes": "all",
+}
 """The authors' form, where the defaults differ from it."""
 
 SIMILARITY = {
@@ -52,6 +69,9 @@ LEAST_WEIGHT = 1e-4
 
 MOST_SIZES = 16
 """The most token sizes in `layers`. No checkpoint has as many."""
+
+LONGEST_NUMBER = 20
+"""The most characters of a number of nodes, with blanks around it."""
 
 LARGEST_SIZE = 9999
 """The largest token size in `layers`, in pixels."""
@@ -149,10 +169,33 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     given = {**values, **_painted_regions(values)}
     given |= _normalised(given)
     try:
-        return Settings(**{**implied_values(given), **given})
+        settings = Settings(**{**implied_values(given), **given})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RivalError(_wrong_value(name, values[name])) from None
+    refuse_noised(settings)
+    return settings
+
+
+def refuse_noised(settings: Settings) -> None:
+    """Refuse a chain without inversion where the exemplar has to come back from its chain.
+
+    Args:
+        settings: The validated settings.
+
+    Raises:
+        RivalError: The settings need the inversion.
+    """
+    if settings.chain == "inverted":
+        return
+    needs = {
+        f"in mode {settings.mode}": settings.mode in ("edit", "inpaint"),
+        f"with start_mix {settings.start_mix:g}": settings.start_mix < 1,
+        "with exact guidance": settings.exact,
+    }
+    for need, is_asked in needs.items():
+        if is_asked:
+            raise RivalError(f"chain must be inverted {need}, not {settings.chain}.")
 
 
 def mode_defaults(mode: str) -> dict[str, Any]:
@@ -319,6 +362,8 @@ def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
             normalised[name] = float(value)
         elif name == "layers":
             normalised[name] = _normalised_layers(value)
+        elif name in NODE_FIELDS:
+            normalised[name] = _normalised_nodes(name, value)
         elif name == "exemplar_prompt":
             _refuse_unreadable_prompt(value)
     return normalised
@@ -341,6 +386,18 @@ def _written_size(part: Any) -> str:
         return str(part)
     text = part.strip() if isinstance(part, str) else ""
     return text if len(text) <= len(str(LARGEST_SIZE)) or not text.isdecimal() else ""
+
+
+def _normalised_nodes(name: str, value: Any) -> str:
+    """Write a number of nodes as `Settings` keeps it: "all", or its digits."""
+    text = str(value) if type(value) is int else value
+    text = text.strip() if isinstance(text, str) and len(text) <= LONGEST_NUMBER else ""
+    if text.lower() == "all":
+        return "all"
+    lowest = 2 if name == "inversion_nodes" else 1
+    if not (text.isascii() and text.isdecimal() and lowest <= int(text) <= MOST_NODES):
+        raise RivalError(_wrong_value(name, value))
+    return str(int(text))
 
 
 def _refuse_unreadable_prompt(text: Any) -> None:

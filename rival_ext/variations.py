@@ -18,7 +18,7 @@ from tqdm import tqdm
 from rival_ext import __version__
 from rival_ext.errors import RivalError, is_out_of_memory
 from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, on_white, rgb_array, size_of_area
-from rival_ext.report import GuidePart, Report, Rows, Seconds, Steps, join_report
+from rival_ext.report import Report, Rows, Seconds, Steps, join_report
 from rival_ext.settings import HALF, MASK_RULE, PIXELS_PER_POSITION, Settings
 from rival_ext.usage import flag, in_options
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rival_ext.hosts.diffusers import DiffusersHost, RequestImages
     from rival_ext.method.guide import Guide
-    from rival_ext.method.host import Store
+    from rival_ext.method.store import Store
 
 
 THE_PHOTO = "the photo"
@@ -137,7 +137,7 @@ def _rival_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Rep
 
     def start(seed: int) -> Tensor:
         # the report counts the steps of one image
-        guide.counts = GuidePart()
+        guide.begin()
         return host.start([seed], guide)
 
     images, rows, seconds = _sample(job, host, start, guide)

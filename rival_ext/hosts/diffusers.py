@@ -203,6 +203,14 @@ class DiffusersHost:
         # the last row is the one with the exemplar's prompt
         return self._finite(self.evaluate(latent, noise_level, prompts)[-1:], "UNet", "for the exemplar")
 
+    @torch.no_grad()
+    def predict_noises(self, latents: Tensor, noise_levels: Sequence[float]) -> Tensor:
+        scales = torch.tensor([scale_to_vp(level) for level in noise_levels]).to(latents)[:, None, None, None]
+        timesteps = torch.tensor([self._timesteps[level] for level in noise_levels]).to(latents.device)
+        prompts = self.embeddings.exemplar.expand(len(latents), -1, -1).to(self.unet.dtype)
+        eps = self.unet((latents * scales).to(self.unet.dtype), timesteps, prompts, return_dict=False)[0]
+        return self._finite(eps.to(latents.dtype), "UNet", "for the exemplar")
+
     def is_guided(self) -> bool:
         return self.request.guidance != 1
 
@@ -215,6 +223,9 @@ class DiffusersHost:
     def fingerprint(self) -> Iterable[Tensor | object]:
         name = self.pipeline.config.get("_name_or_path")
         return (name, self.unet.dtype, self.embeddings.exemplar, self.has_two_rows)
+
+    def sampler_fingerprint(self) -> Iterable[object]:
+        return (self.request.sampler,)
 
     def memory_budget(self) -> float:
         return psutil.virtual_memory().available / 4

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rival_ext.method.attention import Features
-from rival_ext.method.noise import SAME_LEVEL
+from rival_ext.method.noise import SAME_LEVEL, segment_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Chain:
         features: The features that were recorded at a node, by the node's index. A node may have none.
         evaluations: How many UNet evaluations made the chain.
         residual: The largest last fixed-point update of a step, relative to the latent.
+        bend: How far the nodes between the evaluated ones may be off, relative to the latent (`Path.bend`).
+        evaluated: At how many nodes the exemplar was evaluated.
+        visits: Identifies the sampler and its levels, if the exemplar was evaluated at each of these. Else empty.
     """
 
     noise_levels: Tensor
@@ -31,6 +36,9 @@ class Chain:
     features: dict[int, Features] = field(default_factory=dict)
     evaluations: int = 0
     residual: float = 0.0
+    bend: float = 0.0
+    evaluated: int = 0
+    visits: str = ""
 
     @property
     def top(self) -> Tensor:
@@ -85,33 +93,58 @@ class Chain:
         """
         return self._slope(self.segment(noise_level))
 
-    def features_at(self, noise_level: float) -> Features | None:
-        """Look up the features that were recorded at a noise level.
+    def features_around(self, noise_level: float) -> tuple[int, int, float] | None:
+        """Find the nodes with features between which a noise level lies.
 
         Args:
             noise_level: Any level.
 
         Returns:
-            The features, or None if the level is no node or the node has none.
+            The lower node, the upper one, and the place between them from 0 to 1, counted in nodes. Beyond the
+            outermost nodes with features, and where the level is such a node, both are the same. None if no node has
+            features.
         """
-        return self.features.get(self.segment(noise_level)) if self.is_node(noise_level) else None
+        if not self.features:
+            return None
+        upper = self.segment(noise_level)
+        below, above = self.noise_levels[upper - 1 : upper + 1].tolist()
+        place = upper - (above - noise_level) / (above - below)
+        if math.isclose(noise_level, above, rel_tol=SAME_LEVEL):
+            place = upper
+        nodes = sorted(self.features)
+        lower = max((node for node in nodes if node <= place), default=nodes[0])
+        higher = min((node for node in nodes if node >= place), default=nodes[-1])
+        return lower, higher, (place - lower) / (higher - lower) if higher > lower else 0.0
 
-    def is_node(self, noise_level: float) -> bool:
-        """Tell whether the inversion evaluated the exemplar at this noise level."""
-        return math.isclose(noise_level, float(self.noise_levels[self.segment(noise_level)]), rel_tol=SAME_LEVEL)
+    def features_below(self, node: int) -> Features | None:
+        """Return the features that a sampler needs after those of a node: of the next lower node that has some."""
+        lower = [one for one in self.features if one < node]
+        return self.features[max(lower)] if lower else None
 
     def _slope(self, upper: int) -> Tensor:
         rise = self.latents[upper : upper + 1] - self.latents[upper - 1 : upper]
         return rise / float(self.noise_levels[upper] - self.noise_levels[upper - 1])
 
     def segment(self, noise_level: float) -> int:
-        """Find the segment that holds a noise level.
+        """Find the segment that holds a noise level: the index of the node at its upper end, from 1."""
+        return segment_of(self.noise_levels, noise_level)
 
-        Args:
-            noise_level: Any level.
 
-        Returns:
-            The index of the node at its upper end, from 1.
-        """
-        index = int(torch.searchsorted(self.noise_levels, noise_level * (1 - SAME_LEVEL)))
-        return min(max(index, 1), len(self.noise_levels) - 1)
+def chain_key(parts: Iterable[Tensor | object]) -> str:
+    """Make one key of tensors, by their values, and of other objects, by their `repr`.
+
+    Args:
+        parts: Whatever tells one chain from another.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().flatten().double().numpy().tobytes())
+        else:
+            sha.update(repr(part).encode())
+        sha.update(b"\x00")
+    return sha.hexdigest()

@@ -105,46 +105,41 @@ def joint_statistics(exemplars: Sequence[Exemplar], latents: Sequence[Tensor]) -
     return blend_statistics(statistics, [exemplar.weight for exemplar in exemplars])
 
 
-class JointTokens:
-    """Joins the tokens of all exemplars layer by layer. Fewer are taken of a lighter exemplar, in proportion.
+class SeenTokens(Mapping[str, Tensor]):
+    """The tokens of one exemplar that a layer sees: those in its region, and fewer of a lighter exemplar.
+
+    Args:
+        exemplar: The exemplar.
+        features: Its features at one noise level, by layer.
+        subset: The share of its tokens, by its weight.
+    """
+
+    def __init__(self, exemplar: Exemplar, features: Mapping[str, Tensor], subset: TokenSubset):
+        self._exemplar = exemplar
+        self._features = features
+        self._subset = subset
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._subset.of(self._exemplar.seen_tokens(self._features[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+
+def weight_subsets(exemplars: Sequence[Exemplar]) -> list[TokenSubset]:
+    """Take fewer tokens of a lighter exemplar, in proportion to the heaviest one.
 
     Args:
         exemplars: The exemplars of a run.
+
+    Returns:
+        The share of each exemplar's tokens.
     """
-
-    def __init__(self, exemplars: Sequence[Exemplar]):
-        heaviest = max(exemplar.weight for exemplar in exemplars)
-        self._parts = [(exemplar, TokenSubset(exemplar.weight / heaviest)) for exemplar in exemplars]
-
-    def join(self, features: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Join the exemplars' features at one noise level.
-
-        Args:
-            features: The features of each exemplar, of the same layers.
-
-        Returns:
-            By layer `[rows, tokens of all exemplars, channels]`, joined when a layer is asked for.
-        """
-        return _JointFeatures(self._parts, features)
-
-
-class _JointFeatures(Mapping[str, Tensor]):
-    def __init__(self, parts: Sequence[tuple[Exemplar, TokenSubset]], features: Sequence[Mapping[str, Tensor]]):
-        self._parts = parts
-        self._features = features
-
-    def __getitem__(self, name: str) -> Tensor:
-        tokens = [
-            subset.of(exemplar.seen_tokens(features[name]))
-            for (exemplar, subset), features in zip(self._parts, self._features, strict=True)
-        ]
-        return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._features[0])
-
-    def __len__(self) -> int:
-        return len(self._features[0])
+    heaviest = max(exemplar.weight for exemplar in exemplars)
+    return [TokenSubset(exemplar.weight / heaviest) for exemplar in exemplars]
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from rival_ext.method.alignment import align_statistics
-from rival_ext.method.attention import Features, Layers, record
-from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
-from rival_ext.method.injection import Injection, ProjectedFeatures, concatenate, replace
-from rival_ext.method.inversion import PredictNoise, refuse_not_finite, refuse_unreached
-from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps
+from rival_ext.method.attention import Layers
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas, joint_statistics
+from rival_ext.method.injection import Injection, concatenate, replace
+from rival_ext.method.inversion import PredictNoise, refuse_unreached
+from rival_ext.method.noise import NoiseSchedule, SamplerTimesteps, segment_of
 from rival_ext.method.rows import JoinTokens, rows_that_see
+from rival_ext.method.seen import SeenFeatures
 from rival_ext.method.start import fresh_latents, start_latents
-from rival_ext.method.tokens import LayerChoice, TokenSubset
+from rival_ext.method.store import FeatureLoader
 from rival_ext.report import FeatureSource, GuidePart
 from rival_ext.settings import Settings
-
-LoadFeatures = Callable[[Features, torch.device], Mapping[str, Tensor]]
-"""(kept features, the model's device) -> the same features where the layers can read them."""
 
 
 class Guide:
@@ -34,11 +31,13 @@ class Guide:
         schedule: The checkpoint's noise schedule.
         layers: The UNet's self-attention layers. The settings choose among them.
         predict_noise: Evaluates an exemplar, as in the inversion.
+        levels: The levels that the sampler visits and below them the clean latent's, `[N + 1]`, ascending. Without
+            them those of the first exemplar's chain.
         canvas: The image that is inpainted, if any.
         sources: The exemplars from which the start is drawn. Without them the start is drawn from `exemplars`.
         adds_noise: Whether the sampler adds fresh noise on the way. That noise has statistics of its own.
         features: Whether the chains are meant to hold features.
-        load: Brings kept features to the model's device.
+        loader: Brings kept features to the model's device. None if they are there.
     """
 
     def __init__(
@@ -49,25 +48,24 @@ class Guide:
         layers: Layers,
         predict_noise: PredictNoise,
         *,
+        levels: Tensor | None = None,
         canvas: InpaintCanvas | None = None,
         sources: Sequence[Exemplar] = (),
         adds_noise: bool = False,
         features: FeatureSource = "recorded",
-        load: LoadFeatures = lambda features, device: features,
+        loader: FeatureLoader | None = None,
     ):
         self.exemplars = exemplars
         self.settings = settings
-        self.timesteps = SamplerTimesteps(schedule, exemplars[0].chain.noise_levels)
+        self.levels = exemplars[0].chain.noise_levels if levels is None else levels
+        """The sampler's levels, with the clean latent's below them."""
+        self.timesteps = SamplerTimesteps(schedule, self.levels)
         self.layers = layers
         self.injection = Injection(layers)
         """Lets the layers see the exemplars. A host may install it for all steps of a run."""
-        self.predict_noise = predict_noise
         self.canvas = canvas
-        self.counts = GuidePart()
-        """What was really done so far."""
-        self.layer_choice = LayerChoice(settings, [exemplar.chain.latents for exemplar in exemplars])
-        self._load = load
-        self._expects_features = features == "recorded"
+        self.seen = SeenFeatures(exemplars, settings, layers, predict_noise, loader, features)
+        """What the layers see of the exemplars."""
         self.aligned_to = [exemplar for exemplar in exemplars if not exemplar.attention_only]
         """The exemplars whose statistics count."""
         self.sources = sources or self.aligned_to
@@ -76,11 +74,15 @@ class Guide:
         self._uncond_share = settings.uncond_share if self.aligned_to else 1.0
         # a prediction can have the chain's statistics only if the noise in the latent has them too
         self._aligns_latent = settings.alignment == "latent" or (settings.alignment == "noise" and adds_noise)
-        self._joint_tokens = JointTokens(exemplars)
-        subset = TokenSubset(settings.exemplar_tokens)
-        self._concatenate: JoinTokens = (
-            concatenate if subset.fraction == 1 else lambda own, exemplar: concatenate(own, subset.of(exemplar))
-        )
+
+    @property
+    def counts(self) -> GuidePart:
+        """What was really done since `begin`."""
+        return self.seen.counts
+
+    def begin(self) -> None:
+        """Count from nothing again, for the next image."""
+        self.seen.counts = GuidePart()
 
     def start(
         self, noise: Tensor, seeds: Sequence[int], noise_level: float = math.inf, image: Tensor | None = None
@@ -90,18 +92,18 @@ class Guide:
         Args:
             noise: `[N, C, H, W]`, the host's fresh noise for the images, with deviation 1.
             seeds: One seed for each image.
-            noise_level: The level at which the sampler starts. Levels above the chains' top count as the top.
+            noise_level: The level at which the sampler starts. Levels above the highest that it visits count as this.
             image: `[1 or N, C, H, W]`, the clean latent that is kept below full denoising strength. None keeps nothing.
 
         Returns:
             `[N, C, H, W]`, variance-exploding.
         """
+        noise_level = min(noise_level, float(self.levels[-1]))
         canvas = self.canvas and self.canvas.below(noise_level)
         sources = [source.below(noise_level) for source in self.sources]
         if sources:
             return start_latents(sources, noise, seeds, self.settings.start, self.settings.start_mix, image, canvas)
-        level = min(noise_level, float(self.exemplars[0].chain.noise_levels[-1]))
-        return fresh_latents(noise.to(self.exemplars[0].chain.top), level, image, canvas)
+        return fresh_latents(noise.to(self.exemplars[0].chain.top), noise_level, image, canvas)
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """Correct the sampler's own latent before a call of the denoiser. The sampler has to go on from the result.
@@ -152,43 +154,19 @@ class Guide:
         slopes = [exemplar.chain.slope(noise_level) for exemplar in self.aligned_to]
         return align_statistics(prediction, joint_statistics(self.aligned_to, slopes))
 
-    def _features_at(self, exemplar: Exemplar, noise_level: float) -> Features:
-        """`h_R` at this noise level: recorded in the inversion, or of an evaluation now."""
-        chain = exemplar.chain
-        recorded = chain.features_at(noise_level)
-        if recorded is not None:
-            return recorded
-        if self._expects_features and not self.counts.evaluated_live:
-            self.counts.note(
-                "the memory budget has no room for all recorded features"
-                if chain.is_node(noise_level)
-                else "the sampler visits noise levels between those of the inversion"
-            )
-        self.counts.evaluated_live = True
-        with record(self.layers) as features:
-            exemplar_noise = self.predict_noise(chain.latent(noise_level), noise_level)
-        refuse_not_finite(bool(exemplar_noise.isfinite().all()))
-        return features
-
     def _join_at(self, noise_level: float) -> JoinTokens | None:
         """How the exemplars are seen at this noise level: alone above t_align, beside the own tokens below it."""
         timestep = self.timesteps.of(noise_level)
         if not self.layers or timestep > self.settings.early_steps or self.settings.strength == 0:
             return None
-        return replace if timestep > self.settings.t_align else self._concatenate
+        return replace if timestep > self.settings.t_align else concatenate
 
     def _with_injection(
         self, noise_level: float, join: JoinTokens, denoise: Callable[[], Tensor], cond_or_uncond: Sequence[int]
     ) -> Tensor:
-        features = [self._features_at(exemplar, noise_level) for exemplar in self.exemplars]
-        loaded = [
-            self._load(self.layer_choice.of(index, of_one), self.exemplars[index].chain.latents.device)
-            for index, of_one in enumerate(features)
-        ]
-        joined = self._joint_tokens.join(loaded)
-        seeing = rows_that_see(self._uncond_share, self.exemplars[0].chain.segment(noise_level))
-        projected = ProjectedFeatures(joined, self.layers)
-        with self.injection.step(projected, join, cond_or_uncond, self.settings.strength, seeing) as seen:
+        exemplar = (self.seen.at if join is replace else self.seen.thinned_at)(noise_level)
+        seeing = rows_that_see(self._uncond_share, segment_of(self.levels, noise_level))
+        with self.injection.step(exemplar, join, cond_or_uncond, self.settings.strength, seeing) as seen:
             prediction = denoise()
         refuse_unreached(seen)
         self.counts.layers = max(self.counts.layers, len(seen))

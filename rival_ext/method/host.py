@@ -1,16 +1,14 @@
-"""What a host and a store must give to the method. A host translates and holds no mathematics."""
+"""What a host must give to the method. A host translates and holds no mathematics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from rival_ext.method.attention import Features, Layers
-from rival_ext.method.chain import Chain
+from rival_ext.method.attention import Layers
 from rival_ext.method.noise import NoiseSchedule
 
 
@@ -87,6 +85,17 @@ class Host(Protocol):
             `eps`, `[1, C, H, W]`.
         """
 
+    def predict_noises(self, latents: Tensor, noise_levels: Sequence[float]) -> Tensor:
+        """Evaluate an exemplar at several noise levels in one call of the UNet, otherwise as `predict_noise` does.
+
+        Args:
+            latents: `[n, C, H, W]`, variance-exploding.
+            noise_levels: The level of each latent, above 0.
+
+        Returns:
+            `eps`, `[n, C, H, W]`.
+        """
+
     def progress(self, done: int, total: int) -> None:
         """Show the progress of all inversions of this run together.
 
@@ -113,55 +122,18 @@ class Host(Protocol):
         """
 
     def fingerprint(self) -> Iterable[Tensor | object]:
-        """Return whatever changes a prediction, besides the latent and the noise level.
+        """Return whatever changes a prediction, besides the latent, the noise level and the sampler.
 
         Returns:
             Tensors, and other values whose `repr` tells them apart.
         """
 
+    def sampler_fingerprint(self) -> Iterable[object]:
+        """Return what a sampler changes in a prediction: how it brings noise levels to the model.
+
+        Returns:
+            Values whose `repr` tells them apart.
+        """
+
     def memory_budget(self) -> float:
         """Return how many bytes all chains together may take."""
-
-
-class Store(Protocol):
-    """Where the chains of earlier runs are found and this run's are kept.
-
-    Attributes:
-        keeps_chains: False for a store that never finds anything.
-    """
-
-    keeps_chains: bool
-
-    def get(self, key: str) -> Chain | None:
-        """Look up the chain of an earlier run.
-
-        Args:
-            key: The chain's key (`chain_key`). It stands for all that changes an inversion.
-
-        Returns:
-            The chain, or None if the store holds none under this key.
-
-        Raises:
-            RivalError: The store holds the chain but cannot read it.
-        """
-
-    def put(self, key: str, chain: Chain, budget: float) -> None:
-        """Keep a chain, if `budget` bytes of memory for all chains have room for it."""
-
-    def make_room(self, size: int, budget: float) -> bool:
-        """Tell whether `size` more bytes of memory can be had within `budget` bytes. Older chains leave for them."""
-
-    def keep_features(self, features: Features) -> Features:
-        """Copy a node's features to where they are kept, in 16 bits."""
-
-    def load_features(self, features: Features, device: torch.device) -> Mapping[str, Tensor]:
-        """Return features whose copy to a device is made layer by layer.
-
-        Args:
-            features: What `keep_features` returned.
-            device: The model's device.
-
-        Returns:
-            The features by layer, still in 16 bits. Each layer's copy may start before the layer is asked for, so
-            ask in network order.
-        """

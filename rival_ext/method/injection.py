@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rival_ext.method.attention import Attend, LayerCall, Layers, attending, suspended
-from rival_ext.method.rows import BOTH, Attended, JoinTokens, KeysValues
+from rival_ext.method.attention import Attend, LayerCall, Layers, attending
+from rival_ext.method.projected import KeysValuesByLayer, ProjectedFeatures
+from rival_ext.method.rows import BOTH, Attended, JoinTokens
 
 
 def replace(own: Tensor, exemplar: Tensor) -> Tensor:
@@ -48,39 +49,6 @@ def concatenate(own: Tensor, exemplar: Tensor) -> Tensor:
     return torch.cat([own, exemplar], dim=1)
 
 
-class ProjectedFeatures:
-    """The exemplar's keys and values in each layer. A layer projects its features when it is first called.
-
-    Args:
-        features: The exemplar's features, `[1 or 2, tokens, channels]`.
-        layers: The layers that project them.
-    """
-
-    def __init__(self, features: Mapping[str, Tensor], layers: Layers):
-        self._features = features
-        self._layers = layers
-        self._projected: dict[str, KeysValues] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._features
-
-    def of(self, name: str, like: Tensor) -> KeysValues:
-        """Return a layer's keys and values of the exemplar.
-
-        Args:
-            name: The layer's name.
-            like: A tensor of the device and the type that the layer computes with.
-
-        Returns:
-            The keys and values, `[1 or 2, tokens, channels]` each.
-        """
-        if name not in self._projected:
-            # here and not before the step: a host short of memory brings a layer's weights only for its call
-            with suspended():
-                self._projected[name] = self._layers[name].project(self._features[name].to(like))
-        return self._projected[name]
-
-
 class InjectedStep(NamedTuple):
     """What the layers see in one step.
 
@@ -94,7 +62,7 @@ class InjectedStep(NamedTuple):
         seen: The names of the layers that have seen the exemplar.
     """
 
-    exemplar: ProjectedFeatures
+    exemplar: KeysValuesByLayer
     join: JoinTokens
     cond_or_uncond: Sequence[int]
     strength: float
@@ -138,7 +106,7 @@ class Injection:
     @contextmanager
     def step(
         self,
-        exemplar: ProjectedFeatures,
+        exemplar: KeysValuesByLayer,
         join: JoinTokens,
         cond_or_uncond: Sequence[int] = (),
         strength: float = 1.0,

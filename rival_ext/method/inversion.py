@@ -17,6 +17,7 @@ from rival_ext.errors import RivalError
 from rival_ext.method.attention import Features, Layers, record
 from rival_ext.method.chain import Chain
 from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.path import Path
 
 PredictNoise = Callable[[Tensor, float], Tensor]
 """(latent `[1, C, H, W]`, variance-exploding; noise level) -> `eps` of one prompt at guidance 1."""
@@ -27,11 +28,11 @@ Progress = Callable[[int, int], None]
 Preview = Callable[[Tensor], None]
 """(variance-preserving latent `[1, C, H, W]`) -> None. Called after each step."""
 
-KeepFeatures = Callable[[Features, int], Features | None]
-"""(features of a node, bytes of the chain with them in 16 bits) -> what the chain keeps of them, None for nothing."""
+KeepFeatures = Callable[[int, Features], Features | None]
+"""(node, its features) -> what the chain keeps of them, None for nothing."""
 
-FirstGuess = Callable[[Sequence[Tensor], Sequence[float], Sequence[Tensor], float], Tensor]
-"""(latents so far, their noise levels, the prediction at each, next noise level) -> where the iteration starts."""
+FirstGuess = Callable[[Path, float], Tensor]
+"""(the path so far, next noise level) -> where the iteration starts, if no level lies between."""
 
 LARGE_RATIO = 10
 """A step to more than this many times the noise is the last step with zero terminal SNR. There a prediction is the
@@ -86,23 +87,16 @@ def part_of(progress: Progress, index: int, parts: int) -> Progress:
     return lambda done, total: progress(index * total + done, parts * total)
 
 
-def lower_latent(
-    latents: Sequence[Tensor], levels: Sequence[float], predictions: Sequence[Tensor], level: float
-) -> Tensor:
+def lower_latent(path: Path, level: float) -> Tensor:
     """First guess of the authors: the variance-preserving latent of the lower level, taken for the higher level."""
-    return latents[-1] * scale_to_vp(levels[-1]) / scale_to_vp(level)
+    return path.latents[-1] * scale_to_vp(path.levels[-1]) / scale_to_vp(level)
 
 
-def extrapolated(
-    latents: Sequence[Tensor], levels: Sequence[float], predictions: Sequence[Tensor], level: float
-) -> Tensor:
+def extrapolated(path: Path, level: float) -> Tensor:
     """First guess by default: one step along the prediction, extrapolated linearly in sigma from the last two nodes."""
-    if not predictions or level > LARGE_RATIO * max(levels[-1], 1):
-        return lower_latent(latents, levels, predictions, level)
-    slope = predictions[-1]
-    if len(predictions) > 1:
-        slope = slope + (slope - predictions[-2]) * ((level - levels[-1]) / (levels[-1] - levels[-2]))
-    return latents[-1] + (level - levels[-1]) * slope
+    if not path.predictions or level > LARGE_RATIO * max(path.levels[-1], 1):
+        return lower_latent(path, level)
+    return path.latents[-1] + (level - path.levels[-1]) * path.extrapolated_prediction(level)
 
 
 def invert(
@@ -111,9 +105,10 @@ def invert(
     predict_noise: PredictNoise,
     layers: Layers,
     *,
+    evaluated: Sequence[int] = (),
     iterations: int = 1,
     first_guess: FirstGuess = extrapolated,
-    keep: KeepFeatures = lambda features, size: features,
+    keep: KeepFeatures = lambda node, features: features,
     progress: Progress = lambda done, total: None,
     preview: Preview = lambda latent: None,
 ) -> Chain:
@@ -124,11 +119,13 @@ def invert(
         noise_levels: The nodes of the chain, `[N + 1]`, ascending. The sampler visits all but the lowest.
         predict_noise: Evaluates the exemplar.
         layers: The layers to record. If there are none, nothing is recorded. Each evaluation must reach one.
+        evaluated: The nodes at which the exemplar is evaluated, ascending, from 1 to N, the last one N. Between two of
+            them the prediction is interpolated linearly in sigma. Empty for all nodes.
         iterations: The most fixed-point iterations of a step, 1 or more. Each is one evaluation.
         first_guess: Where each step's iteration starts.
-        keep: Asked after each step what to keep of its features.
+        keep: Asked after each step what to keep of its features. It is told which of the evaluated nodes it is, from 1.
         progress: Told before each evaluation.
-        preview: Shown each node's latent.
+        preview: Shown the latent of each evaluated node.
 
     Returns:
         The chain.
@@ -137,40 +134,36 @@ def invert(
         RivalError: A prediction holds NaN or infinity, or an evaluation has reached none of the layers.
     """
     levels = noise_levels.tolist()
+    nodes = evaluated or range(1, len(levels))
     # variance-exploding form of a latent at the lowest level, which is 0 or nearly 0
-    latents = [latent.float() / scale_to_vp(levels[0])]
-    predictions: list[Tensor] = []
+    path = Path([latent.float() / scale_to_vp(levels[0])], levels[:1])
     kept: dict[int, Features] = {}
-    steps = len(levels) - 1
     evaluations, residual = 0, 0.0
-    size = len(levels) * latents[0].nbytes
 
-    for node in range(1, steps + 1):
-        step = levels[node] - levels[node - 1]
-        guess = first_guess(latents, levels[:node], predictions, levels[node])
-        update = 0.0
+    for index, node in enumerate(nodes):
+        ahead = levels[len(path.levels) : node + 1]
+        guess = path.guess(ahead, first_guess)
         for iteration in range(iterations):
-            progress((node - 1) * iterations + iteration, steps * iterations)
+            progress(index * iterations + iteration, len(nodes) * iterations)
             with record(layers) as features:
                 prediction = predict_noise(guess, levels[node])
             if layers:
                 refuse_unreached(features)
             evaluations += 1
-            latest = latents[-1] + step * prediction
-            update = float((latest - guess).norm() / latest.norm())
+            latents = path.walk(ahead, prediction)
+            update = float((latents[-1] - guess).norm() / latents[-1].norm())
             refuse_not_finite(math.isfinite(update))
-            guess = latest
+            guess = latents[-1]
             if update < TOLERANCE:
                 break
-        latents.append(guess)
+        path.extend(latents, ahead, prediction)
         preview(guess * scale_to_vp(levels[node]))
-        predictions = [*predictions[-1:], prediction]
         residual = max(residual, update)
-        size += sum(2 * h.numel() for h in features.values())
-        if features and (kept_features := keep(features, size)) is not None:
-            kept[node] = kept_features
-    progress(steps * iterations, steps * iterations)
-    return Chain(noise_levels, torch.cat(latents), kept, evaluations, residual)
+        if features and (of_node := keep(index + 1, features)) is not None:
+            kept[node] = of_node
+    progress(len(nodes) * iterations, len(nodes) * iterations)
+    bend = path.bend if len(nodes) < len(levels) - 1 else 0.0
+    return Chain(noise_levels, torch.cat(path.latents), kept, evaluations, residual, bend, len(nodes))
 
 
 def reconstruct(chain: Chain, predict_noise: PredictNoise, progress: Progress = lambda done, total: None) -> Tensor:

@@ -132,6 +132,20 @@ def levels_tensor(levels: list[float]) -> Tensor:
     return torch.tensor(levels, dtype=torch.float64)
 
 
+def segment_of(noise_levels: Tensor, noise_level: float) -> int:
+    """Find the segment between two levels that holds a noise level.
+
+    Args:
+        noise_levels: `[N + 1]`, ascending.
+        noise_level: Any level.
+
+    Returns:
+        The index of the level at the segment's upper end, from 1.
+    """
+    index = int(torch.searchsorted(noise_levels, noise_level * (1 - SAME_LEVEL)))
+    return min(max(index, 1), len(noise_levels) - 1)
+
+
 def _interpolate(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     """Linear interpolation of `ys` over ascending `xs`. The ends go on flat."""
     upper = bisect_right(xs, at)

@@ -14,8 +14,10 @@ from rival_ext.errors import RivalError
 from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas
 from rival_ext.method.guide import Guide
-from rival_ext.method.host import Host, InpaintInput, Store
+from rival_ext.method.host import EncodedExemplar, Host, InpaintInput
+from rival_ext.method.nodes import NOISED
 from rival_ext.method.run_chains import ChainRequest, RunChains
+from rival_ext.method.store import Store
 from rival_ext.method.unused import settings_without_effect
 from rival_ext.report import InversionPart
 from rival_ext.settings import Settings, mode_defaults
@@ -49,8 +51,9 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
     levels = torch.unique(host.noise_levels())
     _refuse_if_unseen(host, settings, levels)
     begun = time.perf_counter()
-    chains = RunChains(host, settings, levels, store)
-    exemplars, canvas, sources = _exemplars_and_canvas(host, chains)
+    inpaint = host.inpaint_input()
+    chains = RunChains(host, settings, levels, store, _needs_each_level(settings, inpaint))
+    exemplars, canvas, sources = _exemplars_and_canvas(host.encoded_exemplars(), inpaint, chains)
     seconds = time.perf_counter() - begun
     guide = Guide(
         exemplars,
@@ -58,24 +61,31 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
         host.schedule,
         host.layers,
         host.predict_noise,
+        levels=levels,
         canvas=canvas,
         sources=sources,
         adds_noise=host.adds_noise(),
         features=chains.features,
-        load=store.load_features,
+        loader=store.loader(exemplars[0].chain.latents.device, len(exemplars)),
     )
     for index, exemplar in enumerate(exemplars):
         for features in exemplar.chain.features.values():
             # raises now, before sampling, if no layer has a token size that was asked for
-            guide.layer_choice.of(index, features)
+            guide.seen.layer_choice.of(index, features)
     notes = [*host.notes(), *_notes(host, guide, levels)]
     return Prepared(guide, chains.report(len(exemplars), seconds, notes))
 
 
+def _needs_each_level(settings: Settings, inpaint: InpaintInput | None) -> bool:
+    """Whether a part of the images comes from the chain itself, and not from random noise with its statistics."""
+    if inpaint is not None and settings.chain == NOISED:
+        raise RivalError("chain must be inverted where a mask is filled, not noised.")
+    return inpaint is not None or settings.mode in ("edit", "inpaint") or settings.start_mix < 1
+
+
 def _exemplars_and_canvas(
-    host: Host, chains: RunChains
+    encoded: Sequence[EncodedExemplar], inpaint: InpaintInput | None, chains: RunChains
 ) -> tuple[list[Exemplar], InpaintCanvas | None, Sequence[Exemplar]]:
-    encoded, inpaint = host.encoded_exemplars(), host.inpaint_input()
     chain_requests = [ChainRequest(one.latent, chains.recorded_layers) for one in encoded]
     if inpaint is not None:
         is_exemplar = any(one.latent is inpaint.latent for one in encoded)

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rival_ext.errors import is_out_of_memory
 from rival_ext.method.attention import Features, Layers
-from rival_ext.method.chain import Chain
-from rival_ext.method.host import Host, Store
+from rival_ext.method.chain import Chain, chain_key
+from rival_ext.method.host import Host
 from rival_ext.method.inversion import Progress, invert, part_of
+from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.layers import count_rows
+from rival_ext.method.nodes import nodes_of, number_of
+from rival_ext.method.noise import SAME_LEVEL
+from rival_ext.method.noised import noised_chain
+from rival_ext.method.store import Store
 from rival_ext.report import FeatureSource, Inversion, InversionPart, StoreResult
 from rival_ext.settings import Settings
 
 MEMORY_RAN_OUT = "memory ran out while features were recorded"
 
 
-def chain_key(parts: Iterable[Tensor | object]) -> str:
-    """Make one key of tensors, by their values, and of other objects, by their `repr`.
-
-    Args:
-        parts: Whatever tells one chain from another.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().flatten().double().numpy().tobytes())
-        else:
-            sha.update(repr(part).encode())
-        sha.update(b"\x00")
-    return sha.hexdigest()
-
-
-def _keep_nothing(features: Features, size: int) -> None:
+def _keep_nothing(node: int, features: Features) -> None:
     return None
 
 
@@ -57,14 +42,15 @@ class RunChains:
     Args:
         host: The host of this sampling.
         settings: The validated settings.
-        levels: The nodes of the chains, `[N + 1]`, float64, ascending, each once.
+        levels: The levels that the sampler visits and below them the clean latent's, `[N + 1]`, float64, ascending,
+            each once.
         store: Where chains are found and kept.
+        is_exact: Whether the exemplar must be evaluated at each of these levels. Else some of them are enough.
     """
 
-    def __init__(self, host: Host, settings: Settings, levels: Tensor, store: Store):
+    def __init__(self, host: Host, settings: Settings, levels: Tensor, store: Store, is_exact: bool):
         self.host = host
         self.settings = settings
-        self.levels = levels
         self.store = store
         self.budget = host.memory_budget()
         self.in_use: dict[str, Chain] = {}
@@ -72,9 +58,8 @@ class RunChains:
         self.rows = 0
         self.notes: list[str] = []
         self.features: FeatureSource = settings.features
-        if not host.levels_are_known():
-            self.features = "live"
-            self.notes.append("the sampler chooses its noise levels as it runs")
+        self.nodes = nodes_of(settings, levels, is_exact)
+        self.is_exact = is_exact
 
     @property
     def recorded_layers(self) -> Layers:
@@ -99,7 +84,7 @@ class RunChains:
         keys = [self._key(request) for request in requests]
         missing = dict(zip(keys, requests, strict=True))
         for key in list(missing):
-            stored = self.store.get(key)
+            stored = self.store.get(key, self._serves)
             if stored is not None:
                 self.in_use[key] = stored
                 del missing[key]
@@ -121,16 +106,29 @@ class RunChains:
         store_result: StoreResult = "off" if not self.store.keeps_chains else "miss" if self.inverted else "hit"
         inversion = Inversion(
             evaluations=sum(chain.evaluations for chain in self.inverted),
-            iterations=self.settings.inversion_iterations if self.inverted else 0,
+            iterations=self.settings.inversion_iterations if self.inverted and not self.nodes.are_noised else 0,
             residual=max((chain.residual for chain in self.inverted), default=0.0),
+            levels=len(self.nodes.evaluated) if self.inverted else 0,
+            bend=max(chain.bend for chain in self.in_use.values()),
         )
         return InversionPart(
             exemplars, self.features, store_result, inversion, self.rows, seconds, [*self.notes, *notes]
         )
 
     def _key(self, request: ChainRequest) -> str:
-        iterations, fingerprint = self.settings.inversion_iterations, self.host.fingerprint()
-        return chain_key([request.latent, self.levels, iterations, list(request.layers), *fingerprint])
+        settings = self.settings
+        made = (settings.chain, settings.inversion_iterations, settings.feature_nodes)
+        return chain_key([request.latent, made, list(request.layers), *self.host.fingerprint()])
+
+    def _serves(self, noise_levels: Tensor, evaluated: int, visits: str) -> bool:
+        if self.is_exact:
+            return visits == self._visits()
+        is_high_enough = float(noise_levels[-1]) >= float(self.nodes.levels[-1]) * (1 - SAME_LEVEL)
+        return is_high_enough and evaluated >= len(self.nodes.evaluated)
+
+    def _visits(self) -> str:
+        """Identifies the sampler and its levels, if the chains are evaluated at each of these. Else empty."""
+        return chain_key([self.nodes.levels, *self.host.sampler_fingerprint()]) if self.nodes.are_all else ""
 
     def _invert(self, key: str, request: ChainRequest, progress: Progress) -> Chain:
         """Invert and keep. If memory runs out while features are recorded, invert again without them."""
@@ -148,28 +146,54 @@ class RunChains:
         return self._inverted_chain(self._key(unrecorded), unrecorded, progress)
 
     def _inverted_chain(self, key: str, request: ChainRequest, progress: Progress) -> Chain:
-        host = self.host
-        with count_rows(host.unet) as rows:
-            chain = invert(
-                request.latent,
-                self.levels,
-                host.predict_noise,
-                # recorded even if nothing is kept: at the first evaluation it shows whether the layers are reached
-                host.layers,
-                iterations=self.settings.inversion_iterations,
-                keep=self._keep_features if request.layers else _keep_nothing,
-                progress=progress,
-                preview=host.preview,
-            )
+        visits = self._visits()
+        with count_rows(self.host.unet) as rows:
+            chain = replace(self._made_chain(request, progress), visits=visits)
         self.rows += sum(rows)
         self.inverted.append(chain)
         # a chain during whose inversion something changed belongs to neither key
-        if self._key(request) == key:
+        if (self._key(request), self._visits()) == (key, visits):
             self.store.put(key, chain, self.budget)
         return chain
 
-    def _keep_features(self, features: Features, size: int) -> Features | None:
-        return self.store.keep_features(features) if self._has_room(size) else None
+    def _made_chain(self, request: ChainRequest, progress: Progress) -> Chain:
+        host, nodes, settings = self.host, self.nodes, self.settings
+        keep = self._keeper(request) if request.layers else _keep_nothing
+        if nodes.are_noised:
+            return noised_chain(
+                request.latent,
+                nodes.levels,
+                nodes.evaluated,
+                host.predict_noises,
+                request.layers,
+                keep=keep,
+                progress=progress,
+            )
+        return invert(
+            request.latent,
+            nodes.levels,
+            host.predict_noise,
+            # recorded even if nothing is kept: at the first evaluation it shows whether the layers are reached
+            host.layers,
+            evaluated=nodes.evaluated,
+            iterations=settings.inversion_iterations,
+            keep=keep,
+            progress=progress,
+            preview=host.preview,
+        )
+
+    def _keeper(self, request: ChainRequest) -> FeatureKeeper:
+        latents = len(self.nodes.levels) * request.latent.float().nbytes
+        available = len(self.nodes.evaluated)
+        wanted = number_of(self.settings.feature_nodes, available)
+        return FeatureKeeper(
+            available, wanted, self.store.reserve, lambda size: self._has_room(size + latents), self._note_fewer
+        )
+
+    def _note_fewer(self, number: int) -> None:
+        note = f"the memory budget has room for features at {number} noise level{'s' * (number > 1)} only"
+        if number and note not in self.notes:
+            self.notes.append(note)
 
     def _has_room(self, size: int) -> bool:
         """Whether `size` bytes fit beside the chains in use. The store's oldest chains leave for them."""

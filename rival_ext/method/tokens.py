@@ -80,6 +80,12 @@ class LayerChoice:
         return {name: h for name, h in features.items() if name in self._names[exemplar_index]}
 
 
+def finest_layers(features: Features) -> frozenset[str]:
+    """Return the names of the layers with the most tokens."""
+    most = max(h.shape[1] for h in features.values())
+    return frozenset(name for name, h in features.items() if h.shape[1] == most)
+
+
 def subsample_positions(number: int, fraction: float) -> Tensor:
     """Choose a fraction of a layer's tokens: one token at random out of each group of neighbours.
 

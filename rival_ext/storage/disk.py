@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rival_ext.errors import RivalError
-from rival_ext.method.chain import Chain
-from rival_ext.method.run_chains import chain_key
+from rival_ext.method.chain import Chain, chain_key
+from rival_ext.method.store import Serves
 from rival_ext.storage.features import FeatureTransfer
+
+SUFFIX = ".safetensors"
 
 FEATURE_NAME = "features/{node}/{index:04}/{layer}"
 """The name of a recorded feature in the file. Safetensors sorts names, so the index keeps the layers in network
@@ -55,28 +57,35 @@ class DiskStore(FeatureTransfer):
             raise self._unusable(error) from None
         return self
 
-    def get(self, key: str) -> Chain | None:
+    def get(self, key: str, serves: Serves) -> Chain | None:
         """Read a chain.
 
         Args:
             key: The chain's key.
+            serves: Tells whether the run can use a chain with these levels.
 
         Returns:
-            The chain, or None if no file holds it or the budget has no room for it.
+            The chain written last of those that serve, or None if no file holds one or the budget has no room for it.
 
         Raises:
             RivalError: The file is damaged.
         """
-        file = self._file(key)
-        if not file.is_file() or file.stat().st_size > self.budget:
-            return None
-        try:
-            return self._read(file)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            raise RivalError(f"{file} of --keep-inversions is damaged, or is not an inversion; delete it.") from None
+        files = sorted(self.folder.glob(f"{self._name(key)}*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
+        for file in reversed(files):
+            if file.stat().st_size > self.budget:
+                continue
+            try:
+                chain = self._read(file, serves)
+            except (SafetensorError, OSError, KeyError, ValueError):
+                raise RivalError(
+                    f"{file} of --keep-inversions is damaged, or is not an inversion; delete it."
+                ) from None
+            if chain is not None:
+                return chain
+        return None
 
     def put(self, key: str, chain: Chain, budget: float) -> None:
-        """Write a chain. The file appears when it is whole. A chain that lacks some of its features is not written.
+        """Write a chain. The file appears when it is whole.
 
         Args:
             key: The chain's key.
@@ -86,18 +95,22 @@ class DiskStore(FeatureTransfer):
         Raises:
             RivalError: The folder cannot be written.
         """
-        if 0 < len(chain.features) < len(chain.noise_levels) - 1:
-            return
         tensors = {"noise_levels": chain.noise_levels, "latents": chain.latents.cpu().contiguous()}
         for node, features in chain.features.items():
             for index, (layer, h) in enumerate(features.items()):
                 tensors[FEATURE_NAME.format(node=node, index=index, layer=layer)] = h
-        metadata = {"evaluations": str(chain.evaluations), "residual": repr(chain.residual)}
+        metadata = {
+            "evaluations": str(chain.evaluations),
+            "residual": repr(chain.residual),
+            "bend": repr(chain.bend),
+            "evaluated": str(chain.evaluated),
+            "visits": chain.visits,
+        }
         try:
             with TemporaryDirectory(dir=self.folder) as unfinished:
                 written = Path(unfinished) / "chain"
                 save_file(tensors, written, metadata)
-                os.replace(written, self._file(key))
+                os.replace(written, self._file(key, chain.visits))
         except (OSError, SafetensorError) as error:
             raise self._unusable(error) from None
 
@@ -105,22 +118,30 @@ class DiskStore(FeatureTransfer):
         """Tell whether a chain of `size` bytes fits into `budget` bytes of memory. The folder itself has no end."""
         return size <= budget
 
-    def _file(self, key: str) -> Path:
-        return self.folder / f"{chain_key([key, *self.made_by])}.safetensors"
+    def _name(self, key: str) -> str:
+        return chain_key([key, *self.made_by])
 
-    def _read(self, file: Path) -> Chain:
+    def _file(self, key: str, visits: str) -> Path:
+        return self.folder / f"{self._name(key)}{visits and '-' + visits}{SUFFIX}"
+
+    def _read(self, file: Path, serves: Serves) -> Chain | None:
         features: dict[int, dict[str, Tensor]] = {}
         with safe_open(file, framework="pt") as tensors:
+            metadata = tensors.metadata()
+            if not serves(tensors.get_tensor("noise_levels"), int(metadata["evaluated"]), metadata["visits"]):
+                return None
             for name in sorted(set(tensors.keys()) - {"noise_levels", "latents"}):
                 _, node, _, layer = name.split("/", 3)
                 features.setdefault(int(node), {})[layer] = tensors.get_tensor(name)
-            metadata = tensors.metadata()
             return Chain(
                 tensors.get_tensor("noise_levels"),
                 tensors.get_tensor("latents").to(self.device),
                 features,
                 int(metadata["evaluations"]),
                 float(metadata["residual"]),
+                float(metadata["bend"]),
+                int(metadata["evaluated"]),
+                metadata["visits"],
             )
 
     def _unusable(self, error: Exception) -> RivalError:

@@ -8,8 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import RLock
+from typing import NamedTuple
 
 from rival_ext.method.chain import Chain
+from rival_ext.method.store import Serves
 from rival_ext.storage.features import FeatureTransfer
 
 
@@ -28,12 +30,20 @@ class StoreEntry:
     made: float = field(default_factory=time.time)
 
 
+class EntryKey(NamedTuple):
+    """Whose chain an entry holds, the chain's key, and which sampler's levels it visits."""
+
+    user: str | None
+    key: str
+    visits: str
+
+
 class NoStore(FeatureTransfer):
     """A store that keeps nothing between runs (`rival_ext.method.host.Store`)."""
 
     keeps_chains = False
 
-    def get(self, key: str) -> Chain | None:
+    def get(self, key: str, serves: Serves) -> Chain | None:
         """Return None: no chain is ever kept."""
         return None
 
@@ -60,7 +70,7 @@ class ChainStore(FeatureTransfer):
 
     def __init__(self, user: str | None = None) -> None:
         self._user = user
-        self._entries: OrderedDict[tuple[str | None, str], StoreEntry] = OrderedDict()
+        self._entries: OrderedDict[EntryKey, StoreEntry] = OrderedDict()
         self._lock = RLock()
 
     def of(self, user: str | None) -> ChainStore:
@@ -86,21 +96,22 @@ class ChainStore(FeatureTransfer):
         """The user's chains, the least recently used first."""
         return [entry for _, entry in self._own_items()]
 
-    def get(self, key: str) -> Chain | None:
+    def get(self, key: str, serves: Serves) -> Chain | None:
         """Look a chain up.
 
         Args:
             key: The chain's key.
+            serves: Tells whether the run can use a chain with these levels.
 
         Returns:
-            The chain, or None if the user has none under this key.
+            The chain used latest of those that serve, or None if the user has none.
         """
-        own_key = (self._user, key)
         with self._lock:
-            if own_key not in self._entries:
-                return None
-            self._entries.move_to_end(own_key)
-            return self._entries[own_key].chain
+            for own_key, entry in reversed(self._own_items()):
+                if own_key.key == key and serves(entry.chain.noise_levels, entry.chain.evaluated, entry.chain.visits):
+                    self._entries.move_to_end(own_key)
+                    return entry.chain
+        return None
 
     def id_of(self, chain: Chain) -> str | None:
         """Return the id of the entry that holds this chain object, or None if no entry of the user does.
@@ -143,10 +154,10 @@ class ChainStore(FeatureTransfer):
 
         Args:
             key: The chain's key.
-            chain: The chain.
+            chain: The chain. It takes the place of one with the same key and the same `visits`.
             budget: How many bytes all chains together may take. A larger chain is not kept.
         """
-        own_key = (self._user, key)
+        own_key = EntryKey(self._user, key, chain.visits)
         with self._lock:
             self._entries.pop(own_key, None)
             if self.make_room(chain.bytes, budget):
@@ -163,9 +174,9 @@ class ChainStore(FeatureTransfer):
         with self._lock:
             self._entries.clear()
 
-    def _own_items(self) -> list[tuple[tuple[str | None, str], StoreEntry]]:
+    def _own_items(self) -> list[tuple[EntryKey, StoreEntry]]:
         with self._lock:
-            return [(own_key, entry) for own_key, entry in self._entries.items() if own_key[0] == self._user]
+            return [(own_key, entry) for own_key, entry in self._entries.items() if own_key.user == self._user]
 
 
 def _bytes(entries: Iterable[StoreEntry]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from rival_ext.fields import FIELDS
 from rival_ext.images.decoding import pixel_digest
-from rival_ext.method.run_chains import chain_key
+from rival_ext.method.chain import chain_key
 from tests.conftest import exemplar
 from tests.host.asking import at_first_call, infotext
 from tests.host.standin_server import StandInServer

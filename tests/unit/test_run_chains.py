@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rival_ext.errors import RivalError, is_out_of_memory
+from rival_ext.method.chain import chain_key
 from rival_ext.method.host import EncodedExemplar
 from rival_ext.method.noise import levels_tensor
 from rival_ext.method.prepare import prepare
-from rival_ext.method.run_chains import MEMORY_RAN_OUT, chain_key
+from rival_ext.method.run_chains import MEMORY_RAN_OUT
 from rival_ext.report import join_report
 from rival_ext.settings import parse_settings
 from rival_ext.storage.store import ChainStore, NoStore

@@ -23,7 +23,7 @@ NETWORK_TAG = re.compile(r"<[^<>]+:[^<>]*>")
 
 
 def fingerprint(p: Any, model: LoadedModel, prompt_schedules: Any, networks: Any) -> Iterator[Tensor | object]:
-    """List what changes a prediction, besides the latent and the noise level: the parts of the store's key.
+    """List what changes a prediction, besides the latent, the noise level and the sampler: parts of the store's key.
 
     The conditioning itself stands for the prompt, its embeddings, clip skip and the text encoder's LoRAs.
 
@@ -41,10 +41,10 @@ def fingerprint(p: Any, model: LoadedModel, prompt_schedules: Any, networks: Any
     yield from model.fingerprint()
     yield sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash(), shared.opts.sd_vae_encode_method
     yield from (entry.cond for schedule in prompt_schedules for entry in schedule)
-    yield [[entry.end_at_step for entry in schedule] for schedule in prompt_schedules]
+    # as shares of the run, because the same prompt has the same inversion for any number of steps
+    yield [[entry.end_at_step / schedule[-1].end_at_step for entry in schedule] for schedule in prompt_schedules]
     yield sorted((name, [param.items for param in params]) for name, params in networks.items())
-    # as the sampler and the model have been set up, whatever the options say by now
-    yield type(p.sampler.model_wrap).__name__, getattr(p.sampler.model_wrap, "quantize", None)
+    # as the model has been set up, whatever the options say by now
     yield p.tiling, devices.dtype_unet, devices.unet_needs_upcast, devices.fp8, shared.opts.upcast_attn
 
 

@@ -83,12 +83,22 @@ class WebuiHost:
         return self.images.inpaint_input
 
     def predict_noise(self, latent: Tensor, noise_level: float) -> Tensor:
+        texts, image = self.conditioning.at(latent, self._call_at(noise_level))
+        rows = self.conditioning.rows
+        latent = latent.expand(rows, -1, -1, -1)
+        # the last row's prompt is the exemplar's own
+        return self.model.predict_noise(self.convention, latent, [noise_level] * rows, texts, image)[-1:]
+
+    def predict_noises(self, latents: Tensor, noise_levels: Sequence[float]) -> Tensor:
+        calls = [self._call_at(level) for level in noise_levels]
+        texts, image = self.conditioning.at_calls(latents[:1], calls)
+        return self.model.predict_noise(self.convention, latents, noise_levels, texts, image)
+
+    def _call_at(self, noise_level: float) -> int:
+        """The call of the denoiser, from 0, in which the sampler has come down to a noise level."""
         visited = self.convention.sigmas_visited
         reached = (call for call, level in enumerate(visited) if level <= noise_level * (1 + SAME_LEVEL))
-        texts, image = self.conditioning.at(latent, next(reached, len(visited)))
-        latent = latent.expand(self.conditioning.rows, -1, -1, -1)
-        # the last row's prompt is the exemplar's own
-        return self.model.predict_noise(self.convention, latent, noise_level, texts, image)[-1:]
+        return next(reached, len(visited))
 
     def start(self, guide: Guide, noise: Tensor, image: Tensor | None = None) -> Tensor:
         """Make the latent from which the sampler's function has to start.
@@ -135,6 +145,11 @@ class WebuiHost:
     def fingerprint(self) -> Iterable[Tensor | object]:
         networks = {} if self.model.networks_are_aside else self.networks
         return fingerprint(self.p, self.model, self._prompt_schedules, networks)
+
+    def sampler_fingerprint(self) -> Iterable[object]:
+        # as the sampler has been set up, whatever the options say by now
+        wrap = self.p.sampler.model_wrap
+        return type(wrap).__name__, getattr(wrap, "quantize", None)
 
     def memory_budget(self) -> float:
         return memory_budget()

@@ -231,9 +231,26 @@ class ExemplarConditioning:
             RivalError: The two prompts of exact guidance do not fit into one batch.
         """
         text = prompt_parser.reconstruct_cond_batch(self.schedules(latent.shape), step)
-        # SDXL's conditioning holds the sizes beside the text
-        texts = text if isinstance(text, dict) else {"c_crossattn": [text]}
-        return texts, self._image_beside(latent).expand(self.rows, -1, -1, -1)
+        return _texts_of(text), self._image_beside(latent).expand(self.rows, -1, -1, -1)
+
+    def at_calls(self, latent: Tensor, steps: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+        """Return the exemplar's own conditioning for several calls of the denoiser, evaluated together.
+
+        Args:
+            latent: `[1, C, H, W]`.
+            steps: The calls, from 0.
+
+        Returns:
+            As `at`, one row for each call.
+        """
+        schedule = self.schedules(latent.shape)[-1:]
+        texts = [prompt_parser.reconstruct_cond_batch(schedule, step) for step in steps]
+        text = (
+            {name: torch.cat([one[name] for one in texts]) for name in texts[0]}
+            if isinstance(texts[0], dict)
+            else (torch.cat(texts))
+        )
+        return _texts_of(text), self._image_beside(latent).expand(len(steps), -1, -1, -1)
 
     def schedules(self, shape: torch.Size) -> list[Any]:
         """Return the host's schedule of each prompt, `UNCOND` first.
@@ -289,6 +306,11 @@ def with_strokes(values: Mapping[str, Any], strokes: Sequence[Any]) -> dict[str,
         if isinstance(stroke, Image.Image) and isinstance(values.get(name), Image.Image):
             painted[name] = {"image": values[name], "mask": stroke.getchannel("A")}
     return painted
+
+
+def _texts_of(conditioning: Any) -> dict[str, Any]:
+    # SDXL's conditioning holds the sizes beside the text
+    return conditioning if isinstance(conditioning, dict) else {"c_crossattn": [conditioning]}
 
 
 def _text_of(cond: Any) -> Tensor:

@@ -81,12 +81,12 @@ class SamplerConvention(Protocol):
     def scale(self, noise_level: float) -> float:
         """Return the factor from the variance-exploding form to the family's form."""
 
-    def predict_noise(self, latent: Tensor, noise_level: float, conditioning: dict[str, Any]) -> Tensor:
+    def predict_noise(self, latent: Tensor, noise_levels: Sequence[float], conditioning: dict[str, Any]) -> Tensor:
         """Evaluate the very model that the sampler calls, without guidance.
 
         Args:
             latent: `[rows, C, H, W]`, in the family's form.
-            noise_level: The level of `latent`, above 0.
+            noise_levels: The level of each row, above 0.
             conditioning: What the host's model takes as conditioning, for each row.
 
         Returns:
@@ -111,6 +111,11 @@ class SamplerConvention(Protocol):
         Returns:
             `[1, C, H, W]`: the clean prediction, or the noisy latent in the family's form, whichever the host blends.
         """
+
+
+def by_row(numbers: Sequence[float], latent: Tensor) -> Tensor:
+    """Put one number for each row of a latent into a tensor that multiplies it, `[rows, 1, 1, 1]`."""
+    return torch.tensor(numbers, dtype=latent.dtype, device=latent.device)[:, None, None, None]
 
 
 def levels_of(convention: SamplerConvention) -> list[float]:
@@ -187,9 +192,10 @@ class SigmaConvention:
     def scale(self, noise_level: float) -> float:
         return 1.0
 
-    def predict_noise(self, latent: Tensor, noise_level: float, conditioning: dict[str, Any]) -> Tensor:
-        sigma = torch.full((len(latent),), noise_level, dtype=torch.float32, device=latent.device)
-        return self.noise_of(self.sampler.model_wrap(latent, sigma, cond=conditioning), latent, noise_level)
+    def predict_noise(self, latent: Tensor, noise_levels: Sequence[float], conditioning: dict[str, Any]) -> Tensor:
+        sigmas = torch.tensor(noise_levels, dtype=torch.float32, device=latent.device)
+        clean = self.sampler.model_wrap(latent, sigmas, cond=conditioning)
+        return (latent - clean) / by_row(noise_levels, latent)
 
     def noise_of(self, output: Tensor, latent: Tensor, noise_level: float) -> Tensor:
         return (latent - output) / noise_level
@@ -228,9 +234,10 @@ class TimestepConvention:
     def scale(self, noise_level: float) -> float:
         return scale_to_vp(noise_level)
 
-    def predict_noise(self, latent: Tensor, noise_level: float, conditioning: dict[str, Any]) -> Tensor:
-        timestep = self.schedule.timestep(noise_level)
-        timesteps = torch.full((len(latent),), timestep, dtype=torch.float32, device=latent.device)
+    def predict_noise(self, latent: Tensor, noise_levels: Sequence[float], conditioning: dict[str, Any]) -> Tensor:
+        timesteps = torch.tensor(
+            [self.schedule.timestep(level) for level in noise_levels], dtype=torch.float32, device=latent.device
+        )
         return self.sampler.model_wrap(latent, timesteps, cond=conditioning)
 
     def noise_of(self, output: Tensor, latent: Tensor, noise_level: float) -> Tensor:

@@ -22,7 +22,13 @@ from rival_ext.hosts.webui.compat import (
     without_other_extensions,
 )
 from rival_ext.hosts.webui.patching import instance_attribute, random_numbers_kept
-from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, correct_last_noise
+from rival_ext.hosts.webui.samplers import (
+    SamplerConvention,
+    SigmaConvention,
+    TimestepConvention,
+    by_row,
+    correct_last_noise,
+)
 from rival_ext.method.attention import Layers
 from rival_ext.method.layers import HookedLayer, self_attention_modules
 from rival_ext.method.rows import KeysValues
@@ -124,11 +130,16 @@ class LdmModel:
         return model.get_first_stage_encoding(encoded.mode())
 
     def predict_noise(
-        self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor
+        self,
+        convention: SamplerConvention,
+        latent: Tensor,
+        noise_levels: Sequence[float],
+        texts: Mapping[str, Any],
+        image: Tensor,
     ) -> Tensor:
         with without_other_extensions(self.unet):
-            latent = latent * convention.scale(noise_level)
-            return convention.predict_noise(latent, noise_level, {**texts, "c_concat": [image]})
+            latent = latent * by_row([convention.scale(level) for level in noise_levels], latent)
+            return convention.predict_noise(latent, noise_levels, {**texts, "c_concat": [image]})
 
     @contextmanager
     def without_networks(self) -> Iterator[None]:

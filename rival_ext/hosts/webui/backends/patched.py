@@ -21,7 +21,13 @@ from rival_ext.hosts.webui.backends.patches import (
     patched_clone,
     replaced_blocks,
 )
-from rival_ext.hosts.webui.samplers import SamplerConvention, SigmaConvention, TimestepConvention, clean_prediction
+from rival_ext.hosts.webui.samplers import (
+    SamplerConvention,
+    SigmaConvention,
+    TimestepConvention,
+    by_row,
+    clean_prediction,
+)
 from rival_ext.method.attention import Layers
 from rival_ext.method.chain import Chain
 from rival_ext.method.layers import self_attention_modules
@@ -130,16 +136,21 @@ class PatchedModel(ABC):
 
     @torch.inference_mode()
     def predict_noise(
-        self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor
+        self,
+        convention: SamplerConvention,
+        latent: Tensor,
+        noise_levels: Sequence[float],
+        texts: Mapping[str, Any],
+        image: Tensor,
     ) -> Tensor:
         unet = self._exemplar_unet
         if self._prepared_unet is not unet:
             self._prepare(unet, latent)
             self._prepared_unet, self._prepared_latent = unet, latent
-        sigma = torch.full((len(latent),), noise_level, dtype=torch.float32, device=latent.device)
+        sigma = torch.tensor(noise_levels, dtype=torch.float32, device=latent.device)
         text = texts["c_crossattn"][0] if "c_crossattn" in texts else texts
         clean = self._predict_clean(unet, latent, sigma, text, image if self.is_inpainting() else None)
-        return (latent - clean) / noise_level
+        return (latent - clean) / by_row(noise_levels, latent)
 
     @contextmanager
     def without_networks(self) -> Iterator[None]:

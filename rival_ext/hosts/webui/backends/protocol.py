@@ -87,14 +87,19 @@ class LoadedModel(Protocol):
         """
 
     def predict_noise(
-        self, convention: SamplerConvention, latent: Tensor, noise_level: float, texts: Mapping[str, Any], image: Tensor
+        self,
+        convention: SamplerConvention,
+        latent: Tensor,
+        noise_levels: Sequence[float],
+        texts: Mapping[str, Any],
+        image: Tensor,
     ) -> Tensor:
         """Evaluate the UNet without guidance, while no other extension steers it.
 
         Args:
             convention: The convention of the sampler.
             latent: `[rows, C, H, W]`, variance-exploding.
-            noise_level: The level of `latent`, above 0.
+            noise_levels: The level of each row, above 0.
             texts: The host's conditioning of one prompt for each row.
             image: `[rows, channels, h, w]`, what the UNet of some checkpoints sees beside the latent.
 

@@ -1,0 +1,86 @@
+"""Which of a sampler's noise levels a chain visits, and at which of them features are kept.
+
+Features change slowly from level to level, and for a random start a chain between its nodes is good enough. So neither
+the evaluations nor the memory of an inversion have to grow with the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rival_ext.settings import Settings
+
+ALL = "all"
+"""The value of `inversion_nodes` and of `feature_nodes` that leaves no level out."""
+
+NOISED = "noised"
+"""The value of `chain` for a chain without an inversion."""
+
+
+class Nodes(NamedTuple):
+    """The nodes of a run's chains.
+
+    Attributes:
+        levels: Their noise levels, `[N + 1]`, ascending.
+        evaluated: The indices of the nodes at which the exemplar is evaluated.
+        are_all: Whether the exemplar is evaluated at each level that the sampler visits.
+        are_noised: Whether the chains are made without an inversion.
+    """
+
+    levels: Tensor
+    evaluated: Sequence[int]
+    are_all: bool
+    are_noised: bool
+
+
+def nodes_of(settings: Settings, levels: Tensor, is_exact: bool) -> Nodes:
+    """Choose the nodes of a run's chains.
+
+    Args:
+        settings: The validated settings.
+        levels: The levels that the sampler visits and below them the clean latent's, `[N + 1]`, ascending.
+        is_exact: Whether it must be evaluated at each of them.
+
+    Returns:
+        The nodes.
+    """
+    visited = len(levels) - 1
+    if settings.chain == NOISED:
+        seen = evenly(number_of(settings.feature_nodes, visited), visited)
+        # a chain of one fixed noise is straight, so its ends are enough beside the evaluated nodes
+        chosen = sorted({0, *seen, visited})
+        return Nodes(levels[torch.tensor(chosen)], [chosen.index(node) for node in seen], False, True)
+    number = visited if is_exact else number_of(settings.inversion_nodes, visited)
+    return Nodes(levels, evenly(number, visited), number == visited, False)
+
+
+def number_of(nodes: str, available: int) -> int:
+    """Read a number of nodes as the settings hold it.
+
+    Args:
+        nodes: "all" or a whole number in digits.
+        available: How many nodes there are.
+
+    Returns:
+        At most `available`.
+    """
+    return available if nodes == ALL else min(int(nodes), available)
+
+
+def evenly(number: int, available: int) -> list[int]:
+    """Choose some of the nodes 1 to `available`, evenly spread, the first and the last among them.
+
+    Args:
+        number: How many, from 0 to `available`. One alone lies in the middle.
+        available: How many nodes there are.
+
+    Returns:
+        Ascending, each once.
+    """
+    if number == 1:
+        return [(available + 1) // 2]
+    return [1 + round(place * (available - 1) / (number - 1)) for place in range(number)]
