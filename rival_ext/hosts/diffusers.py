@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -287,14 +288,15 @@ class DiffusersHost:
         prompts = torch.cat([negative.expand(len(start), -1, -1), prompt.expand(len(start), -1, -1)])
 
         x = start if self.sampler.is_exploding else start * scale_to_vp(self._levels[-1])
-        for step, timestep in enumerate(scheduler.timesteps[-self.steps :]):
-            advance(step, self.steps)
-            level = self._levels[-1 - step]
-            if guide:
-                x = self._corrected(x, level, guide)
-            latent = scheduler.scale_model_input(x, timestep)
-            noise = self._guided_noise(latent, level, prompts, guide)
-            x = scheduler.step(noise, timestep, x, **randomness).prev_sample
+        with guide.injection.installed() if guide else nullcontext():
+            for step, timestep in enumerate(scheduler.timesteps[-self.steps :]):
+                advance(step, self.steps)
+                level = self._levels[-1 - step]
+                if guide:
+                    x = self._corrected(x, level, guide)
+                latent = scheduler.scale_model_input(x, timestep)
+                noise = self._guided_noise(latent, level, prompts, guide)
+                x = scheduler.step(noise, timestep, x, **randomness).prev_sample
         advance(self.steps, self.steps)
         return self._finite(x, "UNet", "in sampling")
 

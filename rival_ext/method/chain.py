@@ -58,9 +58,8 @@ class Chain:
             noise_level: 0 or more.
 
         Returns:
-            A chain without features whose highest node is at this level, or the whole chain if the level is higher.
+            A chain without features whose highest node is at this level. Above the nodes the outer segment goes on.
         """
-        noise_level = min(noise_level, float(self.noise_levels[-1]))
         lower = self.noise_levels < noise_level * (1 - SAME_LEVEL)
         levels = torch.cat([self.noise_levels[lower], self.noise_levels.new_tensor([noise_level])])
         return Chain(levels, torch.cat([self.latents[lower.to(self.latents.device)], self.latent(noise_level)]))

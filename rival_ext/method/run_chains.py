@@ -16,11 +16,14 @@ from rival_ext.method.inversion import Progress, invert, part_of
 from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.layers import count_rows
 from rival_ext.method.nodes import nodes_of, number_of
-from rival_ext.method.noise import SAME_LEVEL
 from rival_ext.method.noised import noised_chain
 from rival_ext.method.store import Store
 from rival_ext.report import FeatureSource, Inversion, InversionPart, StoreResult
 from rival_ext.settings import Settings
+
+LITTLE_ABOVE = 1.35
+"""A chain goes on straight up to this many times its highest noise level: from DDIM's first of 20 timesteps to the
+highest level of all. With the straight end images are as near to the full form's as with an inversion of their own."""
 
 MEMORY_RAN_OUT = "memory ran out while features were recorded"
 
@@ -123,7 +126,7 @@ class RunChains:
     def _serves(self, noise_levels: Tensor, evaluated: int, visits: str) -> bool:
         if self.is_exact:
             return visits == self._visits()
-        is_high_enough = float(noise_levels[-1]) >= float(self.nodes.levels[-1]) * (1 - SAME_LEVEL)
+        is_high_enough = float(noise_levels[-1]) * LITTLE_ABOVE >= float(self.nodes.levels[-1])
         return is_high_enough and evaluated >= len(self.nodes.evaluated)
 
     def _visits(self) -> str:

@@ -73,14 +73,32 @@ def test_outside_the_nodes_the_slope_is_the_slope_of_the_outer_segments():
 # features
 
 
-def test_at_a_node_the_chain_returns_the_features_of_the_node():
+def test_at_a_node_with_features_these_are_seen_alone():
     for node in (1, 2, 4):
-        assert CHAIN.features_at(LEVELS[node])["layer"][0, 0, 0] == node
+        assert CHAIN.features_around(LEVELS[node]) == (node, node, 0.0)
 
 
-@pytest.mark.parametrize("level", [LEVELS[3], LEVELS[0], 0.0, 0.4, 0.51, 1.0, 3.99, 5.0, 14.1, 100.0])
-def test_a_node_without_features_and_a_level_between_nodes_have_no_features(level):
-    assert CHAIN.features_at(level) is None
+@pytest.mark.parametrize(
+    ("level", "around"),
+    [
+        (LEVELS[0], (1, 1, 0)),
+        (0.0, (1, 1, 0)),
+        ((LEVELS[1] + LEVELS[2]) / 2, (1, 2, 0.5)),
+        (LEVELS[3], (2, 4, 0.5)),
+        ((LEVELS[3] + LEVELS[4]) / 2, (2, 4, 0.75)),
+        (100.0, (4, 4, 0)),
+    ],
+)
+def test_between_nodes_with_features_the_place_is_counted_in_nodes(level, around):
+    assert CHAIN.features_around(level) == pytest.approx(around)
+
+
+def test_without_features_there_is_none_to_see_and_below_a_node_comes_the_next_one():
+    assert Chain(CHAIN.noise_levels, LATENTS).features_around(LEVELS[2]) is None
+    assert [CHAIN.features_below(node) for node in (4, 3, 2, 1)] == [
+        *(CHAIN.features[node] for node in (2, 2, 1)),
+        None,
+    ]
 
 
 @given(st.integers(1, 4), st.floats(-5e-5, 5e-5))
@@ -88,7 +106,7 @@ def test_a_level_that_differs_from_a_node_by_rounding_is_the_node(node, error):
     level = LEVELS[node] * (1 + error)
     assert (CHAIN.slope(level) - slope_below(node)).abs().max() < 1e-6
     assert (CHAIN.latent(level) - LATENTS[node : node + 1]).abs().max() < 1e-2
-    assert (CHAIN.features_at(level) is None) == (node == 3)
+    assert CHAIN.features_around(level)[:2] == ((2, 4) if node == 3 else (node, node))
 
 
 @pytest.mark.parametrize("steps", [2, 50, 500])
@@ -99,7 +117,7 @@ def test_every_level_of_every_sampler_is_a_node(make_host, sampler, steps):
     chain = Chain(levels, torch.zeros(len(levels), 1, 1, 1), {node: features(node) for node in nodes})
     for node in nodes:
         for level in (levels[node].item(), levels[node].float().item()):
-            assert chain.features_at(level)["layer"][0, 0, 0] == node
+            assert chain.features_around(level) == (node, node, 0.0)
 
 
 # memory

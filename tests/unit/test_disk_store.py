@@ -23,25 +23,30 @@ LAYERS = ("down.2.attn1", "down.10.attn1", "up.1.attn1")
 """Names whose order in the network is not alphabetical."""
 
 
-def chain(nodes=3, recorded=3):
+def chain(nodes=3, recorded=3, visits=""):
     levels = torch.arange(nodes + 1, dtype=torch.float64)
     features = {node: {layer: torch.randn(1, 4, 2).half() for layer in LAYERS} for node in range(1, recorded + 1)}
-    return Chain(levels, torch.randn(nodes + 1, 4, 2, 2), features, evaluations=7, residual=0.125)
+    return Chain(levels, torch.randn(nodes + 1, 4, 2, 2), features, 7, 0.125, 0.5, nodes, visits)
+
+
+def anything(noise_levels, evaluated, visits):
+    """Every chain serves."""
+    return True
 
 
 def disk_store(folder, *made_by, budget=1e9):
     return DiskStore(folder, made_by, torch.device("cpu"), budget)
 
 
-@pytest.mark.parametrize("recorded", [0, 3])
+@pytest.mark.parametrize("recorded", [0, 2, 3])
 def test_a_chain_is_read_as_it_was_written_with_its_layers_in_order(tmp_path, recorded):
     kept = chain(recorded=recorded)
     disk_store(tmp_path, "checkpoint").put("key", kept, 0)
-    found = disk_store(tmp_path, "checkpoint").get("key")
+    found = disk_store(tmp_path, "checkpoint").get("key", anything)
     assert torch.equal(found.noise_levels, kept.noise_levels)
     assert found.noise_levels.dtype == torch.float64
     assert torch.equal(found.latents, kept.latents)
-    assert (found.evaluations, found.residual) == (7, 0.125)
+    assert (found.evaluations, found.residual, found.bend, found.evaluated) == (7, 0.125, 0.5, 3)
     assert list(found.features) == list(kept.features)
     for node, features in kept.features.items():
         assert list(found.features[node]) == list(LAYERS)
@@ -51,26 +56,33 @@ def test_a_chain_is_read_as_it_was_written_with_its_layers_in_order(tmp_path, re
 
 def test_another_key_or_another_checkpoint_finds_nothing(tmp_path):
     disk_store(tmp_path, "checkpoint", 1).put("key", chain(), 0)
-    assert disk_store(tmp_path, "checkpoint", 1).get("other") is None
-    assert disk_store(tmp_path, "checkpoint", 2).get("key") is None
-    assert disk_store(tmp_path, "checkpoint", 1).get("key") is not None
+    assert disk_store(tmp_path, "checkpoint", 1).get("other", anything) is None
+    assert disk_store(tmp_path, "checkpoint", 2).get("key", anything) is None
+    assert disk_store(tmp_path, "checkpoint", 1).get("key", anything) is not None
 
 
 def test_a_chain_larger_than_the_budget_is_not_read(tmp_path):
     disk_store(tmp_path).put("key", chain(), 0)
-    assert disk_store(tmp_path, budget=100).get("key") is None
+    assert disk_store(tmp_path, budget=100).get("key", anything) is None
 
 
-def test_a_chain_with_features_of_some_nodes_only_is_not_written(tmp_path):
-    disk_store(tmp_path).put("key", chain(recorded=2), 0)
-    assert list(tmp_path.iterdir()) == []
+def test_chains_for_other_levels_lie_side_by_side_and_the_latest_that_serves_is_found(tmp_path):
+    store = disk_store(tmp_path)
+    for index, visits in enumerate(("", "one", "other")):
+        store.put("key", chain(nodes=3 + index, visits=visits), 0)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert store.get("key", lambda levels, evaluated, visits: visits == "one").visits == "one"
+    assert len(store.get("key", lambda levels, evaluated, visits: evaluated < 5).noise_levels) == 5
+    assert store.get("key", lambda levels, evaluated, visits: len(levels) > 6) is None
+    store.put("key", chain(nodes=9), 0)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_file_holds_tensors_and_figures_only_and_appears_when_it_is_whole(tmp_path, monkeypatch):
     disk_store(tmp_path).put("key", chain(), 0)
     (file,) = tmp_path.iterdir()
     with safe_open(file, framework="pt") as kept:
-        assert set(kept.metadata()) == {"evaluations", "residual"}
+        assert set(kept.metadata()) == {"evaluations", "residual", "bend", "evaluated", "visits"}
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -89,7 +101,7 @@ def test_a_damaged_file_is_named_in_the_error(tmp_path, content):
     with pytest.raises(
         RivalError, match=f"{file.name} of --keep-inversions is damaged, or is not an inversion; delete it"
     ):
-        disk_store(tmp_path).get("key")
+        disk_store(tmp_path).get("key", anything)
 
 
 def report_of(folder):

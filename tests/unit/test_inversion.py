@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rival_ext.method.inversion import TOLERANCE, extrapolated, invert, lower_latent, reconstruct
+from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.noise import levels_tensor, scale_to_vp
+from rival_ext.method.path import Path
 from rival_ext.storage.features import FeatureTransfer
 from tests.unit.synthetic import LEVELS, LayeredModel, noise
 
@@ -81,28 +83,30 @@ def test_each_step_evaluates_at_its_upper_level_and_tells_the_progress_before():
 
 
 def test_the_lower_latent_keeps_its_variance_preserving_form_at_the_higher_level():
-    guess = lower_latent([LATENTS[:1]], LEVELS[:1], [], LEVELS[1])
+    guess = lower_latent(Path([LATENTS[:1]], LEVELS[:1]), LEVELS[1])
     assert (guess * scale_to_vp(LEVELS[1]) - LATENTS[:1] * scale_to_vp(LEVELS[0])).abs().max() < 1e-6
 
 
 def test_the_extrapolated_guess_uses_the_last_one_or_two_predictions():
     one, two = noise(1, 4, 3, 3, seed=1), noise(1, 4, 3, 3, seed=2)
     level, latent = 4.0, LATENTS[2:3]
-    from_one = extrapolated([latent], [0.5, 2.0], [one], level)
+    from_one = extrapolated(Path([latent], [2.0], [one], [2.0]), level)
     assert (from_one - (latent + 2.0 * one)).abs().max() < 1e-6
     # the line through (0.5, one) and (2.0, two), at 4.0
-    from_two = extrapolated([latent], [0.5, 2.0], [one, two], level)
+    from_two = extrapolated(Path([latent], [2.0], [one, two], [0.5, 2.0]), level)
     assert (from_two - (latent + 2.0 * (two + (two - one) * 2.0 / 1.5))).abs().max() < 1e-5
-    assert torch.equal(extrapolated([latent], [2.0], [], level), lower_latent([latent], [2.0], [], level))
+    path = Path([latent], [2.0])
+    assert torch.equal(extrapolated(path, level), lower_latent(path, level))
 
 
 @pytest.mark.parametrize("level", [14.6, 4518.0])
 def test_the_last_step_with_zero_terminal_snr_starts_from_the_lower_latent(level):
     """There the prediction is the latent itself, and the iteration would not come back from an extrapolated guess."""
     latents, predictions = [torch.full((1, 4, 8, 8), value) for value in (3.0, 5.0)], [torch.ones(1, 4, 8, 8)] * 2
-    guess = extrapolated(latents, [9.0, 12.0], predictions, level)
+    path = Path(latents, [9.0, 12.0], predictions, [9.0, 12.0])
+    guess = extrapolated(path, level)
     if level > 1000:
-        assert torch.equal(guess, lower_latent(latents, [9.0, 12.0], predictions, level))
+        assert torch.equal(guess, lower_latent(path, level))
     else:
         assert torch.allclose(guess, latents[-1] + (level - 12))
 
@@ -114,19 +118,24 @@ NODE_BYTES = 2 * 2 * 3
 
 @pytest.mark.parametrize(
     ("budget", "nodes"),
-    [(math.inf, [1, 2, 3, 4]), (2 * NODE_BYTES, [1, 2]), (3 * NODE_BYTES - 1, [1, 2]), (NODE_BYTES - 1, []), (0, [])],
+    [
+        (math.inf, [1, 2, 3, 4]),
+        (4 * NODE_BYTES - 1, [1, 3, 4]),
+        (2 * NODE_BYTES, [1, 4]),
+        (NODE_BYTES, [2]),
+        (NODE_BYTES - 1, []),
+        (0, []),
+    ],
 )
-def test_features_are_kept_within_the_budget(budget, nodes):
-    model = LayeredModel()
-
-    def keep(features, size):
-        return FeatureTransfer().keep_features(features) if size - LATENTS.nbytes <= budget else None
-
+def test_features_are_kept_at_as_many_nodes_as_the_budget_has_room_for(budget, nodes):
+    model, fewer = LayeredModel(), []
+    keep = FeatureKeeper(4, 4, FeatureTransfer().reserve, lambda size: size <= budget, fewer.append)
     chain = invert(LATENTS[:1], levels_tensor(LEVELS), model.predict_noise, model.layers, keep=keep)
     assert list(chain.features) == nodes
     for node in nodes:
         assert (chain.features[node]["layer"] == torch.tensor(LEVELS[node])).all()
     assert chain.bytes - LATENTS.nbytes <= budget
+    assert fewer == [len(nodes)] * (len(nodes) < 4)
 
 
 def test_the_features_of_a_step_are_those_of_its_last_evaluation():

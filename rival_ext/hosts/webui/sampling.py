@@ -261,7 +261,12 @@ def _sample_with_guide(host: WebuiHost, prepared: Prepared, call: SamplingCall) 
     begun = time.perf_counter()
     notes = host.model.notes()
     size = call.latents[0].shape[2:]
-    with host.model.guided(), guided_denoiser(host, guide, size), count_rows(host.unet) as rows:
+    with (
+        host.model.guided(),
+        guide.injection.installed(),
+        guided_denoiser(host, guide, size),
+        count_rows(host.unet) as rows,
+    ):
         samples = call.sample(call.sampling_pass.start(host, guide, *call.latents))
     if not (guide.counts.steps.total or shared.state.interrupted or shared.state.skipped):
         raise RivalError(UNGUIDED)
