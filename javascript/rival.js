@@ -60,6 +60,23 @@ var rival = globalThis.rival ?? (() => {
     }
     const isByHand = (id) => gradioApp().getElementById(id).contains(touched);
 
+    // Calls of a function, by the id of the control that counts them and makes one when its number rises. `on_any` in
+    // gradio_compat.py says why they are made one at a time.
+    const calls = {};
+    const next = (call) => {
+        if (call.isWanted && !call.isUnderWay) {
+            Object.assign(call, {isWanted: false, isUnderWay: true, count: call.count + 1});
+        }
+        // neither null nor the number of before makes a call
+        return call.count || null;
+    };
+    const ask = (id, isWanted) => {
+        const call = (calls[id] ??= {isWanted: false, isUnderWay: false, count: 0});
+        call.isWanted ||= isWanted;
+        return next(call);
+    };
+    const askAgain = (id) => next(Object.assign(calls[id], {isUnderWay: false}));
+
     const openTab = (id) => (gradioApp().getElementById(id) ? get_tab_index(id) : 0);
     const isImg2img = () => gradioApp().getElementById("tab_img2img")?.style.display !== "none";
 
@@ -111,7 +128,7 @@ var rival = globalThis.rival ?? (() => {
     onUiLoaded(() => new MutationObserver(nameInTitle).observe(document.querySelector("title"), {childList: true}));
 
     return {
-        ...{presets, isByHand, withTabs, withFile, startCheck, withMask},
+        ...{presets, isByHand, ask, askAgain, withTabs, withFile, startCheck, withMask},
         ...{showTxt2img: show("txt2img"), showImg2img: show("img2img")},
     };
 })();

@@ -203,4 +203,6 @@ def in_options(sentence: str) -> str:
 def _differs_without_prompt(run: Run) -> bool:
     """Whether the rows with the negative prompt see something else than the others."""
     is_exact = run["exact"] and run["exemplar_prompt"]
-    return bool(run["strength"] > 0 and (is_exact or run["uncond_share"] < 1))
+    # the guide has every row see the exemplars if it knows only parts of them
+    sees_less = run["uncond_share"] < 1 and not run.shows_regions_only
+    return bool(run["strength"] > 0 and (is_exact or sees_less))

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from rival_ext.settings import similarity_values
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="browser: playwright is not installed")
+from tests.browser.alone.serving import open_all, open_browser, opened_page, served_address, switch_on  # noqa: F401
+from tests.browser.pages import PANEL, ROOT, playwright_api, preview, set_number, upload
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[2]
-ALONE = Path(__file__).parent / "alone"
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-PANEL = "#img2img_rival_"
-STARTUP_SECONDS = 60
 
 IN_ORDER = [
     *("enabled-checkbox", "mode", "similarity", "slots", "weight", "exemplar_prompt"),
@@ -51,99 +38,10 @@ UNNAMED = """panel => [...panel.querySelectorAll("input:not([type=file]), textar
 """JavaScript that lists the controls of the panel that have no name."""
 
 
-@pytest.fixture(scope="module")
-def address(pytestconfig):
-    """The address of the page. A Python environment with this gradio serves it."""
-    if CHROMIUM is None:
-        pytest.skip("browser: no Chromium found")
-    python = _environment(Path(pytestconfig.cache.mkdir("gradio-3.41.2")))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
-    process = subprocess.Popen([python, str(ALONE / "page.py"), str(port)], env=environment)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _environment(folder):
-    """Return the Python of an environment with the requirements. It is made again when the requirements change."""
-    python, made = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = (ALONE / "requirements.txt").read_text()
-    if not made.exists() or made.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(ALONE / "requirements.txt")]
-        subprocess.run([python, *install], check=True)
-        made.write_text(wanted)
-    return python
-
-
-def _wait_for(address, process):
-    end = time.monotonic() + STARTUP_SECONDS
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            if httpx.get(address).status_code == 200:
-                return
-        except httpx.TransportError:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
-    raise RuntimeError(f"the page of the panel did not start (exit status {process.poll()})")
-
-
-@pytest.fixture(scope="module")
-def browser(address):
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(20_000)
-    playwright_api.expect.set_options(timeout=20_000)
-    page.goto(f"{address}/?__theme=light")
-    page.locator(f"{PANEL}mode").wait_for()
-    page.wait_for_function("typeof rival !== 'undefined'")
-    yield page
-    page.close()
-
-
-def set_number(page, selector, value):
-    box = page.locator(f"{selector} input[type=number]")
-    box.fill(str(value))
-    box.blur()
-
-
-def switch_on(page):
-    page.locator(f"{PANEL}enabled-checkbox input").check()
-    playwright_api.expect(preview(page)).to_contain_text("Inverts the img2img image in 16 steps, then makes 1 image.")
-
-
-def preview(page):
-    return page.locator(f"{PANEL}plan").last
-
-
 def apply_preset(page, title):
     name = page.locator(f"{PANEL}preset input")
     name.fill(title)
     name.press("Enter")
-
-
-def open_all(page):
-    for accordion in ("exemplars", "more"):
-        page.locator(f"{PANEL}{accordion} > .label-wrap").click()
-    page.locator(f"{PANEL}t_align").wait_for()
-
-
-def upload(page, selector, name="pizza"):
-    page.locator(f"{selector} input[type=file]").set_input_files(str(ROOT / "demo" / f"{name}.png"))
-    page.locator(f"{selector} img").first.wait_for()
 
 
 def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation_parameters(page):
@@ -189,7 +87,7 @@ def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation
 def test_the_part_that_is_painted_over_is_the_region(page):
     switch_on(page)
     open_all(page)
-    upload(page, f"{PANEL}exemplar", "house")
+    upload(page, f"{PANEL}exemplar", ROOT / "demo" / "house.png")
     playwright_api.expect(preview(page)).to_contain_text("Inverts the uploaded exemplar")
     page.locator("#img2img_generate").click()
     page.locator("#img2img_seen img").wait_for()

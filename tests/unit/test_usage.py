@@ -209,6 +209,14 @@ def test_what_does_nothing_beside_others_is_mentioned(outcome, because):
     assert are_equal(outcome(PHOTO, *SMALL, *arguments)[0]["000.png"], images["000.png"])
 
 
+@pytest.mark.parametrize(("given", "acts"), [((), False), (("--exact", "--exemplar-prompt", "a pizza"), True)])
+def test_without_a_prompt_guidance_amplifies_no_part_of_an_exemplar(outcome, given, acts):
+    masked = (PHOTO, *SMALL, "--prompt", "", "--exemplar-mask", "mask.png", *given)
+    (usual, _, _), (images, _, notes) = outcome(*masked), outcome(*masked, "--cfg", 9)
+    assert any(note.startswith("--cfg had no effect because --prompt is empty") for note in notes) != acts
+    assert are_equal(images["000.png"], usual["000.png"]) != acts
+
+
 @pytest.mark.parametrize("option", map(flag, PARTNERS))
 @pytest.mark.parametrize("plain", [(), ("--plain",)])
 def test_what_belongs_to_a_missing_exemplar_is_refused(run, folder, monkeypatch, option, plain):

@@ -151,10 +151,7 @@ _GRADIO_3 = {
 }
 
 _GRADIO_4 = {
-    "gradio": [
-        "Image(type=, image_mode=, height=, label=, elem_id=)",
-        "on(triggers, fn=, inputs=, outputs=, js=, show_progress=, trigger_mode=)",
-    ],
+    "gradio": ["Image(type=, image_mode=, height=, label=, elem_id=)"],
     "modules_forge.forge_canvas.canvas": ["ForgeCanvas(elem_id=, height=, scribble_color=, scribble_width=)"],
     "modules.ui_components": ["ToolButton(value, elem_id=)"],
 }

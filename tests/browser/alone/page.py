@@ -15,6 +15,11 @@ from types import ModuleType, SimpleNamespace
 
 import gradio as gr
 
+IS_GRADIO_3 = gr.__version__.startswith("3.")
+if not IS_GRADIO_3:
+    # for each class made from a control, gradio 4 writes a file beside this one
+    gr.component_meta.create_or_modify_pyi = lambda *_: None
+
 ROOT = Path(__file__).resolve().parents[3]
 HOST_SCRIPT = """
 const gradioApp = () => document;
@@ -47,6 +52,14 @@ class InputAccordion(gr.Checkbox):
 
     def __exit__(self, *error):
         self.accordion.__exit__(*error)
+
+
+class ForgeCanvas:
+    """In place of the canvas that Forge has under gradio 4. Nobody can paint on this one."""
+
+    def __init__(self, elem_id, **others):
+        self.background = gr.Image(type="pil", elem_id=elem_id)
+        self.foreground = gr.Image(type="pil", visible=False)
 
 
 class PasteField(tuple):
@@ -82,13 +95,23 @@ def stand_in():
         module.__spec__ = ModuleSpec(module.__name__, None)
         vars(module).update(attributes)
         setattr(package, name, module)
-    made = gr.components.IOComponent.__init__
+    if not IS_GRADIO_3:
+        canvas = sys.modules["modules_forge.forge_canvas.canvas"] = ModuleType("canvas")
+        canvas.ForgeCanvas = ForgeCanvas
+    for control in (gr.Checkbox, gr.Dropdown, gr.Image, gr.Radio, gr.Slider, gr.Textbox):
+        control.__init__ = _as_the_host_makes(control.__init__)
 
-    def make(self, *args, tooltip=None, **kwargs):
-        """Accept the WebUI's argument `tooltip`, which gradio does not know."""
+
+def _as_the_host_makes(made):
+    # gradio 4 reads from the function's parameters what the page is told
+    @wraps(made)
+    def make(self, *args, tooltip=None, source=None, **kwargs):
+        """Accept the WebUI's argument `tooltip`, which gradio does not know, and `source`, which gradio 4 renamed."""
+        if source:
+            kwargs |= {"source": source} if IS_GRADIO_3 else {"sources": [source]}
         made(self, *args, **kwargs)
 
-    gr.components.IOComponent.__init__ = make
+    return make
 
 
 def _as_the_host_wraps(function, extra_outputs):
@@ -146,6 +169,7 @@ def build():
     """Build the page: a tab each for the panel of img2img and the panel of txt2img."""
     from rival_ext.fields import FIELDS
     from rival_ext.hosts.webui.infotext import PASTE_TARGETS
+    from rival_ext.hosts.webui.ui.gradio_compat import JS
     from rival_ext.hosts.webui.ui.host_controls import HostControls
     from rival_ext.hosts.webui.ui.panel import Panel
     from rival_ext.infotext import settings_to_infotext
@@ -169,7 +193,7 @@ def build():
         ]
 
     with gr.Blocks(title="RIVAL's panel", css=(ROOT / "style.css").read_text()) as page:
-        page.load(fn=None, _js=f"() => {{ {_script()} }}")
+        page.load(fn=None, **{JS: f"() => {{ {_script()} }}"})
         for tab in ("img2img", "txt2img"):
             with gr.Tab(tab):
                 host = Host(tab)

@@ -29,9 +29,10 @@ def nobody(*_, **__):
 class Control:
     """A gradio component. It keeps its arguments."""
 
-    def __init__(self, *positional, value=None, label=None, **others):
+    def __init__(self, *positional, value=None, label=None, elem_id=None, **others):
         self.value = value
         self.label = label
+        self.elem_id = elem_id
         self.shown = positional
 
     def click(self, **others):

@@ -82,7 +82,7 @@ class ResultControls(NamedTuple):
     Attributes:
         verdict: Shows the verdict, or the error.
         images: Shows the exemplar and its reconstruction.
-        task: Hidden. The id of the check, by which the page follows its progress.
+        task: Hidden. The id of the last check that ended well. The page follows the progress of a check by its id.
     """
 
     verdict: Any
@@ -141,7 +141,7 @@ def connect(
 
     def connect_click(host_controls: dict[str, Any]) -> None:
         # gradio passes the request because of its annotation; the WebUI's log names the job after this function
-        def rival_check(_task: str, request: gr.Request, image_tab: float, size_tab: float, *values: Any) -> Any:
+        def rival_check(task: str, request: gr.Request, image_tab: float, size_tab: float, *values: Any) -> Any:
             # imported late: it loads the method
             from rival_ext.hosts.webui.inputs import with_strokes
 
@@ -150,13 +150,13 @@ def connect(
             host_values = dict(zip(host_controls, values[len(names) + len(strokes) :], strict=True))
             settings = parse_settings(with_strokes(chosen, painted))
             checked = check(_check_request(settings, host_values, int(image_tab), int(size_tab), request.username))
-            return gr.update(value=_captioned_images(checked), visible=True), _verdict_html(checked)
+            return gr.update(value=_captioned_images(checked), visible=True), task, _verdict_html(checked)
 
         button.click(
-            fn=wrap_gradio_gpu_call(rival_check, extra_outputs=[gr.update(visible=False)]),
+            fn=wrap_gradio_gpu_call(rival_check, extra_outputs=[gr.update(visible=False), gr.update()]),
             **{JS: "rival.startCheck"},
             inputs=[result.task, *open_tabs, *(fields[name] for name in names), *strokes, *host_controls.values()],
-            outputs=[result.images, result.verdict],
+            outputs=[result.images, result.task, result.verdict],
             show_progress=False,
         )
 

@@ -34,21 +34,35 @@ class Brush(NamedTuple):
     strokes: list[Any]
 
 
-def on_any(events: Sequence[Any], **how: Any) -> None:
-    """Have several events call the same function. The page does not show that the call is under way.
+def on_any(
+    events: Sequence[Any],
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    js: str | None = None,
+    condition: str = "true",
+) -> None:
+    """Have several events call the same function, one call at a time. The page does not show that a call is under way.
 
-    Under gradio 4, events that come during a call lead to one more call together, not to one each.
+    Events that come during a call lead to one more call together, which begins when the call has ended. gradio alone
+    does otherwise: gradio 3 drops an event while its own last call is under way, and calls of different events end in
+    any order, so that an older answer can be shown last. gradio 4 makes one call for each event if there is a `js`.
 
     Args:
         events: Events of gradio's controls, such as `control.change`.
-        how: Arguments that an event takes: `fn`, `inputs`, `outputs`, and the one that `JS` names.
+        fn: The function.
+        inputs: The controls whose values `fn` takes. They are read when the call begins.
+        outputs: The controls that `fn` sets.
+        js: A JavaScript function that gets the inputs first and returns what `fn` takes.
+        condition: A JavaScript expression. An event at which it is false leads to no call.
     """
-    if IS_GRADIO_3:
-        for event in events:
-            event(show_progress=False, **how)
-    else:
-        # when a page opens, each of its controls counts as changed: one request for all of them, not one for each
-        gr.on(list(events), show_progress="hidden", trigger_mode="always_last", **how)
+    # the number of calls so far: the page raises it to make a call
+    count = gr.Number(visible=False)
+    for event in events:
+        event(**{JS: f"() => rival.ask({id(count)}, {condition})"}, fn=None, inputs=[], outputs=[count])
+    call = count.change(**{JS: js}, fn=fn, inputs=list(inputs), outputs=list(outputs), show_progress="hidden")
+    # `then` comes after an error too
+    call.then(**{JS: f"() => rival.askAgain({id(count)})"}, fn=None, inputs=[], outputs=[count])
 
 
 def on_choice(control: Any, fn: Callable[[Any], list[Any]], outputs: Sequence[Any]) -> None:
@@ -59,17 +73,8 @@ def on_choice(control: Any, fn: Callable[[Any], list[Any]], outputs: Sequence[An
         fn: Takes the value of `control` and returns one value for each output.
         outputs: The controls that are set.
     """
-    how = {"inputs": [control], "outputs": list(outputs), "show_progress": False}
-    if IS_GRADIO_3:
-        control.input(fn=fn, **how)
-    else:
-        # gradio 4 sends a radio's `input` for any change. It drops an event that comes during a request, by default.
-        control.input(
-            fn=lambda value: [gr.update() for _ in outputs] if value is None else fn(value),
-            js=f"(value) => [rival.isByHand('{control.elem_id}') ? value : null]",
-            trigger_mode="always_last",
-            **how,
-        )
+    # gradio 4 sends a radio's `input` for any change
+    on_any([control.input], fn, [control], outputs, condition=f"rival.isByHand('{control.elem_id}')")
 
 
 def build_brush(label: str, elem_id: str) -> Brush:
@@ -94,14 +99,11 @@ def on_new_image(brush: Brush, fn: Callable[[Any], str], output: Any) -> None:
         fn: Takes the value of `brush.image` and returns the value for `output`.
         output: The control that is set.
     """
-    if not IS_GRADIO_3:
-        brush.image.change(fn=fn, inputs=[brush.image], outputs=[output], show_progress=False)
-        return
-    # not `change`, since each stroke is one
-    for event in (brush.image.upload, brush.image.clear):
-        # at the event itself the control still has its former value: read it one step later
-        settled = event(fn=lambda: None, inputs=[], outputs=[], show_progress=False)
-        settled.then(**{JS: "rival.withMask"}, fn=fn, inputs=[brush.image], outputs=[output], show_progress=False)
+    if IS_GRADIO_3:
+        # not `change`, since each stroke is one
+        on_any([brush.image.upload, brush.image.clear], fn, [brush.image], [output], js="rival.withMask")
+    else:
+        on_any([brush.image.change], fn, [brush.image], [output])
 
 
 def _build_sketch(label: str, elem_id: str) -> Brush:

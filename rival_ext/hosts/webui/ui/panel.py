@@ -14,7 +14,7 @@ from rival_ext.fields import EXEMPLAR_SUFFIXES, FIELD_BY_NAME, FIELDS, Field
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS
 from rival_ext.hosts.webui.ui import check_button, exemplar_tools, presets, run_preview
 from rival_ext.hosts.webui.ui.check_button import Check
-from rival_ext.hosts.webui.ui.gradio_compat import IMAGE_HEIGHT, Brush, build_brush, on_choice
+from rival_ext.hosts.webui.ui.gradio_compat import IMAGE_HEIGHT, Brush, build_brush, on_any, on_choice
 from rival_ext.hosts.webui.ui.host_controls import HostControls, build_open_tabs
 from rival_ext.hosts.webui.ui.run_preview import IsStored
 from rival_ext.settings import preset_values
@@ -124,7 +124,7 @@ class Panel:
         presets.connect(preset_controls, enabled, self.fields)
         run_preview.connect_digests(self.digests, self.brushes, self.host)
         run_preview.connect_preview(
-            preview, self.fields, self.digests, open_tabs, self.host, result.verdict, self.is_stored
+            preview, self.fields, self.digests, open_tabs, self.host, result.task, self.is_stored
         )
         run_preview.connect_recommended(recommend, self.fields["mode"], self.digests, self.host)
         check_button.connect(start_check, result, self.check, self.fields, self.strokes, self.host, open_tabs)
@@ -189,14 +189,9 @@ class Panel:
     def _connect_visibility(self) -> None:
         """Hide the controls that have no effect with the present values."""
         inputs = [self.fields["alignment"], self.fields["exemplar_prompt"]]
-        for control in inputs:
-            # not `input`: pasted values show and hide controls as well
-            control.change(
-                fn=_visibility,
-                inputs=inputs,
-                outputs=[self.fields["t_early"], self.fields["exact"]],
-                show_progress=False,
-            )
+        outputs = [self.fields["t_early"], self.fields["exact"]]
+        # not `input`: pasted values show and hide controls as well
+        on_any([control.change for control in inputs], _visibility, inputs, outputs)
 
 
 def _values_set_by(name: str, value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from modules.sd_samplers_common import setup_img2img_steps
 
 from rival_ext.fields import EXEMPLAR_SUFFIXES, INVERSION_FIELDS
 from rival_ext.hosts.webui.ui.exemplar_tools import image_of
-from rival_ext.hosts.webui.ui.gradio_compat import JS, Brush, on_any, on_new_image
+from rival_ext.hosts.webui.ui.gradio_compat import Brush, on_any, on_new_image
 from rival_ext.hosts.webui.ui.host_controls import HostControls
 from rival_ext.images.decoding import pixel_digest
 from rival_ext.settings import GUIDANCE, best_denoising_strength
@@ -197,7 +197,7 @@ def connect_digests(digests: Mapping[str, Any], brushes: Mapping[str, Brush], ho
     def connect_image(host_controls: dict[str, Any]) -> None:
         # empty in txt2img
         for image in host_controls.values():
-            image.change(fn=control_digest, inputs=[image], outputs=[digests["image"]], show_progress=False)
+            on_any([image.change], control_digest, [image], [digests["image"]])
 
     for name, brush in brushes.items():
         on_new_image(brush, control_digest, digests[name])
@@ -210,7 +210,7 @@ def connect_preview(
     digests: Mapping[str, Any],
     open_tabs: Sequence[Any],
     host: HostControls,
-    verdict: Any,
+    checked: Any,
     is_stored: IsStored,
 ) -> None:
     """Write the preview anew whenever something changes on which it depends.
@@ -221,12 +221,13 @@ def connect_preview(
         digests: The hidden texts of `build_digests`.
         open_tabs: See `build_open_tabs`.
         host: The WebUI's controls in the panel's tab.
-        verdict: The control that shows the result of a check, which may have stored an inversion.
+        checked: The control that changes at the end of a check, which may have stored an inversion.
         is_stored: Tells whether the inversions of a run are known to be stored.
     """
 
     def connect_changes(host_controls: dict[str, Any]) -> None:
-        # changes at the end of a run, which may have stored an inversion
+        # changes at the end of a run, which may have stored an inversion. No HTML control can be used for that: under
+        # gradio 4 it changes whenever anything on the page does
         generation_info = host_controls.pop("generation_info")
         values_seen = {**digests, **{name: fields[name] for name in PREVIEWED_FIELDS}, **host_controls}
 
@@ -237,11 +238,11 @@ def connect_preview(
             return preview_html(_previewed_run(values, is_known))
 
         on_any(
-            [control.change for control in (*values_seen.values(), generation_info, verdict)],
-            fn=run_preview,
-            **{JS: "rival.withTabs"},
+            [control.change for control in (*values_seen.values(), generation_info, checked)],
+            run_preview,
             inputs=[*open_tabs, *values_seen.values()],
             outputs=[preview],
+            js="rival.withTabs",
         )
 
     host.when_built((*PREVIEWED_HOST_CONTROLS, "generation_info"), connect_changes)
