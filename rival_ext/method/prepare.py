@@ -52,7 +52,8 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
     _refuse_if_unseen(host, settings, levels)
     begun = time.perf_counter()
     inpaint = host.inpaint_input()
-    chains = RunChains(host, settings, levels, store, _needs_each_level(settings, inpaint))
+    is_exact = _needs_each_level(settings, inpaint)
+    chains = RunChains(host, settings, levels, store, is_exact)
     exemplars, canvas, sources = _exemplars_and_canvas(host.encoded_exemplars(), inpaint, chains)
     seconds = time.perf_counter() - begun
     guide = Guide(
@@ -72,7 +73,7 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
         for features in exemplar.chain.features.values():
             # raises now, before sampling, if no layer has a token size that was asked for
             guide.seen.layer_choice.of(index, features)
-    notes = [*host.notes(), *_notes(host, guide, levels)]
+    notes = [*host.notes(), *_notes(host, guide, levels, is_exact)]
     return Prepared(guide, chains.report(len(exemplars), seconds, notes))
 
 
@@ -105,7 +106,7 @@ def _canvas_and_sources(inpaint: InpaintInput | None, chain: Chain) -> tuple[Inp
     return InpaintCanvas(chain, inpaint.mask), sources
 
 
-def _notes(host: Host, guide: Guide, levels: Tensor) -> Iterator[str]:
+def _notes(host: Host, guide: Guide, levels: Tensor, is_exact: bool) -> Iterator[str]:
     """What of the request has no effect."""
     visited = levels[1:].tolist() if host.levels_are_known() else []
     yield from settings_without_effect(
@@ -114,6 +115,7 @@ def _notes(host: Host, guide: Guide, levels: Tensor) -> Iterator[str]:
         is_aligned=bool(guide.aligned_to),
         is_start_drawn=bool(guide.sources),
         is_guided=host.is_guided(),
+        is_exact=is_exact,
     )
     if guide.canvas is not None and not len(guide.canvas.positions):
         yield NOTHING_PAINTED

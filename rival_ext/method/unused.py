@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rival_ext.method.nodes import ALL, NOISED
 from rival_ext.settings import Settings, mode_defaults
 
 DEFAULTS = mode_defaults("variation")
 
 
 def settings_without_effect(
-    settings: Settings, timesteps: Sequence[float], *, is_aligned: bool, is_start_drawn: bool, is_guided: bool
+    settings: Settings,
+    timesteps: Sequence[float],
+    *,
+    is_aligned: bool,
+    is_start_drawn: bool,
+    is_guided: bool,
+    is_exact: bool,
 ) -> Iterator[str]:
     """List the settings that have no effect, or the same effect on every step.
 
@@ -20,12 +27,14 @@ def settings_without_effect(
         is_aligned: Whether there is an exemplar whose statistics are taken.
         is_start_drawn: Whether the start is drawn from an exemplar.
         is_guided: Whether the guidance scale is not 1.
+        is_exact: Whether the exemplar is inverted at each level that the sampler visits.
 
     Yields:
         Sentences without a comma, a colon and a full stop.
     """
     yield from _of_attention(settings, timesteps, is_aligned, is_guided)
     yield from _of_alignment(settings, timesteps, is_aligned)
+    yield from _of_chain(settings, is_exact)
     if not is_start_drawn:
         for name in ("start", "start_mix"):
             if (value := dict(settings)[name]) != DEFAULTS[name]:
@@ -60,6 +69,19 @@ def _of_alignment(settings: Settings, timesteps: Sequence[float], is_aligned: bo
     elif settings.t_early != DEFAULTS["t_early"]:
         reason = "alignment is off" if settings.alignment == "off" else "every exemplar has a mask"
         yield f"t_early {settings.t_early} had no effect because {reason}"
+
+
+def _of_chain(settings: Settings, is_exact: bool) -> Iterator[str]:
+    nodes, iterations = settings.inversion_nodes, settings.inversion_iterations
+    if settings.chain == NOISED:
+        if nodes != DEFAULTS["inversion_nodes"]:
+            yield f"inversion_nodes {nodes} had no effect because a noised chain is not inverted"
+        if iterations > 1:
+            yield f"inversion_iterations {iterations} had no effect because a noised chain is not inverted"
+    elif is_exact and nodes not in (ALL, DEFAULTS["inversion_nodes"]):
+        yield f"inversion_nodes {nodes} had no effect because this run inverts at each of the sampler's levels"
+    if settings.features == "live" and settings.feature_nodes not in (ALL, DEFAULTS["feature_nodes"]):
+        yield f"feature_nodes {settings.feature_nodes} had no effect because features are live"
 
 
 def _one_sided(name: str, threshold: int, timesteps: Sequence[float]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from rival_ext.errors import RivalError
 from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT
 from rival_ext.method.chain import Chain
 from rival_ext.storage.disk import DiskStore
+from tests.unit.synthetic import anything
 
 QUICK = ("-n", 1, "--steps", 2, "--size", "64x64", "--denoise", 1)
 PHOTO = DEMO / "pizza.png"
@@ -27,11 +28,6 @@ def chain(nodes=3, recorded=3, visits=""):
     levels = torch.arange(nodes + 1, dtype=torch.float64)
     features = {node: {layer: torch.randn(1, 4, 2).half() for layer in LAYERS} for node in range(1, recorded + 1)}
     return Chain(levels, torch.randn(nodes + 1, 4, 2, 2), features, 7, 0.125, 0.5, nodes, visits)
-
-
-def anything(noise_levels, evaluated, visits):
-    """Every chain serves."""
-    return True
 
 
 def disk_store(folder, *made_by, budget=1e9):

@@ -9,12 +9,15 @@ from PIL import Image
 from rival_ext.errors import RivalError
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.attention import record
-from rival_ext.method.exemplars import Exemplar, InpaintCanvas, JointTokens, joint_statistics
+from rival_ext.method.exemplars import Exemplar, InpaintCanvas, SeenTokens, joint_statistics, weight_subsets
 from rival_ext.method.guide import Guide
 from rival_ext.method.injection import concatenate, inject, replace
 from rival_ext.method.layers import count_rows, self_attention_layers
 from rival_ext.method.prepare import prepare
+from rival_ext.method.projected import BetweenNodes, JoinedExemplars, ProjectedFeatures, ThinnedTokens
 from rival_ext.method.regions import region_of_mask
+from rival_ext.method.rows import KeysValues
+from rival_ext.method.tokens import TokenSubset
 from rival_ext.settings import HALF, ExemplarInput, parse_settings
 from rival_ext.storage.store import ChainStore, NoStore
 from tests.conftest import exemplar, quick, quiet
@@ -76,13 +79,56 @@ def test_the_statistics_are_those_of_the_region():
         assert torch.equal(one, other)
 
 
-def test_the_tokens_of_all_exemplars_are_joined_and_a_lighter_exemplar_gives_fewer():
-    features = [{"attn1": torch.full((1, 64, 2), value)} for value in (1.0, 2.0)]
-    joined = JointTokens([Exemplar(chain(), 1.0), Exemplar(chain(), 0.5)]).join(features)["attn1"]
-    assert joined.shape == (1, 96, 2)
-    assert (joined == 1).sum() == 128
-    equal = JointTokens([Exemplar(chain(), 0.3), Exemplar(chain(), 0.3)]).join(features)["attn1"]
-    assert equal.shape == (1, 128, 2)
+class Itself:
+    """A layer whose keys and values are its tokens."""
+
+    def project(self, h):
+        return KeysValues(h, 2 * h)
+
+
+@pytest.mark.parametrize(("weights", "tokens"), [((1.0, 0.5), 96), ((0.3, 0.3), 128)])
+def test_the_tokens_of_all_exemplars_are_joined_and_a_lighter_exemplar_gives_fewer(weights, tokens):
+    exemplars = [Exemplar(chain(), weight) for weight in weights]
+    parts = [
+        ProjectedFeatures(SeenTokens(one, {"attn1": torch.full((1, 64, 2), value)}, subset), {"attn1": Itself()})
+        for one, subset, value in zip(exemplars, weight_subsets(exemplars), (1.0, 2.0), strict=True)
+    ]
+    joined = JoinedExemplars(parts)
+    assert ("attn1" in joined, "attn2" in joined) == (True, False)
+    keys, values = joined.of("attn1", torch.zeros(1))
+    assert keys.shape == (1, tokens, 2)
+    assert (keys == 1).sum() == 128
+    assert torch.equal(values, 2 * keys)
+
+
+def test_between_two_nodes_keys_and_values_are_linear():
+    lower, upper = (ProjectedFeatures({"attn1": noise(1, 4, 2, seed=seed)}, {"attn1": Itself()}) for seed in (1, 2))
+    keys, values = BetweenNodes(lower, upper, 0.25).of("attn1", torch.zeros(1))
+    expected = 0.75 * noise(1, 4, 2, seed=1) + 0.25 * noise(1, 4, 2, seed=2)
+    assert (keys - expected).abs().max() < 1e-6
+    assert (values - 2 * expected).abs().max() < 1e-6
+
+
+def test_a_layer_projects_its_features_once_and_only_when_it_is_called():
+    projected = []
+
+    class Counting(Itself):
+        def project(self, h):
+            projected.append(h)
+            return super().project(h)
+
+    features = ProjectedFeatures({name: torch.ones(1, 2, 3) for name in "ab"}, dict.fromkeys("ab", Counting()))
+    for _ in range(3):
+        features.of("a", torch.zeros(1).double())
+    assert [h.dtype for h in projected] == [torch.float64]
+
+
+def test_fewer_tokens_are_taken_in_the_finest_layers_only():
+    features = ProjectedFeatures(
+        {"fine": torch.ones(1, 64, 2), "coarse": torch.ones(1, 16, 2)}, dict.fromkeys(("fine", "coarse"), Itself())
+    )
+    thinned = ThinnedTokens(features, TokenSubset(0.25), frozenset(["fine"]))
+    assert [thinned.of(name, torch.zeros(1)).keys.shape[1] for name in ("fine", "coarse")] == [16, 16]
 
 
 @pytest.mark.parametrize("context", [replace, concatenate])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.fields import DEFAULTS, FIELDS, INFOTEXT_FIELDS, MODES
+from rival_ext.fields import DEFAULTS, FIELDS, INFOTEXT_FIELDS, MODES, NODE_FIELDS
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS, write_settings
 from rival_ext.infotext import MODE, settings_to_infotext
 from rival_ext.settings import parse_settings, similarity_values
@@ -34,6 +34,11 @@ def values_of(field):
         return st.sampled_from(["all", "fine", "coarse", "8", "8,16"])
     if field.name == "exemplar_prompt":
         return prompts
+    if field.name in NODE_FIELDS:
+        return st.sampled_from(["all", "2", "10"])
+    if field.name == "chain":
+        # the other one is refused beside some of the other fields
+        return st.just("inverted")
     if field.choices:
         return st.sampled_from(field.choices)
     if field.maximum is None:

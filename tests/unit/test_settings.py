@@ -39,6 +39,7 @@ DEFAULTS = {
     "strength": 1.0,
     "early_steps": 1000,
     "alignment": "latent",
+    **{"chain": "inverted", "inversion_nodes": "10", "feature_nodes": "6"},
     "inversion_iterations": 1,
     "exemplar_tokens": 1.0,
     "features": "recorded",
@@ -47,6 +48,8 @@ DEFAULTS = {
 }
 IMAGES = [name for name in DEFAULTS if name.startswith("exemplar") and DEFAULTS[name] is None]
 SHARES = ["similarity", "start_mix", "uncond_share", "weight", "weight_2", "weight_3", "strength"]
+NODES = ["inversion_nodes", "feature_nodes"]
+NO_NODES = ["", "some", "8.0", "8,8", "-8", "1000", "8" * 5000, "\u0664", 8.0, True, None, [8], 1000, -1, 10**5000]
 some_image = st.none() | st.builds(Image.new, st.sampled_from(["RGB", "RGBA", "L"]), st.just((3, 2)))
 
 VALID = {
@@ -61,6 +64,8 @@ VALID = {
     "early_steps": st.integers(0, 1000),
     "alignment": st.sampled_from(["noise", "latent", "off"]),
     "start": st.sampled_from(["matched", "permuted"]),
+    "chain": st.just("inverted"),
+    **dict.fromkeys(NODES, st.sampled_from(["all", "2", "10", "999"])),
     "inversion_iterations": st.integers(1, 10),
     "exemplar_tokens": st.floats(0.25, 1),
     "features": st.sampled_from(["recorded", "live"]),
@@ -125,6 +130,9 @@ INVALID = {
     "early_steps": outside(0, 1000),
     "start": other_choices("start"),
     "alignment": other_choices("alignment"),
+    "chain": other_choices("chain"),
+    "inversion_nodes": st.sampled_from([1, "1", *NO_NODES]),
+    "feature_nodes": st.sampled_from([0, "0", *NO_NODES]),
     "inversion_iterations": outside(1, 10),
     "exemplar_tokens": outside_fraction(0.25),
     "features": other_choices("features"),
@@ -239,8 +247,30 @@ def test_the_choices_of_a_field_are_those_that_the_settings_accept(field):
 def test_only_switches_texts_and_images_have_neither_bounds_nor_choices():
     free = [field.name for field in FIELDS if not field.choices and field.maximum is None]
     assert [name for name in free if name not in IMAGES] == [
-        *("enabled", "exemplar_prompt", "layers", "exact", "plain_inversion")
+        *("enabled", "exemplar_prompt", "layers", "inversion_nodes", "feature_nodes", "exact", "plain_inversion")
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [(8, "8"), ("8", "8"), (" 08 ", "8"), ("all", "all"), (" All ", "all"), (999, "999")]
+)
+def test_a_number_of_nodes_may_be_a_number_or_its_text(written, kept):
+    settings = parse_settings({"inversion_nodes": written, "feature_nodes": written})
+    assert (settings.inversion_nodes, settings.feature_nodes) == (kept, kept)
+
+
+@pytest.mark.parametrize(
+    ("fields", "because"),
+    [
+        ({"mode": "edit"}, "in mode edit"),
+        ({"mode": "inpaint"}, "in mode inpaint"),
+        ({"start_mix": 0.5}, "with start_mix 0.5"),
+        ({"exact": True, "exemplar_prompt": "a pizza"}, "with exact guidance"),
+    ],
+)
+def test_a_noised_chain_is_refused_where_the_exemplar_has_to_come_back(fields, because):
+    assert refusal(**fields, chain="noised") == f"RIVAL: chain must be inverted {because}, not noised."
+    assert parse_settings({"mode": "text", "chain": "noised"}).chain == "noised"
 
 
 # the exemplar in a request

@@ -6,14 +6,11 @@ import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.storage.features import FeatureTransfer, PrefetchedFeatures
 from rival_ext.storage.store import ChainStore
-from tests.unit.synthetic import chain_of
+from tests.unit.synthetic import anything, chain_of
 
 
 def store_of(sizes, budget):
@@ -34,15 +31,15 @@ def kept(store, chains):
 
 def test_a_chain_is_found_under_its_key_only():
     store, chains = store_of({"a": 1}, budget=100)
-    assert store.get("a") is chains["a"]
-    assert store.get("b") is None
+    assert store.get("a", anything) is chains["a"]
+    assert store.get("b", anything) is None
     assert store.bytes == chains["a"].bytes == 8
 
 
 def test_clear_releases_all_memory():
     store, _ = store_of({"a": 1}, budget=100)
     store.clear()
-    assert store.get("a") is None
+    assert store.get("a", anything) is None
     assert store.bytes == 0
 
 
@@ -69,7 +66,7 @@ def test_an_id_removes_its_chain_and_no_other():
 
 def test_the_least_recently_used_chain_leaves_first():
     store, chains = store_of({"a": 1, "b": 1, "c": 1}, budget=24)
-    store.get("a")
+    store.get("a", anything)
     chains["d"] = chain_of(1)
     store.put("d", chains["d"], 24)
     assert kept(store, chains) == "acd"
@@ -88,7 +85,7 @@ def test_a_chain_that_is_put_again_is_the_most_recently_used():
 
 def test_a_search_for_an_unknown_key_changes_no_order():
     store, chains = store_of({"a": 1, "b": 1}, budget=16)
-    store.get("z")
+    store.get("z", anything)
     chains["c"] = chain_of(1)
     store.put("c", chains["c"], 16)
     assert kept(store, chains) == "bc"
@@ -132,7 +129,7 @@ def test_the_store_behaves_as_a_plain_model_of_it_and_stays_within_its_budget(ca
     budget = 10 * 8
     store, model = ChainStore(), OrderedDict()
     for searching, key, size in calls:
-        assert (store.get(key) is not None) == (key in model)
+        assert (store.get(key, anything) is not None) == (key in model)
         if key in model:
             model.move_to_end(key)
         elif not searching:
@@ -153,7 +150,7 @@ def test_threads_may_release_chains_while_others_look_them_up():
         for turn in range(1500):
             key = "abcdef"[turn % 6]
             mine.put(key, chain, 8 * 10)
-            assert mine.get(key) in (chain, None)
+            assert mine.get(key, anything) in (chain, None)
             mine.make_room(8, 8 * 4)
 
     def release(user):
@@ -171,24 +168,3 @@ def test_threads_may_release_chains_while_others_look_them_up():
                 done.result()
     finally:
         sys.setswitchinterval(before)
-
-
-# features
-
-
-def test_features_are_copied_in_16_bits():
-    seen = {"whole": torch.tensor([[[1 / 3]]]), "half": torch.tensor([[[1 / 3]]]).bfloat16()}
-    copies = FeatureTransfer().keep_features(seen)
-    assert {name: h.dtype for name, h in copies.items()} == {"whole": torch.float16, "half": torch.bfloat16}
-    assert copies["whole"].item() == pytest.approx(1 / 3, rel=1e-3)
-    seen["half"].zero_()
-    assert copies["half"].item() == pytest.approx(1 / 3, rel=1e-2)
-
-
-def test_prefetched_features_are_found_by_name_in_any_order_and_more_than_once():
-    features = {name: torch.full((1, 2, 3), float(value)) for value, name in enumerate("abc")}
-    prefetched = PrefetchedFeatures(features, torch.device("cpu"))
-    assert (list(prefetched), len(prefetched)) == (["a", "b", "c"], 3)
-    for name in "abcabacb":
-        assert torch.equal(prefetched[name], features[name])
-    assert "d" not in prefetched

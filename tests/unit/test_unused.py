@@ -13,8 +13,8 @@ STEPS_OF_20 = [1 + 50 * step for step in range(20)]
 """Timesteps of 20 DDIM steps. The highest is 951, as below full noise."""
 
 
-def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided=True, **fields):
-    known = {"is_aligned": is_aligned, "is_start_drawn": is_start_drawn, "is_guided": is_guided}
+def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided=True, is_exact=False, **fields):
+    known = {"is_aligned": is_aligned, "is_start_drawn": is_start_drawn, "is_guided": is_guided, "is_exact": is_exact}
     return list(settings_without_effect(parse_settings(fields), timesteps, **known))
 
 
@@ -22,6 +22,20 @@ def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided
     ("fields", "expected"),
     [
         ({"mode": "text"}, ["early_steps 960 skipped no step"]),
+        ({"inversion_nodes": 8}, []),
+        (
+            {"inversion_nodes": 8, "is_exact": True},
+            ["inversion_nodes 8 had no effect because this run inverts at each of the sampler's levels"],
+        ),
+        ({"inversion_nodes": "all", "is_exact": True}, []),
+        (
+            {"inversion_nodes": 8, "inversion_iterations": 2, "chain": "noised"},
+            [
+                "inversion_nodes 8 had no effect because a noised chain is not inverted",
+                "inversion_iterations 2 had no effect because a noised chain is not inverted",
+            ],
+        ),
+        ({"feature_nodes": 8, "features": "live"}, ["feature_nodes 8 had no effect because features are live"]),
         ({"early_steps": 950}, []),
         ({"early_steps": 1000}, []),
         ({"t_align": 960}, ["no step lies above t_align 960"]),

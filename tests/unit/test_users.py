@@ -13,6 +13,7 @@ from rival_ext.method.noise import levels_tensor
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import parse_settings
 from rival_ext.storage.store import ChainStore
+from tests.unit.synthetic import anything
 
 SIZE = 8
 
@@ -33,18 +34,18 @@ def stores():
 
 
 def test_each_user_finds_the_chain_of_that_user(stores):
-    found = [store.get("key") for store in stores]
+    found = [store.get("key", anything) for store in stores]
     assert len({id(one) for one in found}) == 3
-    assert stores[0].of("ann").get("key") is found[1]
-    assert stores[0].of("eve").get("key") is None
+    assert stores[0].of("ann").get("key", anything) is found[1]
+    assert stores[0].of("eve").get("key", anything) is None
 
 
 def test_each_user_lists_the_chains_of_that_user_only(stores):
     assert [len(store.entries) for store in stores] == [1, 1, 1]
     assert [store.bytes for store in stores] == [SIZE] * 3
-    assert stores[1].entries[0].chain is stores[1].get("key")
-    assert stores[1].id_of(stores[1].get("key")) == stores[1].entries[0].id
-    assert stores[1].id_of(stores[2].get("key")) is None
+    assert stores[1].entries[0].chain is stores[1].get("key", anything)
+    assert stores[1].id_of(stores[1].get("key", anything)) == stores[1].entries[0].id
+    assert stores[1].id_of(stores[2].get("key", anything)) is None
 
 
 def test_each_user_releases_the_chains_of_that_user_only(stores):
@@ -63,7 +64,7 @@ def test_clear_for_all_releases_the_chains_of_all_users(stores):
 
 def test_all_users_share_one_memory(stores):
     nobody, ann, bob = stores
-    nobody.get("key")
+    nobody.get("key", anything)
     bob.put("another", chain(), 3 * SIZE)
     assert [len(store.entries) for store in stores] == [1, 0, 2]
     assert ann.make_room(SIZE, SIZE)

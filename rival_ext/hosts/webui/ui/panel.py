@@ -37,7 +37,8 @@ ROWS_OF_MORE = (
     ("t_align", "t_early", "early_steps"),
     ("start", "alignment", "features"),
     ("start_mix", "uncond_share", "strength"),
-    ("layers", "exemplar_tokens", "inversion_iterations"),
+    ("layers", "exemplar_tokens"),
+    ("chain", "inversion_nodes", "feature_nodes", "inversion_iterations"),
     ("exact", "plain_inversion"),
 )
 """The fields under "More", row by row."""
