@@ -23,9 +23,9 @@ from rival_ext.method.exemplars import Exemplar as Seen
 from rival_ext.method.guide import Guide
 from rival_ext.method.inversion import FirstGuess, extrapolated, invert, lower_latent, reconstruct
 from rival_ext.method.layers import self_attention_layers
+from rival_ext.method.precision import kept_form
 from rival_ext.method.quality import FAIR, GOOD, judge, psnr
 from rival_ext.settings import PAPER, Settings
-from rival_ext.storage.features import FeatureTransfer
 
 FIRST_GUESSES: dict[str, FirstGuess] = {"lower latent (the authors)": lower_latent, "extrapolated": extrapolated}
 ITERATIONS = (1, 2, 3)
@@ -137,7 +137,7 @@ def invert_recording(host: DiffusersHost, first_guess: FirstGuess = extrapolated
         self_attention_layers(host.unet),
         iterations=iterations,
         first_guess=first_guess,
-        keep=lambda features, size: FeatureTransfer().keep_features(features),
+        keep=lambda node, features: kept_form(features, 16),
     )
 
 

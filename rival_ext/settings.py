@@ -20,10 +20,9 @@ from rival_ext.fields import (
     INFOTEXT_FIELDS,
     LONGEST_PROMPT,
     MODES,
-    MOST_NODES,
-    NODE_FIELDS,
 )
 from rival_ext.images.decoding import decoded_image
+from rival_ext.written import WRITTEN
 
 PIXELS_PER_POSITION = 8
 """Each position of a latent stands for 8x8 pixels."""
@@ -66,15 +65,6 @@ MASK_MISSING = "mode inpaint needs a mask: paint one in an inpaint tab, or give 
 
 LEAST_WEIGHT = 1e-4
 """An exemplar with a smaller weight is left out: it would give no token and no position."""
-
-MOST_SIZES = 16
-"""The most token sizes in `layers`. No checkpoint has as many."""
-
-LONGEST_NUMBER = 20
-"""The most characters of a number of nodes, with blanks around it."""
-
-LARGEST_SIZE = 9999
-"""The largest token size in `layers`, in pixels."""
 
 
 class ExemplarInput(NamedTuple):
@@ -360,44 +350,13 @@ def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
             normalised[name] = decoded_image(name, value)
         elif type(field.default) is float and type(value) is int and value in (0, 1):
             normalised[name] = float(value)
-        elif name == "layers":
-            normalised[name] = _normalised_layers(value)
-        elif name in NODE_FIELDS:
-            normalised[name] = _normalised_nodes(name, value)
+        elif name in WRITTEN:
+            normalised[name] = WRITTEN[name](value)
+            if not normalised[name]:
+                raise RivalError(_wrong_value(name, value))
         elif name == "exemplar_prompt":
             _refuse_unreadable_prompt(value)
     return normalised
-
-
-def _normalised_layers(value: Any) -> str:
-    """Write `layers` as `Settings` keeps it: "all", "fine", "coarse", or sizes with commas between them."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not 0 < len(parts) <= MOST_SIZES:
-        raise RivalError(_wrong_value("layers", value))
-    written = [_written_size(part) for part in parts]
-    if written not in (["all"], ["fine"], ["coarse"]) and not all(part.isdecimal() for part in written):
-        raise RivalError(_wrong_value("layers", value))
-    return ",".join(written)
-
-
-def _written_size(part: Any) -> str:
-    """One part of `layers` as text. It is empty for what can be neither a size nor a name."""
-    if type(part) is int and 0 <= part <= LARGEST_SIZE:
-        return str(part)
-    text = part.strip() if isinstance(part, str) else ""
-    return text if len(text) <= len(str(LARGEST_SIZE)) or not text.isdecimal() else ""
-
-
-def _normalised_nodes(name: str, value: Any) -> str:
-    """Write a number of nodes as `Settings` keeps it: "all", or its digits."""
-    text = str(value) if type(value) is int else value
-    text = text.strip() if isinstance(text, str) and len(text) <= LONGEST_NUMBER else ""
-    if text.lower() == "all":
-        return "all"
-    lowest = 2 if name == "inversion_nodes" else 1
-    if not (text.isascii() and text.isdecimal() and lowest <= int(text) <= MOST_NODES):
-        raise RivalError(_wrong_value(name, value))
-    return str(int(text))
 
 
 def _refuse_unreadable_prompt(text: Any) -> None:

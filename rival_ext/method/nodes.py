@@ -21,6 +21,11 @@ NOISED = "noised"
 """The value of `chain` for a chain without an inversion."""
 
 
+LITTLE_ABOVE = 1.35
+"""A chain goes on straight up to this many times its highest noise level: from DDIM's first of 20 timesteps to the
+highest level of all. With the straight end images are as near to the full form's as with an inversion of their own."""
+
+
 class Nodes(NamedTuple):
     """The nodes of a run's chains.
 
@@ -35,6 +40,16 @@ class Nodes(NamedTuple):
     evaluated: Sequence[int]
     are_all: bool
     are_noised: bool
+
+    def lie_within(self, noise_levels: Tensor, evaluated: int) -> bool:
+        """Tell whether another chain can stand for one with these nodes, if its levels need not be the same.
+
+        Args:
+            noise_levels: The levels of the other chain.
+            evaluated: At how many of them the exemplar was evaluated.
+        """
+        is_high_enough = float(noise_levels[-1]) * LITTLE_ABOVE >= float(self.levels[-1])
+        return is_high_enough and evaluated >= len(self.evaluated)
 
 
 def nodes_of(settings: Settings, levels: Tensor, is_exact: bool) -> Nodes:

@@ -17,13 +17,10 @@ from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.layers import count_rows
 from rival_ext.method.nodes import nodes_of, number_of
 from rival_ext.method.noised import noised_chain
+from rival_ext.method.precision import bits_of
 from rival_ext.method.store import Store
 from rival_ext.report import FeatureSource, Inversion, InversionPart, StoreResult
 from rival_ext.settings import Settings
-
-LITTLE_ABOVE = 1.35
-"""A chain goes on straight up to this many times its highest noise level: from DDIM's first of 20 timesteps to the
-highest level of all. With the straight end images are as near to the full form's as with an inversion of their own."""
 
 MEMORY_RAN_OUT = "memory ran out while features were recorded"
 
@@ -124,10 +121,7 @@ class RunChains:
         return chain_key([request.latent, made, list(request.layers), *self.host.fingerprint()])
 
     def _serves(self, noise_levels: Tensor, evaluated: int, visits: str) -> bool:
-        if self.is_exact:
-            return visits == self._visits()
-        is_high_enough = float(noise_levels[-1]) * LITTLE_ABOVE >= float(self.nodes.levels[-1])
-        return is_high_enough and evaluated >= len(self.nodes.evaluated)
+        return visits == self._visits() if self.is_exact else self.nodes.lie_within(noise_levels, evaluated)
 
     def _visits(self) -> str:
         """Identifies the sampler and its levels, if the chains are evaluated at each of these. Else empty."""
@@ -189,8 +183,9 @@ class RunChains:
         latents = len(self.nodes.levels) * request.latent.float().nbytes
         available = len(self.nodes.evaluated)
         wanted = number_of(self.settings.feature_nodes, available)
+        bits, reserve = bits_of(self.settings), self.store.reserve
         return FeatureKeeper(
-            available, wanted, self.store.reserve, lambda size: self._has_room(size + latents), self._note_fewer
+            available, wanted, bits, reserve, lambda size: self._has_room(size + latents), self._note_fewer
         )
 
     def _note_fewer(self, number: int) -> None:

@@ -13,6 +13,7 @@ from rival_ext.errors import RivalError, short_repr
 from rival_ext.fields import FIELDS
 from rival_ext.infotext import settings_to_infotext
 from rival_ext.settings import Settings, parse_settings
+from rival_ext.written import WRITTEN
 from tests.bad_input import IMAGES, NAMES, cases, names, nested, objects, said, two_colours, values
 
 
@@ -95,13 +96,14 @@ def test_too_many_or_too_long_token_sizes_are_refused(layers):
 @given(st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=2))
 @cases(300)
 def test_what_the_model_accepts_parse_settings_accepts_too(asked):
-    """`Settings` accepts nothing that `parse_settings` refuses, except images and texts."""
+    """`Settings` accepts nothing that `parse_settings` refuses, except images, texts and a noised chain."""
     said(lambda: None)
     try:
         settings = dict(Settings(**asked))
     except ValueError:
         return
-    others = {name: value for name, value in settings.items() if name not in (*IMAGES, "layers", "exemplar_prompt")}
+    excepted = (*IMAGES, *WRITTEN, "exemplar_prompt", "chain")
+    others = {name: value for name, value in settings.items() if name not in excepted}
     assert dict(parse_settings(others)).items() >= others.items()
 
 

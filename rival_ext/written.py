@@ -1,0 +1,68 @@
+"""Settings that can be written in several ways: as a number, a list or a text. `Settings` keeps them as one text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from rival_ext.fields import MOST_NODES
+
+MOST_SIZES = 16
+"""The most token sizes in `layers`. No checkpoint has as many."""
+
+LARGEST_SIZE = 9999
+"""The largest token size in `layers`, in pixels."""
+
+LONGEST_NUMBER = 20
+"""The most characters of a number of nodes, with blanks around it."""
+
+
+def written_layers(value: Any) -> str:
+    """Write `layers`: "all", "fine", "coarse", or sizes with commas between them.
+
+    Args:
+        value: What a request gives.
+
+    Returns:
+        The text, empty if the value is none of these.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not 0 < len(parts) <= MOST_SIZES:
+        return ""
+    written = [_written_size(part) for part in parts]
+    is_preset = written in (["all"], ["fine"], ["coarse"])
+    return ",".join(written) if is_preset or all(part.isdecimal() for part in written) else ""
+
+
+def written_nodes(fewest: int, value: Any) -> str:
+    """Write a number of nodes: "all", or its digits.
+
+    Args:
+        fewest: The smallest number.
+        value: What a request gives.
+
+    Returns:
+        The text, empty if the value is neither.
+    """
+    text = str(value) if type(value) is int and 0 <= value <= MOST_NODES else value
+    text = text.strip().lower() if isinstance(text, str) and len(text) <= LONGEST_NUMBER else ""
+    if text == "all":
+        return text
+    return str(int(text)) if text.isascii() and text.isdecimal() and fewest <= int(text) <= MOST_NODES else ""
+
+
+def _written_size(part: Any) -> str:
+    """One part of `layers` as text. It is empty for what can be neither a size nor a name."""
+    if type(part) is int and 0 <= part <= LARGEST_SIZE:
+        return str(part)
+    text = part.strip() if isinstance(part, str) else ""
+    return text if len(text) <= len(str(LARGEST_SIZE)) or not text.isdecimal() else ""
+
+
+WRITTEN: Mapping[str, Callable[[Any], str]] = {
+    "layers": written_layers,
+    "inversion_nodes": partial(written_nodes, 2),
+    "feature_nodes": partial(written_nodes, 1),
+}
+"""What writes each of these fields."""
