@@ -90,7 +90,7 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
     assert (recorded.exemplars[0].chain.latents == live.exemplars[0].chain.latents).all()
 
 
-@pytest.mark.parametrize("name", ["pizza-emojione-yellow", "bus-emojione-pink", "cat-face-emojione-white"])
+@pytest.mark.parametrize("name", ["pizza-emojione-yellow", "bus-emojione-pink", "red-apple-emojione-white"])
 def test_few_nodes_give_the_images_of_nodes_at_each_level(make_host, sample, name):
     """docs/cost.md has the figures of more exemplars."""
     host = make_host(name)
