@@ -4,7 +4,7 @@
 
 The arms take turns, so that a busy machine slows all of them alike: plain img2img, RIVAL's first run (inversion and
 all), its next run (the chain is stored), that with half and a quarter of the exemplar's tokens, the exemplar evaluated
-live, and the authors' scheme without its inversion.
+live, and the authors' scheme without and with its inversion.
 `sd15` and `sdxl` have those UNets' full shapes with random weights: time does not depend on what they draw.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,152 +24,118 @@ from typing import Any
 import click
 import psutil
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from random_models import SIDES, best_dtype, pipeline_of
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel
 
-ROOT = Path(__file__).resolve().parents[1]
-# the project is run from its checkout and not installed, so Python finds only this file's own folder
-sys.path.insert(0, str(ROOT))
-
-from rival_ext.hosts.checkpoint import DEMO, DEMO_CHECKPOINT, SD15_CONFIG, load_pipeline, quieten_libraries  # noqa: E402
-from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages  # noqa: E402
-from rival_ext.method.alignment import align_statistics, channel_statistics  # noqa: E402
-from rival_ext.method.chain import Chain  # noqa: E402
-from rival_ext.method.exemplars import Exemplar  # noqa: E402
-from rival_ext.method.guide import Guide  # noqa: E402
-from rival_ext.method.layers import count_rows, self_attention_layers, self_attention_modules  # noqa: E402
-from rival_ext.method.noise import scale_to_vp  # noqa: E402
-from rival_ext.method.prepare import prepare  # noqa: E402
-from rival_ext.method.start import start_latents  # noqa: E402
-from rival_ext.settings import PAPER, Settings, parse_settings  # noqa: E402
-from rival_ext.storage.store import NoStore  # noqa: E402
+from rival_ext.hosts.checkpoint import DEMO, quieten_libraries
+from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
+from rival_ext.method.alignment import align_statistics, channel_statistics
+from rival_ext.method.chain import Chain
+from rival_ext.method.exemplars import Exemplar
+from rival_ext.method.guide import Guide
+from rival_ext.method.inversion import invert, lower_latent
+from rival_ext.method.layers import count_rows, self_attention_modules
+from rival_ext.method.noise import scale_to_vp
+from rival_ext.method.prepare import prepare
+from rival_ext.method.start import start_latents
+from rival_ext.settings import PAPER, Settings, parse_settings
+from rival_ext.storage.store import ChainStore
 
 GUIDANCE = 5.0
 SEED = 1
-SIDES = {"tiny": 128, "sd15": 512, "sdxl": 1024}
+LIVE = parse_settings({"features": "live"})
 RATIOS = {
     "stored_vs_plain": ("next", "plain"),
     "first_vs_plain": ("first", "plain"),
     "live_vs_plain": ("live", "plain"),
     "stored_vs_authors": ("next", "authors"),
+    "first_vs_authors_first": ("first", "authors_first"),
     "half_of_tokens_vs_plain": ("half", "plain"),
     "quarter_of_tokens_vs_plain": ("quarter", "plain"),
 }
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
-class SdxlUnet(nn.Module):
-    """SDXL's UNet behind the interface of SD 1.x: sizes and pooled prompt are made up, the text is widened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = UNet2DConditionModel(**SDXL)
-        self.config = self.unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
-
-    def forward(self, latent: Tensor, timestep: float, prompts: Tensor, return_dict: bool) -> Any:
-        widened = nn.functional.pad(prompts, (0, self.config.cross_attention_dim - prompts.shape[-1]))
-        added = {
-            "text_embeds": prompts.new_zeros(len(latent), 1280),
-            "time_ids": prompts.new_tensor([[1024, 1024, 0, 0, 1024, 1024]]).repeat(len(latent), 1),
-        }
-        return self.unet(latent, timestep, widened.to(latent), added_cond_kwargs=added, return_dict=return_dict)
 
 
 @dataclass
 class Arm:
-    """One way of sampling: its whole times in seconds, its UNet rows, the most memory it took above the model's."""
+    """One way of sampling: its whole times in seconds, what the UNet evaluated, the most memory that it took."""
 
     run: Callable[[], None]
     seconds: list[float]
+    evaluations: int = 0
     rows: int = 0
     peak_mb: float = 0.0
 
 
 class Bench:
-    """The arms for one model; each samples one image from the same photo and seed."""
+    """The arms for one model. Each samples images of the same photo and seeds.
 
-    def __init__(self, model: str, steps: int, dtype: torch.dtype):
-        pipeline = load_pipeline(DEMO_CHECKPOINT) if model == "tiny" else random_pipeline(model)
-        pipeline.unet.to(dtype)
-        pipeline.to(device())
-        photo = Image.open(DEMO / "house.png").convert("RGB").resize((SIDES[model], SIDES[model]))
+    Args:
+        pipeline: The model, on the device and in the type in which it is measured.
+        side: The side of the images in pixels.
+        steps: Sampling steps.
+        images: How many images are sampled at once.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, side: int, steps: int, images: int = 1):
+        photo = Image.open(DEMO / "house.png").convert("RGB").resize((side, side))
         request = Request("a house", "", GUIDANCE, "ddim", steps)
         self.host = DiffusersHost(pipeline, request, RequestImages.of(photo), lambda done, total: None)
+        self.seeds = [SEED + image for image in range(images)]
         self.settings = parse_settings({})
-        self.layers = self_attention_layers(self.host.unet)
-        self.stored: Chain | None = None
-        runs = (self.plain, self.first, self.next, self.half, self.quarter, self.live, self.authors)
-        self.arms = {run.__name__: Arm(run, []) for run in runs}
+        self.store, self.store_of_live = ChainStore(), ChainStore()
+        self.runs = (
+            *(self.plain, self.first, self.next, self.half, self.quarter),
+            *(self.live, self.authors, self.authors_first),
+        )
+        self.arms: dict[str, Arm] = {run.__name__: Arm(run, []) for run in self.runs}
 
     def plain(self) -> None:
         """img2img at full strength."""
-        self._sample(self.host.start([SEED], None), None)
+        self._sample(self.host.start(self.seeds, None), None)
 
     def first(self) -> None:
         """Inversion, recording, generation."""
-        guide = prepare(self.host, self.settings, NoStore()).guide
-        self.stored = guide.exemplars[0].chain
-        self._sample(self.host.start([SEED], guide), guide)
+        self.store = ChainStore()
+        self._guided(self.settings, self.store)
 
     def next(self) -> None:
         """Generation with the stored chain."""
-        self._with_chain(self._chain(), self.settings)
+        self._guided(self.settings, self.store)
 
     def half(self) -> None:
         """As `next`, with half of the exemplar's tokens."""
-        self._with_chain(self._chain(), parse_settings({"exemplar_tokens": 0.5}))
+        self._guided(parse_settings({"exemplar_tokens": 0.5}), self.store)
 
     def quarter(self) -> None:
         """As `next`, with a quarter of the exemplar's tokens."""
-        self._with_chain(self._chain(), parse_settings({"exemplar_tokens": 0.25}))
+        self._guided(parse_settings({"exemplar_tokens": 0.25}), self.store)
 
     def live(self) -> None:
         """Generation with the exemplar evaluated in every step; its chain is there already."""
-        chain = self._chain()
-        self._with_chain(Chain(chain.noise_levels, chain.latents), self.settings)
+        self._guided(LIVE, self.store_of_live)
 
-    @torch.no_grad()
     def authors(self) -> None:
-        """Exemplar and generation in one batch of four; without the inversion."""
-        host, chain = self.host, self._chain()
-        levels = host.noise_levels().tolist()[:0:-1]
-        negative, prompt, exemplar_prompt = host.embeddings
-        prompts = torch.cat([negative, negative, exemplar_prompt, prompt])
-        x = start_latents([Exemplar(chain)], host.noise([SEED]), [SEED], "permuted", 1.0) * scale_to_vp(levels[0])
-        scheduler = host.sampler.scheduler.from_config(host.pipeline.scheduler.config, **host.sampler.options)
-        scheduler.set_timesteps(host.request.steps)
-        for level, timestep in zip(levels, scheduler.timesteps, strict=True):
-            exemplar = chain.latent(level) * scale_to_vp(level)
-            with beside_each_other(self_attention_modules(host.unet), replaced=timestep > PAPER["t_align"]):
-                rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
-            _, uncond, exemplar_noise, cond = rows.chunk(4)
-            noise = uncond + GUIDANCE * (cond - uncond)
-            if timestep > self.settings.t_early:
-                noise = align_statistics(noise, channel_statistics(exemplar_noise))
-            x = scheduler.step(noise, timestep, x).prev_sample
+        """Exemplar and generation in one batch; without the inversion."""
+        self._authors_scheme(self.chain())
+
+    def authors_first(self) -> None:
+        """As `authors`, with an inversion of one evaluation a step."""
+        host = self.host
+        self._authors_scheme(
+            invert(host.exemplar_latent(), host.noise_levels(), host.predict_noise, {}, first_guess=lower_latent)
+        )
+
+    def chain(self) -> Chain:
+        """The chain with which `next` samples."""
+        return prepare(self.host, self.settings, self.store).guide.exemplars[0].chain
+
+    def fill_stores(self) -> None:
+        """Invert for the arms whose chain is there already."""
+        self.chain()
+        prepare(self.host, LIVE, self.store_of_live)
 
     def turn(self, name: str) -> None:
         """One timed run of an arm."""
@@ -181,42 +146,44 @@ class Bench:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             arm.seconds.append(time.perf_counter() - begun)
-        arm.rows = sum(rows)
+        arm.evaluations, arm.rows = len(rows), sum(rows)
         arm.peak_mb = max(arm.peak_mb, peak[0] / 2**20)
 
-    def _chain(self) -> Chain:
-        if self.stored is None:
-            self.first()
-        assert self.stored is not None
-        return self.stored
-
-    def _with_chain(self, chain: Chain, settings: Settings) -> None:
-        host = self.host
-        load = NoStore().load_features
-        guide = Guide([Exemplar(chain)], settings, host.schedule, self.layers, host.predict_noise, load=load)
-        self._sample(host.start([SEED], guide), guide)
+    def _guided(self, settings: Settings, store: ChainStore) -> None:
+        guide = prepare(self.host, settings, store).guide
+        self._sample(self.host.start(self.seeds, guide), guide)
 
     def _sample(self, start: Tensor, guide: Guide | None) -> None:
-        self.host.sample(start, [SEED], guide, lambda done, total: None)
+        self.host.sample(start, self.seeds, guide, lambda done, total: None)
 
-
-def random_pipeline(model: str) -> StableDiffusionPipeline:
-    """A full-size UNet and text encoder with random weights; the small model's VAE, which is not timed."""
-    small = load_pipeline(DEMO_CHECKPOINT)
-    torch.manual_seed(0)
-    config = UNet2DConditionModel.load_config(SD15_CONFIG / "unet")
-    unet = SdxlUnet() if model == "sdxl" else UNet2DConditionModel.from_config(config)
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_CONFIG / "text_encoder"))
-    parts = {**small.components, "unet": unet.eval(), "text_encoder": text_encoder.eval()}
-    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    @torch.no_grad()
+    def _authors_scheme(self, chain: Chain) -> None:
+        host, seeds = self.host, self.seeds
+        levels = host.noise_levels().tolist()[:0:-1]
+        negative, prompt, exemplar_prompt = host.embeddings
+        images = len(seeds)
+        prompts = torch.cat([*[negative] * (images + 1), exemplar_prompt, *[prompt] * images])
+        x = start_latents([Exemplar(chain)], host.noise(seeds), seeds, "permuted", 1.0) * scale_to_vp(levels[0])
+        scheduler = host.sampler.scheduler.from_config(host.pipeline.scheduler.config, **host.sampler.options)
+        scheduler.set_timesteps(host.request.steps)
+        for level, timestep in zip(levels, scheduler.timesteps, strict=True):
+            exemplar = chain.latent(level) * scale_to_vp(level)
+            with beside_each_other(self_attention_modules(host.unet), replaced=timestep > PAPER["t_align"]):
+                rows = host.evaluate(torch.cat([exemplar, x, exemplar, x]), level, prompts)
+            _, uncond, exemplar_noise, cond = rows.split([1, images, 1, images])
+            noise = uncond + GUIDANCE * (cond - uncond)
+            if timestep > self.settings.t_early:
+                noise = align_statistics(noise, channel_statistics(exemplar_noise))
+            x = scheduler.step(noise, timestep, x).prev_sample
 
 
 @contextmanager
 def beside_each_other(modules: dict[str, nn.Module], replaced: bool) -> Iterator[None]:
-    """In rows of exemplar, generation, exemplar, generation each pair attends to its exemplar's tokens."""
+    """In rows of exemplar, generations, exemplar, generations each half attends to its exemplar's tokens."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        exemplar = args[0][[0, 0, 2, 2]]
+        # slices and not an index, which would wait for the device
+        exemplar = torch.cat([rows[:1].expand_as(rows) for rows in args[0].chunk(2)])
         context = exemplar if replaced else torch.cat([args[0], exemplar], dim=1)
         return args, {**kwargs, "encoder_hidden_states": context}
 
@@ -230,12 +197,14 @@ def beside_each_other(modules: dict[str, nn.Module], replaced: bool) -> Iterator
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """Watch the memory, fifty times a second: the process's largest resident size in bytes, or the GPU's peak."""
+    """Watch the memory: what was taken of the GPU's on top, in bytes, or the process's largest resident size, fifty
+    times a second."""
     if torch.cuda.is_available():
         peak = [0]
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         yield peak
-        peak[0] = torch.cuda.max_memory_allocated()
+        peak[0] = torch.cuda.max_memory_allocated() - before
         return
     process, peak, done = psutil.Process(), [0], threading.Event()
 
@@ -260,6 +229,7 @@ def measure(bench: Bench, repeats: int) -> None:
         latent, prompts = (one.expand(rows, *one.shape[1:]) for one in (host.exemplar_latent(), host.embeddings.prompt))
         with torch.no_grad():
             host.evaluate(latent, level, prompts)
+    bench.fill_stores()
     for _ in tqdm(range(repeats), unit="round"):
         for name in tqdm(bench.arms, leave=False):
             bench.turn(name)
@@ -268,7 +238,6 @@ def measure(bench: Bench, repeats: int) -> None:
 def summary(bench: Bench, model: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
     """The object that is written as JSON."""
     arms = bench.arms
-    chain = bench.stored
     return {
         "model": model,
         "steps": steps,
@@ -283,9 +252,14 @@ def summary(bench: Bench, model: str, steps: int, dtype: torch.dtype) -> dict[st
         },
         "rows": {name: arm.rows for name, arm in arms.items()},
         "peak_mb": {name: round(arm.peak_mb) for name, arm in arms.items()},
-        "features_mb": round(chain.bytes / 2**20, 1) if chain else 0,
+        "features_mb": round(features_bytes(bench.chain()) / 2**20, 1),
         "seconds": {name: [round(value, 3) for value in arm.seconds] for name, arm in arms.items()},
     }
+
+
+def features_bytes(chain: Chain) -> int:
+    """What the features of a chain take."""
+    return sum(h.nbytes for features in chain.features.values() for h in features.values())
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -362,7 +336,7 @@ def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, 
     """Times the arms in turns and writes the ratios."""
     quieten_libraries()
     dtype = best_dtype(model)
-    bench = Bench(model, steps, dtype)
+    bench = Bench(pipeline_of(model, dtype), SIDES[model], steps)
     measure(bench, repeats)
     result = summary(bench, model, steps, dtype)
     output.write_text(json.dumps(result, indent=2) + "\n")
@@ -371,20 +345,6 @@ def main(model: str, steps: int, repeats: int, output: Path, docs: Path | None, 
     if profile:
         profile.write_text(profiled(bench))
     click.echo(json.dumps({"ratios": result["ratios"], "peak_mb": result["peak_mb"]}, indent=2))
-
-
-def device() -> str:
-    """The GPU, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def best_dtype(model: str) -> torch.dtype:
-    """The type in which the UNet runs: half precision on a GPU, else bf16 if the processor multiplies it itself."""
-    if torch.cuda.is_available():
-        return torch.float16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if model != "tiny" and has_bf16 else torch.float32
 
 
 if __name__ == "__main__":

@@ -141,8 +141,10 @@ class DiffusersHost:
         self.steps = steps_made(request.steps, request.denoise)
         self._levels = _levels(scheduler)[: self.steps + 1]
         self._latents: dict[int, Tensor] = {}
-        # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one
-        self._timesteps = dict(zip(reversed(self._levels), scheduler.timesteps.tolist()[-self.steps :], strict=False))
+        # the scheduler's own timestep of a level, so that exemplar and generation are evaluated at the very same one;
+        # on the device, because the UNet would bring a number there at each call and wait for it
+        timesteps = scheduler.timesteps[-self.steps :].to(self.unet.device)
+        self._timesteps: dict[float, Tensor] = dict(zip(reversed(self._levels), timesteps, strict=False))
 
     def noise_levels(self) -> Tensor:
         return levels_tensor(self._levels)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rival_ext.hosts.diffusers import SAMPLERS
 from rival_ext.hosts.webui.patching import random_numbers_kept
 from rival_ext.method.noise import scale_to_vp
 from rival_ext.method.prepare import prepare
 from rival_ext.method.rows import COND, UNCOND
 from rival_ext.storage.store import ChainStore, NoStore
+from tests.conftest import quiet
 from tests.gpu.machine import (
     GPU,
     SECOND_GPU,
@@ -26,14 +28,13 @@ pytestmark = needs_gpu
 
 
 def denoiser_of(host, latent, level):
-    """A call of the UNet whose arguments lie on the GPU already, which the samplers of diffusers do not see to."""
-    negative, prompt, _ = (rows.to(host.unet.dtype) for rows in host.embeddings)
+    """A call of the UNet as a host makes it, with guidance."""
+    negative, prompt, _ = host.embeddings
     prompts = torch.cat([negative, prompt])
-    timestep = torch.tensor(host._timesteps[level], device=latent.device)
 
     def denoise():
-        rows = (latent * scale_to_vp(level)).to(host.unet.dtype).expand(2, -1, -1, -1)
-        uncond, cond = host.unet(rows, timestep, prompts, return_dict=False)[0].float().chunk(2)
+        rows = (latent * scale_to_vp(level)).expand(2, -1, -1, -1)
+        uncond, cond = host.evaluate(rows, level, prompts).chunk(2)
         return uncond + 5 * (cond - uncond)
 
     return denoise
@@ -46,7 +47,7 @@ def denoiser_of(host, latent, level):
 )
 def test_the_cpu_does_not_wait_inside_a_step(values):
     """The second sampling: what is made once a run may wait."""
-    host = host_on(GPU)
+    host = host_on(GPU, steps=8)
     guide, _ = prepare(host, settings_with(**values), NoStore())
     levels = host.noise_levels().tolist()[:0:-1]
     latent = host.start([1], guide)
@@ -61,6 +62,17 @@ def test_the_cpu_does_not_wait_inside_a_step(values):
         steps()
         with without_synchronisation():
             steps()
+
+
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "euler-a"])
+def test_the_cpu_does_not_wait_inside_a_plain_sampling(sampler, monkeypatch):
+    """What the command line's host does beside RIVAL. Euler a is left out: its noise is drawn on the CPU."""
+    host = host_on(GPU, sampler=sampler, steps=8)
+    monkeypatch.setattr(host, "_finite", lambda values, *_: values)
+    start = host.start([1], None)
+    host.sample(start, [1], None, quiet)
+    with without_synchronisation():
+        host.sample(start, [1], None, quiet)
 
 
 def test_the_gpus_random_numbers_are_given_back():
