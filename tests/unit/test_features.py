@@ -186,6 +186,14 @@ def test_features_in_pieces_are_known_as_such():
         assert Layout(features).memory_of(features) is None
 
 
+def test_neighbours_in_memory_that_are_freed_apart_are_no_piece():
+    memory = np.zeros(128, np.uint8)
+    features = {
+        name: torch.from_numpy(memory[start : start + 64]).view(torch.float16) for name, start in (("a", 0), ("b", 64))
+    }
+    assert Layout(features).memory_of(features) is None
+
+
 # loading
 
 
@@ -235,6 +243,15 @@ def test_the_next_node_is_brought_ahead_and_the_last_two_are_found_again():
         assert loaded_equals(loader, second, third) == 0
         assert loaded_equals(loader, third) == 0
         assert loaded_equals(loader, first) == 1
+
+
+def test_the_node_that_was_asked_for_longest_ago_goes_first():
+    _, (first, second, third), _ = kept_nodes(3)
+    with elsewhere():
+        loader = NodeLoader(ELSEWHERE)
+        assert [loaded_equals(loader, first, other) for other in (second, third)] == [2, 1]
+        assert loaded_equals(loader, first) == 0
+        assert loaded_equals(loader, second) == 1
 
 
 def test_several_chains_in_turn_are_each_brought_ahead():
