@@ -79,7 +79,7 @@ def random_pipeline(model: str) -> StableDiffusionPipeline:
 def compile_blocks(unet: nn.Module, backend: str) -> None:
     """Let torch compile what holds no attention: the residual blocks and the feed-forward layers.
 
-    A UNet that is compiled as a whole calls no layer's hooks, and RIVAL refuses it.
+    A UNet that is compiled as a whole falls into pieces around RIVAL's hooks, and is compiled anew for each run.
     """
     # each block counts as one more compilation of the same function
     torch._dynamo.config.cache_size_limit = 128
