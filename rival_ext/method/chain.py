@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rival_ext.method.attention import Features
 from rival_ext.method.noise import SAME_LEVEL, segment_of
+from rival_ext.method.precision import stored_tensors
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Chain:
     @property
     def bytes(self) -> int:
         """The memory that the chain holds, features included, in bytes."""
-        tensors = [self.latents, *(h for node in self.features.values() for h in node.values())]
+        tensors = [self.latents, *(h for node in self.features.values() for h in stored_tensors(node).values())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def below(self, noise_level: float) -> Chain:

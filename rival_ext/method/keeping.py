@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rival_ext.method.attention import Features
 from rival_ext.method.nodes import evenly
+from rival_ext.method.precision import kept_bytes
 from rival_ext.method.store import FeatureMemory
 
 
@@ -15,7 +16,8 @@ class FeatureKeeper:
     Args:
         available: How many nodes are evaluated.
         wanted: At how many of them features are wanted.
-        reserve: Gets the memory for a number of nodes, from the features of one.
+        bits: How many bits a value is kept in, 16 or 8.
+        reserve: Gets the memory for a number of nodes and these bits, from the features of one node.
         has_room: Tells whether so many bytes of features fit into the budget.
         tell_fewer: Told the number of nodes if it is smaller than wanted.
     """
@@ -24,12 +26,14 @@ class FeatureKeeper:
         self,
         available: int,
         wanted: int,
-        reserve: Callable[[Features, int], FeatureMemory],
+        bits: int,
+        reserve: Callable[[Features, int, int], FeatureMemory],
         has_room: Callable[[int], bool],
         tell_fewer: Callable[[int], None],
     ):
         self.available = available
         self.wanted = wanted
+        self.bits = bits
         self.nodes: list[int] = []
         """The nodes whose features are kept. They are known after the first evaluation."""
         self._reserve = reserve
@@ -49,10 +53,10 @@ class FeatureKeeper:
         return self._memory.keep(features) if self._memory and node in self.nodes else None
 
     def _choose(self, features: Features) -> None:
-        size = sum(2 * h.numel() for h in features.values())
+        size = kept_bytes(features, self.bits)
         number = next((n for n in range(self.wanted, 0, -1) if self._has_room(n * size)), 0)
         self.nodes = evenly(number, self.available)
         if number < self.wanted:
             self._tell_fewer(number)
         if number:
-            self._memory = self._reserve(features, number)
+            self._memory = self._reserve(features, number, self.bits)

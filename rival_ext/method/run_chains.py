@@ -17,6 +17,7 @@ from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.layers import count_rows
 from rival_ext.method.nodes import nodes_of, number_of
 from rival_ext.method.noised import noised_chain
+from rival_ext.method.precision import bits_of
 from rival_ext.method.store import Store
 from rival_ext.report import FeatureSource, Inversion, InversionPart, StoreResult
 from rival_ext.settings import Settings
@@ -189,8 +190,9 @@ class RunChains:
         latents = len(self.nodes.levels) * request.latent.float().nbytes
         available = len(self.nodes.evaluated)
         wanted = number_of(self.settings.feature_nodes, available)
+        bits, reserve = bits_of(self.settings), self.store.reserve
         return FeatureKeeper(
-            available, wanted, self.store.reserve, lambda size: self._has_room(size + latents), self._note_fewer
+            available, wanted, bits, reserve, lambda size: self._has_room(size + latents), self._note_fewer
         )
 
     def _note_fewer(self, number: int) -> None:

@@ -19,13 +19,13 @@ class FeatureMemory(Protocol):
     """Memory for the features of one chain."""
 
     def keep(self, features: Features) -> Features:
-        """Copy the features of the next node, in 16 bits.
+        """Copy the features of the next node, in the form in which they are kept.
 
         Args:
             features: As recorded.
 
         Returns:
-            The copies.
+            The copies, `EightBits` if a value has 8 bits.
         """
 
 
@@ -33,7 +33,7 @@ class FeatureLoader(Protocol):
     """What brings kept features to the model's device during one run."""
 
     def load(self, current: Features, following: Features | None = None) -> Features:
-        """Return a node's features on the device, still in 16 bits, and start to bring the next node there.
+        """Return a node's features on the device, in 16 bits, and start to bring the next node there.
 
         Args:
             current: A node's features, as they are kept or as recorded.
@@ -73,12 +73,13 @@ class Store(Protocol):
     def make_room(self, size: int, budget: float) -> bool:
         """Tell whether `size` more bytes of memory can be had within `budget` bytes. Older chains leave for them."""
 
-    def reserve(self, features: Features, nodes: int) -> FeatureMemory:
+    def reserve(self, features: Features, nodes: int, bits: int) -> FeatureMemory:
         """Get memory for the features of a chain.
 
         Args:
             features: The features of one node, as recorded.
             nodes: How many nodes will be kept.
+            bits: How many bits a value is kept in, 16 or 8.
         """
 
     def loader(self, device: torch.device, chains: int = 1) -> FeatureLoader:

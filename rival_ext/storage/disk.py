@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rival_ext.errors import RivalError
 from rival_ext.method.chain import Chain, chain_key
+from rival_ext.method.precision import dtype_of, of_stored, stored_tensors
 from rival_ext.method.store import Serves
 from rival_ext.storage.features import FeatureTransfer
 
@@ -22,6 +23,9 @@ SUFFIX = ".safetensors"
 FEATURE_NAME = "features/{node}/{index:04}/{layer}"
 """The name of a recorded feature in the file. Safetensors sorts names, so the index keeps the layers in network
 order."""
+
+EIGHT_BITS_OF = {"": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""What the metadata say of the features: nothing if they have 16 bits, else the type that their 8 bits stand for."""
 
 
 class DiskStore(FeatureTransfer):
@@ -96,9 +100,6 @@ class DiskStore(FeatureTransfer):
             RivalError: The folder cannot be written.
         """
         tensors = {"noise_levels": chain.noise_levels, "latents": chain.latents.cpu().contiguous()}
-        for node, features in chain.features.items():
-            for index, (layer, h) in enumerate(features.items()):
-                tensors[FEATURE_NAME.format(node=node, index=index, layer=layer)] = h
         metadata = {
             "evaluations": str(chain.evaluations),
             "residual": repr(chain.residual),
@@ -106,6 +107,10 @@ class DiskStore(FeatureTransfer):
             "evaluated": str(chain.evaluated),
             "visits": chain.visits,
         }
+        for node, features in chain.features.items():
+            for index, (layer, h) in enumerate(stored_tensors(features).items()):
+                tensors[FEATURE_NAME.format(node=node, index=index, layer=layer)] = h
+            metadata["eight_bits_of"] = str(dtype_of(features) or "").removeprefix("torch.")
         try:
             with TemporaryDirectory(dir=self.folder) as unfinished:
                 written = Path(unfinished) / "chain"
@@ -133,10 +138,11 @@ class DiskStore(FeatureTransfer):
             for name in sorted(set(tensors.keys()) - {"noise_levels", "latents"}):
                 _, node, _, layer = name.split("/", 3)
                 features.setdefault(int(node), {})[layer] = tensors.get_tensor(name)
+            dtype = EIGHT_BITS_OF[metadata.get("eight_bits_of", "")]
             return Chain(
                 tensors.get_tensor("noise_levels"),
                 tensors.get_tensor("latents").to(self.device),
-                features,
+                {node: of_stored(of_node, dtype) for node, of_node in features.items()},
                 int(metadata["evaluations"]),
                 float(metadata["residual"]),
                 float(metadata["bend"]),

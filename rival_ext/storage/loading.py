@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rival_ext.method.attention import Features
-from rival_ext.storage.layout import Layout
+from rival_ext.method.precision import dtype_of, of_stored, read_features, stored_tensors
+from rival_ext.storage.layout import Layout, Tensors
 
 PART_LEFT_FREE = 4
 """A fourth of a GPU's memory stays free for the model's activations and the VAE."""
@@ -21,7 +22,7 @@ class _Uploaded(NamedTuple):
     Attributes:
         kept: The node in the CPU's memory. It must not go while the copy runs, nor may another node take its address.
         memory: `[bytes]`, what the node takes on the device.
-        features: The node there.
+        features: The node there, in the same form.
         arrival: What a reader waits for. None if the copy has been made.
     """
 
@@ -57,10 +58,10 @@ class NodeLoader:
             following: The features that will be asked for next, if that is known.
 
         Returns:
-            The features on the device, in the type in which they are kept; `current` itself if it lies there.
+            The features on the device, in 16 bits; `current` itself if it lies there and has them.
         """
         if self._is_there(current):
-            return current
+            return read_features(current)
         loaded = self._at(current)
         if following is not None and not self._is_there(following):
             self._at(following)
@@ -69,7 +70,7 @@ class NodeLoader:
             reader = torch.cuda.current_stream(self._device)
             reader.wait_event(loaded.arrival)
             loaded.memory.record_stream(reader)
-        return loaded.features
+        return read_features(loaded.features)
 
     def _is_there(self, features: Features) -> bool:
         # what lies on an accelerator was recorded on the model's
@@ -84,11 +85,13 @@ class NodeLoader:
         return self._uploaded[key]
 
     def _upload(self, kept: Features) -> _Uploaded:
-        layout = Layout(kept)
+        tensors = stored_tensors(kept)
+        layout = Layout(tensors)
         # of the current stream's memory, so that the next node finds the place of one that was dropped
         memory = torch.empty(layout.bytes, dtype=torch.uint8, device=self._device)
-        features = layout.views(memory)
-        pairs = _copies(layout, kept, memory, features)
+        views = layout.views(memory)
+        features = of_stored(views, dtype_of(kept))
+        pairs = _copies(layout, tensors, memory, views)
         if self._stream is None:
             for there, here in pairs:
                 there.copy_(here)
@@ -136,9 +139,9 @@ def room_on(device: torch.device) -> int:
     return max(0, free - total // PART_LEFT_FREE)
 
 
-def _copies(layout: Layout, kept: Features, memory: Tensor, features: Features) -> list[tuple[Tensor, Tensor]]:
-    """The copies that bring a node to the device: one if it lies in one piece, else one a layer."""
-    in_one_piece = layout.memory_of(kept)
+def _copies(layout: Layout, tensors: Tensors, memory: Tensor, views: Tensors) -> list[tuple[Tensor, Tensor]]:
+    """The copies that bring a node to the device: one if it lies in one piece, else one a tensor."""
+    in_one_piece = layout.memory_of(tensors)
     if in_one_piece is not None:
         return [(memory, in_one_piece)]
-    return [(features[name], h) for name, h in kept.items()]
+    return [(views[name], tensor) for name, tensor in tensors.items()]

@@ -12,6 +12,7 @@ import torch
 
 from rival_ext.method.chain import Chain
 from rival_ext.method.noise import levels_tensor
+from rival_ext.method.precision import EightBits, kept_bytes, kept_form, read_features, stored_tensors
 from rival_ext.storage import features as arenas
 from rival_ext.storage import loading, page_locked
 from rival_ext.storage.disk import DiskStore
@@ -35,10 +36,10 @@ def node(seed=0, dtype=torch.float16, rows=1):
     }
 
 
-def kept_nodes(number, **kwargs):
+def kept_nodes(number, bits=16, **kwargs):
     """Nodes in one piece of memory, and the nodes as recorded."""
     recorded = [node(seed, **kwargs) for seed in range(number)]
-    arena = FeatureArena(recorded[0], number)
+    arena = FeatureArena(recorded[0], number, bits)
     return arena, [arena.keep(features) for features in recorded], recorded
 
 
@@ -69,7 +70,7 @@ def test_float32_is_rounded_to_half_precision():
 
 def test_what_was_recorded_may_be_changed_afterwards():
     features = node()
-    kept = FeatureArena(features, 1).keep(features)
+    kept = FeatureArena(features, 1, 16).keep(features)
     features["up.1.attn1"].zero_()
     assert kept["up.1.attn1"].any()
 
@@ -93,7 +94,7 @@ def test_more_nodes_than_were_reserved_are_an_error():
 
 def test_a_node_of_other_sizes_is_kept_beside_the_memory_and_counted():
     """Another extension may cut the image into tiles, in another way at each evaluation."""
-    arena = FeatureArena(node(), 2)
+    arena = FeatureArena(node(), 2, 16)
     before = arena.bytes
     tiled = {name: h.reshape(2, -1, h.shape[-1]) for name, h in node(1, torch.float32).items()}
     assert equal(arena.keep(tiled), {name: h.half() for name, h in tiled.items()})
@@ -105,10 +106,26 @@ def test_features_of_another_device_are_kept_in_the_cpus_memory():
     recorded = [node(0), node(1)]
     with elsewhere():
         there = [{name: h.to(ELSEWHERE) for name, h in features.items()} for features in recorded]
-        arena = NoStore().reserve(there[0], 2)
+        arena = NoStore().reserve(there[0], 2, 16)
         kept = [arena.keep(features) for features in there]
     assert all(equal(*pair) for pair in zip(kept, recorded, strict=True))
     assert {h.device.type for features in kept for h in features.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_eight_bits_lie_in_one_piece_with_their_scales_and_are_counted(dtype):
+    arena, kept, recorded = kept_nodes(3, bits=8, dtype=dtype, rows=2)
+    for some, others in zip(kept, recorded, strict=True):
+        expected = kept_form(others, 8)
+        assert isinstance(some, EightBits)
+        assert equal(stored_tensors(some), stored_tensors(expected))
+        assert some.dtype == expected.dtype == (dtype if dtype.itemsize == 2 else torch.float16)
+    tensors = [h for features in kept for h in stored_tensors(features).values()]
+    assert len({h.untyped_storage().data_ptr() for h in tensors}) == 1
+    needed = sum(h.nbytes for h in tensors)
+    assert needed == 3 * kept_bytes(recorded[0], 8)
+    assert needed <= arena.bytes < needed + len(tensors) * ALIGNMENT
+    assert chain_with(kept).bytes == 4 * 4 * 4 * 4 + needed
 
 
 # page-locked memory, without a GPU
@@ -208,11 +225,11 @@ class Copies(torch.overrides.TorchFunctionMode):
 
 
 def loaded_equals(loader, kept, following=None):
-    """How many copies a load takes. What it returns is the node."""
+    """How many copies a load takes. What it returns is the node, in 16 bits."""
     with Copies() as copies:
         loaded = loader.load(kept, following)
     assert all(h.device == ELSEWHERE for h in loaded.values())
-    assert equal({name: h.held for name, h in loaded.items()}, kept)
+    assert equal({name: h.held for name, h in loaded.items()}, read_features(kept))
     return copies.number
 
 
@@ -224,8 +241,14 @@ def test_on_the_cpu_and_on_the_device_nothing_is_copied():
         assert NodeLoader(ELSEWHERE).load(there, None) is there
 
 
-def test_a_node_of_the_memory_is_one_copy_and_others_are_one_a_layer():
-    _, kept, _ = kept_nodes(2, rows=2)
+def test_on_the_cpu_eight_bits_are_read_where_they_are():
+    _, (kept,), (recorded,) = kept_nodes(1, bits=8)
+    assert equal(NodeLoader(torch.device("cpu")).load(kept), read_features(kept_form(recorded, 8)))
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_node_of_the_memory_is_one_copy_and_others_are_one_a_layer(bits):
+    _, kept, _ = kept_nodes(2, bits, rows=2)
     with elsewhere():
         assert loaded_equals(NodeLoader(ELSEWHERE), kept[0]) == 1
         assert loaded_equals(NodeLoader(ELSEWHERE), node()) == len(SHAPES)
@@ -330,7 +353,7 @@ def test_a_nodes_copy_runs_beside_the_next_evaluation_and_is_waited_for_before_t
     recorded = [node(0), node(1)]
     with elsewhere():
         there = [{name: h.to(ELSEWHERE) for name, h in features.items()} for features in recorded]
-        arena = FeatureArena(there[0], 2)
+        arena = FeatureArena(there[0], 2, 16)
         kept = [arena.keep(features) for features in there]
     started = ["side waits for main", *["held for side"] * len(SHAPES), "copies started"]
     assert log == [*started, "CPU waits for copies", *started, "CPU waits for copies"]
@@ -359,12 +382,15 @@ def chain_with(kept):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_chain_in_one_piece_of_memory_goes_into_a_folder_and_back(tmp_path, dtype):
-    _, kept, _ = kept_nodes(12, dtype=dtype, rows=2)
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_chain_in_one_piece_of_memory_goes_into_a_folder_and_back(tmp_path, dtype, bits):
+    _, kept, _ = kept_nodes(12, bits, dtype=dtype, rows=2)
     store = DiskStore(tmp_path, (), torch.device("cpu"), 1e9).open()
     store.put("key", chain_with(kept), 0)
     found = store.get("key", anything)
-    assert all(equal(found.features[index], features) for index, features in enumerate(kept, 1))
+    for index, features in enumerate(kept, 1):
+        assert equal(stored_tensors(found.features[index]), stored_tensors(features))
+        assert equal(read_features(found.features[index]), read_features(features))
     with elsewhere():
         loader = store.loader(ELSEWHERE)
         assert all(loaded_equals(loader, features) for features in found.features.values())
