@@ -209,7 +209,7 @@ class DiffusersHost:
     @torch.no_grad()
     def predict_noises(self, latents: Tensor, noise_levels: Sequence[float]) -> Tensor:
         scales = torch.tensor([scale_to_vp(level) for level in noise_levels]).to(latents)[:, None, None, None]
-        timesteps = torch.tensor([self._timesteps[level] for level in noise_levels]).to(latents.device)
+        timesteps = torch.stack([self._timesteps[level] for level in noise_levels])
         prompts = self.embeddings.exemplar.expand(len(latents), -1, -1).to(self.unet.dtype)
         eps = self.unet((latents * scales).to(self.unet.dtype), timesteps, prompts, return_dict=False)[0]
         return self._finite(eps.to(latents.dtype), "UNet", "for the exemplar")
