@@ -129,7 +129,7 @@ NODE_BYTES = 2 * 2 * 3
 )
 def test_features_are_kept_at_as_many_nodes_as_the_budget_has_room_for(budget, nodes):
     model, fewer = LayeredModel(), []
-    keep = FeatureKeeper(4, 4, FeatureTransfer().reserve, lambda size: size <= budget, fewer.append)
+    keep = FeatureKeeper(4, 4, 16, FeatureTransfer().reserve, lambda size: size <= budget, fewer.append)
     chain = invert(LATENTS[:1], levels_tensor(LEVELS), model.predict_noise, model.layers, keep=keep)
     assert list(chain.features) == nodes
     for node in nodes:
