@@ -116,8 +116,9 @@ class Attended:
         repeats, rest = divmod(next(iter(joined.values())).shape[1], usual.shape[1])
         if rest and len(joined) < len(runs):
             # the rows of one call have tokens of one number, so the others take all of their output from the usual ones
-            shares = [self._strength if run.mark in self._seeing else 0.0 for run in runs for _ in range(run.rows)]
-            self.share = torch.tensor(shares).to(usual)[:, None, None]
+            # filled on the device, because it would be waited for if it had to be brought there
+            shares = ((run.rows, self._strength if run.mark in self._seeing else 0.0) for run in runs)
+            self.share = torch.cat([usual.new_full((rows, 1, 1), share) for rows, share in shares])
         return torch.cat(
             [
                 joined[run]

@@ -78,7 +78,7 @@ def test_a_file_holds_tensors_and_figures_only_and_appears_when_it_is_whole(tmp_
     disk_store(tmp_path).put("key", chain(), 0)
     (file,) = tmp_path.iterdir()
     with safe_open(file, framework="pt") as kept:
-        assert set(kept.metadata()) == {"evaluations", "residual", "bend", "evaluated", "visits"}
+        assert set(kept.metadata()) == {"evaluations", "residual", "bend", "evaluated", "visits", "eight_bits_of"}
 
     def full(*_):
         raise OSError(28, "No space left on device")
