@@ -52,6 +52,16 @@ class Nodes(NamedTuple):
         return is_high_enough and evaluated >= len(self.evaluated)
 
 
+def needs_each_level(mode: str, start_mix: float) -> bool:
+    """Tell whether a part of the images comes from the chain itself, and not from random noise with its statistics.
+
+    Args:
+        mode: The mode.
+        start_mix: The field of that name.
+    """
+    return mode in ("edit", "inpaint") or start_mix < 1
+
+
 def nodes_of(settings: Settings, levels: Tensor, is_exact: bool) -> Nodes:
     """Choose the nodes of a run's chains.
 

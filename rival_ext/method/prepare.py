@@ -15,7 +15,7 @@ from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, Host, InpaintInput
-from rival_ext.method.nodes import NOISED
+from rival_ext.method.nodes import NOISED, needs_each_level
 from rival_ext.method.run_chains import ChainRequest, RunChains
 from rival_ext.method.store import Store
 from rival_ext.method.unused import settings_without_effect
@@ -52,7 +52,9 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
     _refuse_if_unseen(host, settings, levels)
     begun = time.perf_counter()
     inpaint = host.inpaint_input()
-    is_exact = _needs_each_level(settings, inpaint)
+    if inpaint is not None and settings.chain == NOISED:
+        raise RivalError("chain must be inverted where a mask is filled, not noised.")
+    is_exact = inpaint is not None or needs_each_level(settings.mode, settings.start_mix)
     chains = RunChains(host, settings, levels, store, is_exact)
     exemplars, canvas, sources = _exemplars_and_canvas(host.encoded_exemplars(), inpaint, chains)
     seconds = time.perf_counter() - begun
@@ -75,13 +77,6 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
             guide.seen.layer_choice.of(index, features)
     notes = [*host.notes(), *_notes(host, guide, levels, is_exact)]
     return Prepared(guide, chains.report(len(exemplars), seconds, notes))
-
-
-def _needs_each_level(settings: Settings, inpaint: InpaintInput | None) -> bool:
-    """Whether a part of the images comes from the chain itself, and not from random noise with its statistics."""
-    if inpaint is not None and settings.chain == NOISED:
-        raise RivalError("chain must be inverted where a mask is filled, not noised.")
-    return inpaint is not None or settings.mode in ("edit", "inpaint") or settings.start_mix < 1
 
 
 def _exemplars_and_canvas(

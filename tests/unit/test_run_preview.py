@@ -10,7 +10,8 @@ GOOD = {
     "enabled": True,
     "mode": "variation",
     "prompt": "a house",
-    "steps": 20,
+    "is_noised": False,
+    "evaluations": 10,
     "images": 4,
     "uploads": 0,
     "varies_input": True,
@@ -50,9 +51,10 @@ def hints(run_preview):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "Inverts the img2img image in 20 steps, then makes 4 images."),
-        ({"uploads": 1, "images": 1}, "Inverts the uploaded exemplar in 20 steps, then makes 1 image."),
-        ({"uploads": 3}, "Inverts 3 exemplars in 20 steps each, then makes 4 images."),
+        ({}, "Inverts the img2img image in 10 evaluations, then makes 4 images."),
+        ({"uploads": 1, "images": 1}, "Inverts the uploaded exemplar in 10 evaluations, then makes 1 image."),
+        ({"uploads": 3}, "Inverts 3 exemplars in 10 evaluations each, then makes 4 images."),
+        ({"is_noised": True, "evaluations": 6}, "Noises the img2img image in 6 evaluations, then makes 4 images."),
         ({"is_stored": True}, "Uses the stored inversion; makes 4 images."),
     ],
 )
@@ -62,7 +64,7 @@ def test_the_preview_says_what_the_run_will_do(lines, changes, line):
 
 def test_txt2img_without_an_exemplar_does_not_name_the_img2img_image(lines):
     first, *_ = lines(denoising_strength=None)
-    assert first == "Inverts the exemplar in 20 steps, then makes 4 images."
+    assert first == "Inverts the exemplar in 10 evaluations, then makes 4 images."
 
 
 def test_switched_off_the_preview_says_only_that(lines):
@@ -79,7 +81,6 @@ def test_switched_off_the_preview_says_only_that(lines):
         ({"cfg_scale": 12}, "A high CFG scale"),
         ({"cfg_scale": 3}, "A low CFG scale"),
         ({"denoising_strength": None}, "There is no exemplar yet"),
-        ({"sampler": "DPM adaptive"}, "DPM adaptive chooses its steps as it runs"),
     ],
 )
 def test_a_hint_names_a_value_that_works_against_the_method(hints, changes, hint):
@@ -120,3 +121,23 @@ def test_a_variation_of_the_img2img_image_without_a_prompt_keeps_some_of_it(run_
     }
     assert {run for run, strength in strengths.items() if strength != 1} == {("variation", " \n", True)}
     assert strengths["variation", " \n", True] == 0.65
+
+
+@pytest.mark.parametrize(
+    ("changes", "evaluations"),
+    [
+        ({}, 10),
+        ({"steps": 6}, 6),
+        ({"inversion_nodes": "7"}, 7),
+        ({"inversion_nodes": "all"}, 20),
+        ({"inversion_nodes": "some"}, 20),
+        ({"mode": "edit"}, 20),
+        ({"start_mix": 0.5}, 20),
+        ({"chain": "noised"}, 6),
+        ({"chain": "noised", "feature_nodes": "4"}, 4),
+    ],
+)
+def test_the_evaluations_are_those_of_the_run(run_preview, changes, evaluations):
+    values = {"mode": "variation", "start_mix": 1.0, "chain": "inverted", "inversion_nodes": "10", "feature_nodes": "6"}
+    values |= changes
+    assert run_preview._evaluations(values, values.pop("steps", 20)) == evaluations

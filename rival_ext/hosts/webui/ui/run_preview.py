@@ -19,7 +19,9 @@ from rival_ext.hosts.webui.ui.exemplar_tools import image_of
 from rival_ext.hosts.webui.ui.gradio_compat import Brush, on_any, on_new_image
 from rival_ext.hosts.webui.ui.host_controls import HostControls
 from rival_ext.images.decoding import pixel_digest
+from rival_ext.method.nodes import ALL, NOISED, needs_each_level, number_of
 from rival_ext.settings import GUIDANCE, best_denoising_strength
+from rival_ext.written import WRITTEN
 
 PREVIEWED_FIELDS = (
     *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3"),
@@ -42,12 +44,6 @@ FIRST_TAB = 0
 While another tab is open, the preview cannot know whether the inversions are stored: other image tabs have a mask,
 strokes, or many images, and the other tab of sizes has a factor.
 """
-
-SAMPLER_NOTES = {
-    "DPM adaptive": "DPM adaptive chooses its steps as it runs, so no features can be stored and the exemplar is "
-    "evaluated beside every step: this takes 1.5 times as long. Other samplers are faster.",
-}
-"""For some samplers what a user should know before the run."""
 
 SAMPLERS_FOR_LOW_GUIDANCE = ("LCM", "DDIM CFG++")
 """Samplers that are meant for a low guidance scale."""
@@ -85,7 +81,8 @@ class PreviewedRun:
         enabled: Whether RIVAL is switched on.
         mode: The mode.
         prompt: The prompt.
-        steps: Sampling steps that the run will take.
+        is_noised: Whether the exemplars are led to noise without an inversion.
+        evaluations: UNet evaluations that lead an exemplar to noise.
         images: Images that the run will make.
         uploads: Uploaded exemplars with a weight above 0.
         varies_input: Whether the img2img image is the first exemplar.
@@ -101,7 +98,8 @@ class PreviewedRun:
     enabled: bool
     mode: str
     prompt: str
-    steps: int
+    is_noised: bool
+    evaluations: int
     images: int
     uploads: int
     varies_input: bool
@@ -157,8 +155,6 @@ def hints(run: PreviewedRun) -> Iterator[str]:
             yield "A high CFG scale drives the images away from the exemplar: 5 to 7 works best."
         elif 1 < run.cfg_scale < LEAST_GUIDANCE:
             yield "A low CFG scale gives the prompt little effect: 5 to 7 works best."
-    if run.sampler in SAMPLER_NOTES:
-        yield SAMPLER_NOTES[run.sampler]
 
 
 def recommended_values(mode: str, prompt: str, varies_input: bool) -> dict[str, float]:
@@ -295,7 +291,10 @@ def _previewed_run(values: Mapping[str, Any], is_stored: bool) -> PreviewedRun:
         enabled=values["enabled"],
         mode=values["mode"],
         prompt=values["prompt"],
-        steps=values["steps"] if strength is None else img2img_steps(values["steps"], strength),
+        is_noised=values["chain"] == NOISED,
+        evaluations=_evaluations(
+            values, values["steps"] if strength is None else img2img_steps(values["steps"], strength)
+        ),
         images=int(values["batch_count"] * values["batch_size"]),
         uploads=len(uploads),
         varies_input=strength is not None and not values["exemplar"],
@@ -305,6 +304,15 @@ def _previewed_run(values: Mapping[str, Any], is_stored: bool) -> PreviewedRun:
         denoising_strength=strength,
         **{name: values[name] for name in ("t_align", "t_early", "start_mix")},
     )
+
+
+def _evaluations(values: Mapping[str, Any], steps: int) -> int:
+    """At how many noise levels each exemplar is evaluated. A number of nodes that cannot be read counts as all."""
+    is_noised = values["chain"] == NOISED
+    name = "feature_nodes" if is_noised else "inversion_nodes"
+    if not is_noised and needs_each_level(values["mode"], values["start_mix"]):
+        return steps
+    return number_of(WRITTEN[name](values[name]) or ALL, steps)
 
 
 def _finds_stored(is_stored: IsStored, user: str | None, values: Mapping[str, Any]) -> bool:
@@ -325,15 +333,16 @@ def _finds_stored(is_stored: IsStored, user: str | None, values: Mapping[str, An
 def _inversion(run: PreviewedRun) -> tuple[object, ...]:
     if run.is_stored:
         return ("Uses the stored inversion; makes",)
+    verb = "Noises" if run.is_noised else "Inverts"
     if run.uploads > 1:
-        return ("Inverts", run.uploads, "exemplars in", run.steps, "steps each, then makes")
+        return (verb, run.uploads, "exemplars in", run.evaluations, "evaluations each, then makes")
     if run.uploads:
         exemplar = "the uploaded exemplar"
     elif run.denoising_strength is None:
         exemplar = "the exemplar"
     else:
         exemplar = "the img2img image"
-    return (f"Inverts {exemplar} in", run.steps, "steps, then makes")
+    return (f"{verb} {exemplar} in", run.evaluations, "evaluations, then makes")
 
 
 def _images(run: PreviewedRun) -> tuple[object, ...]:
