@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages  # noqa: E402
 
 FOLDER = ROOT / "tests" / "data" / "exemplars"
+HELD_OUT_FOLDER = ROOT / "tests" / "data" / "held_out"
+"""Exemplars on which nothing is tuned. The model knows the subject of each."""
+
 STEPS = 20
 GUIDANCE = 5.0
 
@@ -45,7 +48,10 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A held-out image with what it shows: `caption` in full, `concept` without style and background."""
+    """An image that the model was not trained on.
+
+    `caption` says in full what it shows, `concept` without style and background.
+    """
 
     name: str
     caption: str
@@ -54,16 +60,16 @@ class Exemplar:
     image: Image.Image
 
 
-def read_exemplars() -> dict[str, Exemplar]:
-    """The held-out images by name."""
-    entries = json.loads((FOLDER / "captions.json").read_text())
+def read_exemplars(folder: Path = FOLDER) -> dict[str, Exemplar]:
+    """The images of a folder by name."""
+    entries = json.loads((folder / "captions.json").read_text())
     exemplars = [
         Exemplar(
             Path(entry["file"]).stem,
             entry["caption"],
             entry["caption_plain"],
             entry["concept_seen_by_unet"],
-            Image.open(FOLDER / entry["file"]).convert("RGB"),
+            Image.open(folder / entry["file"]).convert("RGB"),
         )
         for entry in entries
     ]

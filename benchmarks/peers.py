@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import psutil
-from exemplars import GUIDANCE, ROOT, STEPS, Exemplar, read_exemplars
+from exemplars import GUIDANCE, HELD_OUT_FOLDER, ROOT, STEPS, Exemplar, read_exemplars
 from peers_page import PLAIN, PROMPTS, Record, write
 from PIL import Image
 from samplers import Ledger, describe, webui_folder
@@ -129,7 +129,7 @@ def main(out: Path, kept: Path | None, arms: tuple[str, ...], steps: int, most: 
     folder = webui_folder()
     if controlnet() is None:
         raise click.UsageError("no ControlNet found; set RIVAL_CONTROLNET to its folder")
-    known = read_exemplars()
+    known = read_exemplars(HELD_OUT_FOLDER)
     exemplars = [known[name] for name in HELD_OUT[:most]]
     chosen = [arm for arm in ARMS if arm.name in (arms or (arm.name,))]
     wanted = turns(chosen, exemplars, range(1, seeds + 1), steps)

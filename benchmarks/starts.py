@@ -13,6 +13,7 @@ The settings were chosen on TUNING. The page shows HELD_OUT, with which nothing 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from concepts import PROMPTS, Classifier, load_classifier
 from diffusers import StableDiffusionPipeline
 from effect import Palette, labelled_grid, palette, palette_distance
 from exactness import rms, similarity
-from exemplars import GUIDANCE, ROOT, STEPS, SUBJECTS, Exemplar, read_exemplars
+from exemplars import GUIDANCE, HELD_OUT_FOLDER, ROOT, STEPS, SUBJECTS, Exemplar, read_exemplars
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from starts_page import starts_page
@@ -58,8 +59,6 @@ TUNING = (
     "blue-heart-noto-white",
     "rocket-flat-white",
     "cupcake-noto-white",
-)
-HELD_OUT = (
     "bus-emojione-pink",
     "red-heart-emojione-purple",
     "grinning-face-emojione-white",
@@ -71,6 +70,24 @@ HELD_OUT = (
     "tomato-twemoji-white",
     "basketball-twemoji-white",
     "mushroom-emojione-white",
+)
+HELD_OUT = (
+    "fire-emojione-white",
+    "smiling-face-with-horns-emojione-pink",
+    "doughnut-emojione-white",
+    "maple-leaf-emojione-blue",
+    "french-fries-emojione-white",
+    "lion-emojione-purple",
+    "eggplant-emojione-yellow",
+    "beer-mug-emojione-gray",
+    "sunflower-emojione-white",
+    "baseball-emojione-orange",
+    "camera-emojione-white",
+    "bomb-emojione-white",
+    "hot-beverage-emojione-green",
+    "watermelon-emojione-white",
+    "cherries-emojione-white",
+    "frog-emojione-pink",
 )
 
 PLAIN, AUTHORS, NEW = "plain", "paper", "default"
@@ -234,7 +251,7 @@ def main(
     # evaluations this small gain nothing from a second thread, and wait for it on a busy machine
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    exemplars = read_exemplars()
+    exemplars = read_exemplars() if tuning else read_exemplars(HELD_OUT_FOLDER)
     names = (TUNING if tuning else HELD_OUT)[:most]
     records = json.loads(kept.read_text()) if kept and kept.exists() else []
     studio = Laboratory(load_pipeline(DEMO_CHECKPOINT), steps, range(1, seeds + 1))
@@ -247,7 +264,7 @@ def main(
             pictures = (
                 image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in (exemplars[name].image, *made)
             )
-            rows[exemplars[name].concept.split(" ", 1)[1]] = list(pictures)
+            rows[re.sub("^an? ", "", exemplars[name].concept)] = list(pictures)
         if section in PICTURED:
             sheet = labelled_grid(["photo", *(title.replace(", share", "") for title in PICTURED[section])], rows)
             sheet.save(out / f"starts-{section}.png", optimize=True)
