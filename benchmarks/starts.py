@@ -38,10 +38,6 @@ from wholeness import surprises
 
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
-from rival_ext.method.attention import Features, record
-from rival_ext.method.chain import Chain
-from rival_ext.method.exemplars import Exemplar as Seen
-from rival_ext.method.guide import Guide
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import PAPER, parse_settings
 from rival_ext.storage.store import ChainStore
@@ -94,9 +90,6 @@ PLAIN, AUTHORS, NEW = "plain", "paper", "default"
 SIDE = 96
 """Pixels of a picture in a contact sheet."""
 
-NOISE_SEED = 12345
-"""The seed of the noise that takes the place of an inverted chain."""
-
 SHARES = (1.0, 0.75, 0.5, 0.0)
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 
@@ -113,7 +106,6 @@ class Arm:
         steps: Sampling steps, as a multiple of the usual number.
         denoise: The denoising strength.
         described: Whether the exemplar is inverted with its caption.
-        noised: Whether one fixed noise at every level takes the place of the inverted chain.
     """
 
     fields: dict[str, Any] | None
@@ -123,7 +115,6 @@ class Arm:
     steps: float = 1.0
     denoise: float = 1.0
     described: bool = False
-    noised: bool = False
 
 
 NEW_FIELDS = {"start": "matched", "uncond_share": 0.5, "alignment": "latent", "t_align": 800, "t_early": 600}
@@ -162,9 +153,10 @@ SECTIONS: dict[str, dict[str, Arm]] = {
     "chain": {
         PLAIN: Arm(None),
         "paper, inverted": Arm(PAPER_FIELDS),
-        "paper, noised": Arm(PAPER_FIELDS, noised=True),
+        "paper, noised": Arm(PAPER_FIELDS | {"chain": "noised"}),
         "default, inverted": changed(),
-        "default, noised": Arm(NEW_FIELDS, noised=True),
+        "default, noised": changed(chain="noised"),
+        "default, each level": changed(inversion_nodes="all", feature_nodes="all"),
     },
     "prompts": compared("caption", prompt="caption") | compared("empty", prompt="empty"),
     "guidance": compared("guidance 3", guidance=3.0) | compared("guidance 7", guidance=7.0),
@@ -280,7 +272,7 @@ class Laboratory:
     pipeline: StableDiffusionPipeline
     steps: int
     seeds: Sequence[int]
-    store: ChainStore = field(default_factory=ChainStore)
+    stores: dict[tuple[str, int, float], ChainStore] = field(default_factory=dict)
     done: dict[str, tuple[list[Image.Image], list[Record]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -320,35 +312,16 @@ class Laboratory:
     def images(self, host: DiffusersHost, arm: Arm) -> tuple[list[Image.Image], float]:
         """An image for each seed, sampled in one batch, and the processor's seconds for the sampling."""
         described = {"exemplar_prompt": host.request.exemplar_prompt} if arm.described else {}
-        guide = arm.fields and prepare(host, parse_settings(arm.fields | described), self.store).guide
-        if arm.noised:
-            guide = guide_with(host, noised_chain(host, guide.exemplars[0].chain), arm)
+        # a chain of another sampler would serve as well, and the order of the arms would then decide on the images
+        levels = (arm.sampler, host.steps, arm.denoise)
+        store = self.stores.setdefault(levels, ChainStore())
+        guide = arm.fields and prepare(host, parse_settings(arm.fields | described), store).guide
         begun = time.process_time()
         latents = host.sample(
             host.start(self.seeds, guide or None), self.seeds, guide or None, lambda done, total: None
         )
         seconds = time.process_time() - begun
         return host.decode(latents), seconds
-
-
-def noised_chain(host: DiffusersHost, inverted: Chain) -> Chain:
-    """One fixed noise at every level in place of the inverted chain, with the features of its own evaluations."""
-    noise = host.noise([NOISE_SEED])
-    levels = inverted.noise_levels.tolist()
-    latents = torch.cat([inverted.latents[:1] + level * noise for level in levels])
-    features: dict[int, Features] = {}
-    for node in range(1, len(levels)):
-        with record(host.layers) as seen:
-            host.predict_noise(latents[node : node + 1], levels[node])
-        features[node] = dict(seen)
-    return Chain(inverted.noise_levels, latents, features)
-
-
-def guide_with(host: DiffusersHost, chain: Chain, arm: Arm) -> Guide:
-    """The guide of an arm with another chain."""
-    settings = parse_settings(arm.fields or {})
-    seen = [Seen(chain)]
-    return Guide(seen, settings, host.schedule, host.layers, host.predict_noise, adds_noise=host.adds_noise())
 
 
 def roughness(image: Image.Image) -> float:

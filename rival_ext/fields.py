@@ -238,7 +238,7 @@ FIELDS = (
         "feature_nodes",
         "Feature nodes",
         "At how many noise levels the exemplar's features are kept; fewer take less memory; all is the paper's form",
-        6,
+        8,
         1,
     ),
     _whole_number(

@@ -188,6 +188,23 @@ def refuse_noised(settings: Settings) -> None:
             raise RivalError(f"chain must be inverted {need}, not {settings.chain}.")
 
 
+def settings_of_check(settings: Settings) -> Settings:
+    """Make the settings with which a check inverts: at each level, so that the exemplar can be led back by them.
+
+    Args:
+        settings: The validated settings of the run.
+
+    Returns:
+        Settings whose inversion serves the run as well.
+
+    Raises:
+        RivalError: The run has no inversion to check.
+    """
+    if settings.chain != "inverted":
+        raise RivalError(f"chain must be inverted for a check, not {settings.chain}.")
+    return Settings(**{**dict(settings), "inversion_nodes": "all"})
+
+
 def mode_defaults(mode: str) -> dict[str, Any]:
     """Look up the default of every field in one mode.
 

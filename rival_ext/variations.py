@@ -19,7 +19,7 @@ from rival_ext import __version__
 from rival_ext.errors import RivalError, is_out_of_memory
 from rival_ext.images.transforms import crop_note, fit, grey_mask, mask_array, on_white, rgb_array, size_of_area
 from rival_ext.report import Report, Rows, Seconds, Steps, join_report
-from rival_ext.settings import HALF, MASK_RULE, PIXELS_PER_POSITION, Settings
+from rival_ext.settings import HALF, MASK_RULE, PIXELS_PER_POSITION, Settings, settings_of_check
 from rival_ext.usage import flag, in_options
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def _plain_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Rep
 def _rival_images(job: Job, host: DiffusersHost) -> tuple[list[Image.Image], Report]:
     from rival_ext.method.prepare import prepare
 
+    settings = settings_of_check(job.settings) if job.check else job.settings
     with _progress("Inverting") as host.progress:
-        guide, inversion = prepare(host, job.settings, _store(job, host))
+        guide, inversion = prepare(host, settings, _store(job, host))
     psnr = _check(host, guide) if job.check else None
 
     def start(seed: int) -> Tensor:

@@ -52,35 +52,39 @@ class Nodes(NamedTuple):
         return is_high_enough and evaluated >= len(self.evaluated)
 
 
-def needs_each_level(mode: str, start_mix: float) -> bool:
-    """Tell whether a part of the images comes from the chain itself, and not from random noise with its statistics.
+def needs_each_level(mode: str, start_mix: float, inversion_nodes: str) -> bool:
+    """Tell whether an exemplar has to be evaluated at each level that the sampler visits.
+
+    It has to where a part of the images comes from the chain itself, and not from random noise with its statistics.
 
     Args:
         mode: The mode.
         start_mix: The field of that name.
+        inversion_nodes: The field of that name.
     """
-    return mode in ("edit", "inpaint") or start_mix < 1
+    return mode in ("edit", "inpaint") or start_mix < 1 or inversion_nodes == ALL
 
 
-def nodes_of(settings: Settings, levels: Tensor, is_exact: bool) -> Nodes:
+def nodes_of(settings: Settings, levels: Tensor, timesteps: Sequence[float], is_exact: bool) -> Nodes:
     """Choose the nodes of a run's chains.
 
     Args:
         settings: The validated settings.
         levels: The levels that the sampler visits and below them the clean latent's, `[N + 1]`, ascending.
-        is_exact: Whether it must be evaluated at each of them.
+        timesteps: The timestep of each of them.
+        is_exact: Whether the exemplar must be evaluated at each of them.
 
     Returns:
         The nodes.
     """
     visited = len(levels) - 1
     if settings.chain == NOISED:
-        seen = evenly(number_of(settings.feature_nodes, visited), visited)
+        seen = spread(number_of(settings.feature_nodes, visited), timesteps[1:])
         # a chain of one fixed noise is straight, so its ends are enough beside the evaluated nodes
         chosen = sorted({0, *seen, visited})
         return Nodes(levels[torch.tensor(chosen)], [chosen.index(node) for node in seen], False, True)
     number = visited if is_exact else number_of(settings.inversion_nodes, visited)
-    return Nodes(levels, evenly(number, visited), number == visited, False)
+    return Nodes(levels, spread(number, timesteps[1:]), number == visited, False)
 
 
 def number_of(nodes: str, available: int) -> int:
@@ -109,3 +113,27 @@ def evenly(number: int, available: int) -> list[int]:
     if number == 1:
         return [(available + 1) // 2]
     return [1 + round(place * (available - 1) / (number - 1)) for place in range(number)]
+
+
+def spread(number: int, timesteps: Sequence[float]) -> list[int]:
+    """Choose some of the levels that a sampler visits, evenly in timesteps, the lowest and the highest among them.
+
+    Evenly in the timestep is better than evenly in the level or in its logarithm (docs/cost.md).
+
+    Args:
+        number: How many, from 0 to the number of timesteps.
+        timesteps: The timestep of each level, ascending.
+
+    Returns:
+        Their places from 1, ascending, each once.
+    """
+    if number < 2:
+        return evenly(number, len(timesteps))
+    lowest, highest = timesteps[0], timesteps[-1]
+    chosen: list[int] = []
+    for place in range(number):
+        target = lowest + (highest - lowest) * place / (number - 1)
+        # each once, and enough levels left for the others
+        left = range(chosen[-1] + 1 if chosen else 0, len(timesteps) - (number - 1 - place))
+        chosen.append(min(left, key=lambda index: abs(timesteps[index] - target)))
+    return [index + 1 for index in chosen]

@@ -54,7 +54,7 @@ def prepare(host: Host, settings: Settings, store: Store) -> Prepared:
     inpaint = host.inpaint_input()
     if inpaint is not None and settings.chain == NOISED:
         raise RivalError("chain must be inverted where a mask is filled, not noised.")
-    is_exact = inpaint is not None or needs_each_level(settings.mode, settings.start_mix)
+    is_exact = inpaint is not None or needs_each_level(settings.mode, settings.start_mix, settings.inversion_nodes)
     chains = RunChains(host, settings, levels, store, is_exact)
     exemplars, canvas, sources = _exemplars_and_canvas(host.encoded_exemplars(), inpaint, chains)
     seconds = time.perf_counter() - begun

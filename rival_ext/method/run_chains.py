@@ -58,7 +58,8 @@ class RunChains:
         self.rows = 0
         self.notes: list[str] = []
         self.features: FeatureSource = settings.features
-        self.nodes = nodes_of(settings, levels, is_exact)
+        timesteps = [host.schedule.timestep(level) for level in levels.tolist()]
+        self.nodes = nodes_of(settings, levels, timesteps, is_exact)
         self.is_exact = is_exact
 
     @property

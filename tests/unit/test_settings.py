@@ -39,7 +39,7 @@ DEFAULTS = {
     "strength": 1.0,
     "early_steps": 1000,
     "alignment": "latent",
-    **{"chain": "inverted", "inversion_nodes": "10", "feature_nodes": "6"},
+    **{"chain": "inverted", "inversion_nodes": "10", "feature_nodes": "8"},
     "inversion_iterations": 1,
     "exemplar_tokens": 1.0,
     "features": "recorded",

@@ -28,7 +28,7 @@ from rival_ext.method.layers import count_rows
 from rival_ext.method.prepare import Prepared
 from rival_ext.method.quality import Verdict, exactness, judge
 from rival_ext.report import GuidePart, InversionPart, Report, join_report
-from rival_ext.settings import Settings
+from rival_ext.settings import Settings, settings_of_check
 
 UNWANTED_OPTIONS = ("save_init_img", "img2img_color_correction")
 """Options with which the host would save the exemplar or change the colours of the shown images."""
@@ -140,11 +140,12 @@ def check_inversion(request: CheckRequest, session: Session) -> CheckResult:
     """
     _refuse_unknown_names(request)
     _refuse_sizes(request)
+    settings = settings_of_check(request.settings)
     found: list[Found] = []
     with closing(_processing(request)) as p, _saving_nothing():
         p.user = request.user
         work = partial(_there_and_back, found.append)
-        replacement = partial(after_inversion, request.settings, session, validate=validate_inversion, work=work)
+        replacement = partial(after_inversion, settings, session, validate=validate_inversion, work=work)
         p.scripts = CheckScript(replacement).runner()
         p.script_args = ()
         decoded = processing.process_images(p).images

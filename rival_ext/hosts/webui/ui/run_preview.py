@@ -310,9 +310,10 @@ def _evaluations(values: Mapping[str, Any], steps: int) -> int:
     """At how many noise levels each exemplar is evaluated. A number of nodes that cannot be read counts as all."""
     is_noised = values["chain"] == NOISED
     name = "feature_nodes" if is_noised else "inversion_nodes"
-    if not is_noised and needs_each_level(values["mode"], values["start_mix"]):
+    nodes = WRITTEN[name](values[name]) or ALL
+    if not is_noised and needs_each_level(values["mode"], values["start_mix"], nodes):
         return steps
-    return number_of(WRITTEN[name](values[name]) or ALL, steps)
+    return number_of(nodes, steps)
 
 
 def _finds_stored(is_stored: IsStored, user: str | None, values: Mapping[str, Any]) -> bool:
