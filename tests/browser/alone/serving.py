@@ -84,7 +84,9 @@ def opened_page(browser, address):
 
 def switch_on(page):
     page.locator(f"{PANEL}enabled-checkbox input").check()
-    playwright_api.expect(preview(page)).to_contain_text("Inverts the img2img image in 10 evaluations, then makes 1 image.")
+    playwright_api.expect(preview(page)).to_contain_text(
+        "Inverts the img2img image in 10 evaluations, then makes 1 image."
+    )
 
 
 def open_all(page):
