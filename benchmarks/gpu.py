@@ -28,17 +28,22 @@ from random_models import SIDES, best_dtype, compile_blocks, device, pipeline_of
 from sampling import Bench, features_bytes, spread
 
 from rival_ext.hosts.checkpoint import quieten_libraries
+from rival_ext.settings import parse_settings
 from rival_ext.storage.page_locked import reserve_memory
 
-ARMS = ("plain", "first", "next", "live", "authors", "authors_first")
+ARMS = ("plain", "first", "noised", "every_level", "next", "live", "authors", "authors_first")
 TITLES = {
     "plain": "plain",
     "first": "first run",
+    "noised": "first run, the chain noised",
+    "every_level": "first run, inverted at every level",
     "next": "next run, the inversion stored",
     "live": "exemplar live",
     "authors": "the authors' batch, without their inversion",
     "authors_first": "the same with their inversion",
 }
+NODE_SETTINGS = ("chain", "inversion_nodes", "feature_nodes")
+DEFAULTS = parse_settings({})
 MODELS = {"tiny": "the demo model", "sd15": "SD 1.5, 512x512", "sdxl": "SDXL, 1024x1024"}
 
 
@@ -247,6 +252,7 @@ def described_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
+        "settings": {name: getattr(DEFAULTS, name) for name in NODE_SETTINGS},
     }
 
 

@@ -3,8 +3,9 @@
     python benchmarks/sampling.py --model sd15 --steps 20 --repeats 3 --json sd15.json
 
 The arms take turns, so that a busy machine slows all of them alike: plain img2img, RIVAL's first run (inversion and
-all), its next run (the chain is stored), that with half and a quarter of the exemplar's tokens, the exemplar evaluated
-live, and the authors' scheme without and with its inversion.
+all), that without an inversion and with one at every level, its next run (the chain is stored), that with half and a
+quarter of the exemplar's tokens, the exemplar evaluated live, and the authors' scheme without and with its inversion.
+
 `sd15` and `sdxl` have those UNets' full shapes with random weights: time does not depend on what they draw.
 """
 
@@ -47,9 +48,13 @@ from rival_ext.storage.store import ChainStore
 GUIDANCE = 5.0
 SEED = 1
 LIVE = parse_settings({"features": "live"})
+NOISED = parse_settings({"chain": "noised"})
+EVERY_LEVEL = parse_settings({"inversion_nodes": "all", "feature_nodes": "all"})
 RATIOS = {
     "stored_vs_plain": ("next", "plain"),
     "first_vs_plain": ("first", "plain"),
+    "noised_vs_plain": ("noised", "plain"),
+    "every_level_vs_plain": ("every_level", "plain"),
     "live_vs_plain": ("live", "plain"),
     "stored_vs_authors": ("next", "authors"),
     "first_vs_authors_first": ("first", "authors_first"),
@@ -87,7 +92,7 @@ class Bench:
         self.settings = parse_settings({})
         self.store, self.store_of_live = ChainStore(), ChainStore()
         self.runs = (
-            *(self.plain, self.first, self.next, self.half, self.quarter),
+            *(self.plain, self.first, self.noised, self.every_level, self.next, self.half, self.quarter),
             *(self.live, self.authors, self.authors_first),
         )
         self.arms: dict[str, Arm] = {run.__name__: Arm(run, []) for run in self.runs}
@@ -100,6 +105,14 @@ class Bench:
         """Inversion, recording, generation."""
         self.store = ChainStore()
         self._guided(self.settings, self.store)
+
+    def noised(self) -> None:
+        """As `first`, with a chain that needs no inversion."""
+        self._guided(NOISED, ChainStore())
+
+    def every_level(self) -> None:
+        """As `first`, inverted and recorded at every level."""
+        self._guided(EVERY_LEVEL, ChainStore())
 
     def next(self) -> None:
         """Generation with the stored chain."""

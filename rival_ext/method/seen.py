@@ -9,6 +9,7 @@ from torch import Tensor
 from rival_ext.method.attention import Features, Layers, record
 from rival_ext.method.exemplars import Exemplar, SeenTokens, weight_subsets
 from rival_ext.method.inversion import PredictNoise, refuse_not_finite
+from rival_ext.method.precision import read_features
 from rival_ext.method.projected import (
     BetweenNodes,
     JoinedExemplars,
@@ -87,10 +88,10 @@ class SeenFeatures:
 
     def _at_node(self, index: int, node: int) -> ProjectedFeatures:
         chain = self.exemplars[index].chain
-        recorded = chain.features[node]
-        if self._loader is not None:
-            recorded = self._loader.load(recorded, chain.features_below(node))
-        return self._project(index, recorded)
+        kept = chain.features[node]
+        if self._loader is None:
+            return self._project(index, read_features(kept))
+        return self._project(index, self._loader.load(kept, chain.features_below(node)))
 
     def _project(self, index: int, features: Features) -> ProjectedFeatures:
         seen = self.layer_choice.of(index, features)

@@ -26,9 +26,14 @@ def test_every_arm_of_every_cell_is_measured(tmp_path):
     one, two, compiled = json.loads((tmp_path / "figures.json").read_text())["cells"]
     assert [cell["cell"] for cell in (one, two, compiled)] == ["tiny-3-1", "tiny-3-2", "tiny-3-1-compiled"]
     # three steps: plain 2 rows an image and step, the inversion 1; the authors 2 more a step
-    assert one["rows"] == {"plain": 6, "first": 9, "next": 6, "live": 9, "authors": 12, "authors_first": 15}
-    assert two["rows"] == {"plain": 12, "first": 15, "next": 12, "live": 15, "authors": 18, "authors_first": 21}
-    assert two["evaluations"] == {"plain": 3, "first": 6, "next": 3, "live": 6, "authors": 3, "authors_first": 6}
+    first = ("first", "noised", "every_level", "live")
+    assert one["rows"] == {"plain": 6, **dict.fromkeys(first, 9), "next": 6, "authors": 12, "authors_first": 15}
+    assert two["rows"] == {"plain": 12, **dict.fromkeys(first, 15), "next": 12, "authors": 18, "authors_first": 21}
+    # without an inversion the exemplar is evaluated at all nodes at once
+    assert two["evaluations"] == {
+        **{"plain": 3, **dict.fromkeys(first, 6), "next": 3, "authors": 3, "authors_first": 6},
+        "noised": 4,
+    }
     assert compiled["rows"] == {"plain": 6, "next": 6}
     assert all(
         cell["failed"] == {} and cell["rounds"] == 1 and cell["features_mb"] > 0 for cell in (one, two, compiled)

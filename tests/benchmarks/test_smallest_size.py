@@ -26,7 +26,7 @@ def test_sampling_times_every_arm(tmp_path):
     result = json.loads(figures.read_text())
     # two steps: plain 2 rows a step; the inversion 1; the authors 4
     assert result["rows"] == {
-        **{"plain": 4, "first": 6, "next": 4, "half": 4, "quarter": 4, "live": 6},
+        **{"plain": 4, "first": 6, "noised": 6, "every_level": 6, "next": 4, "half": 4, "quarter": 4, "live": 6},
         **{"authors": 8, "authors_first": 10},
     }
     assert all(ratio["median"] > 0 for ratio in result["ratios"].values())

@@ -12,7 +12,7 @@ from rival_ext.method.inversion import reconstruct
 from rival_ext.method.prepare import prepare
 from rival_ext.method.quality import psnr
 from rival_ext.storage.store import NoStore
-from tests.gpu.machine import CPU, GPU, host_on, images, needs_gpu, rms, settings_with
+from tests.gpu.machine import CPU, EVERY_NODE, GPU, host_on, images, needs_gpu, rms, settings_with
 
 pytestmark = needs_gpu
 
@@ -32,7 +32,7 @@ def whole_float32(monkeypatch):
 def made_on(device, dtype, features="recorded"):
     """The images of two seeds, and the guide that made them."""
     host = host_on(device, dtype)
-    guide, inversion = prepare(host, settings_with(features=features), NoStore())
+    guide, inversion = prepare(host, settings_with(features=features, **EVERY_NODE), NoStore())
     made = images(host, guide, SEEDS)
     assert (inversion.features, guide.counts.evaluated_live) == (features, features == "live")
     return made, guide
@@ -61,6 +61,16 @@ def test_the_exemplar_comes_back_from_its_inversion(dtype):
         host.decode(latent)[0] for latent in (reconstruct(chain, host.predict_noise), host.exemplar_latent())
     )
     assert psnr(*(torch.from_numpy(rgb_array(image)) for image in (back, expected))) > 38
+
+
+@pytest.mark.parametrize("dtype", FARTHEST, ids=str)
+def test_the_default_makes_the_images_of_the_cpu_too(dtype):
+    """Features at a few nodes, in 8 bits."""
+    on_gpu, on_cpu = (
+        images(host, prepare(host, settings_with(), NoStore()).guide, SEEDS)
+        for host in (host_on(GPU, dtype), host_on(CPU, torch.float32))
+    )
+    assert rms(on_gpu, on_cpu) < FARTHEST[dtype]
 
 
 @pytest.mark.parametrize("dtype", FARTHEST, ids=str)

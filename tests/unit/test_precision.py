@@ -11,8 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.method.precision import bits_of, kept_bytes, kept_form, of_stored, read_features, stored_tensors
+from rival_ext.method.guide import Guide
+from rival_ext.method.precision import (
+    EightBits,
+    bits_of,
+    kept_bytes,
+    kept_form,
+    of_stored,
+    read_features,
+    stored_tensors,
+)
+from rival_ext.method.prepare import prepare
 from rival_ext.settings import PAPER, parse_settings
+from rival_ext.storage.store import NoStore
 from tests.unit.synthetic import noise
 
 
@@ -95,6 +106,15 @@ def test_a_node_is_made_of_its_stored_tensors_again():
     again = of_stored(stored_tensors(kept), kept.dtype)
     for name, h in read_features(kept).items():
         assert torch.equal(read_features(again)[name], h)
+
+
+def test_a_guide_reads_eight_bits_with_and_without_a_loader(make_host, sample):
+    host = make_host(steps=4)
+    guide, _ = prepare(host, parse_settings({}), NoStore())
+    without = Guide(guide.exemplars, guide.settings, host.schedule, host.layers, host.predict_noise)
+    assert all(isinstance(kept, EightBits) for kept in guide.exemplars[0].chain.features.values())
+    start = host.start([1], guide)
+    assert torch.equal(sample(host, start, [1], guide), sample(host, start, [1], without))
 
 
 def test_where_every_node_is_asked_for_features_keep_16_bits():
