@@ -232,7 +232,7 @@ FIELDS = (
         "At how many of the sampler's noise levels the exemplar is inverted where the start is random; fewer are "
         "faster; edits and inpainting always invert at each level",
         10,
-        2,
+        3,
     ),
     _nodes(
         "feature_nodes",

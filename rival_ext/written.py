@@ -62,7 +62,7 @@ def _written_size(part: Any) -> str:
 
 WRITTEN: Mapping[str, Callable[[Any], str]] = {
     "layers": written_layers,
-    "inversion_nodes": partial(written_nodes, 2),
+    "inversion_nodes": partial(written_nodes, 3),
     "feature_nodes": partial(written_nodes, 1),
 }
 """What writes each of these fields."""

@@ -35,7 +35,7 @@ def values_of(field):
     if field.name == "exemplar_prompt":
         return prompts
     if field.name in NODE_FIELDS:
-        return st.sampled_from(["all", "2", "10"])
+        return st.sampled_from(["all", "3", "10"])
     if field.name == "chain":
         # the other one is refused beside some of the other fields
         return st.just("inverted")
