@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.guide import Guide
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import GUIDANCE, parse_settings
-from rival_ext.storage.store import ChainStore
+from rival_ext.storage.store import NoStore
 
 CELLS = 16
 """A layout is compared on a grid of so many cells in each direction."""
@@ -25,12 +25,11 @@ CELLS = 16
 
 @dataclass
 class Studio:
-    """Makes a picture for each seed, of a scene and a prompt; an exemplar is inverted once."""
+    """Makes a picture for each seed, of a scene and a prompt."""
 
     pipeline: StableDiffusionPipeline
     seeds: Sequence[int] = (1, 2)
     steps: int = 20
-    store: ChainStore = field(default_factory=ChainStore)
 
     def host(
         self,
@@ -53,7 +52,8 @@ class Studio:
         """A host and the guide for its next sampling."""
         settings = parse_settings(fields)
         host = self.host(images, prompt, GUIDANCE[settings.mode], settings.exemplar_prompt, settings.exact)
-        return host, prepare(host, settings, self.store).guide
+        # with a store, the inversion of an earlier picture could serve, and the order of the pictures would show
+        return host, prepare(host, settings, NoStore()).guide
 
     def plain(self, images: RequestImages, prompt: str = "", mode: str = "variation") -> list[Image.Image]:
         """Pictures without RIVAL, at the guidance scale of the mode; a canvas is inpainted in the usual way."""
