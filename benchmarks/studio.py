@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d
 
 from rival_ext.hosts.diffusers import DiffusersHost, Request, RequestImages
 from rival_ext.method.guide import Guide
+from rival_ext.method.injection import Injection
 from rival_ext.method.prepare import prepare
 from rival_ext.settings import GUIDANCE, parse_settings
 from rival_ext.storage.store import NoStore
@@ -79,6 +80,7 @@ class PlainInpainting:
 
     clean: Tensor
     mask: Tensor
+    injection: Injection = field(default_factory=lambda: Injection({}))
 
     def corrected_latent(self, latent: Tensor, noise_level: float) -> Tensor:
         """The sampler's latent with the kept region as it should be at this noise level."""

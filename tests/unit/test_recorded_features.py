@@ -100,8 +100,8 @@ def test_few_nodes_give_the_images_of_nodes_at_each_level(make_host, sample, nam
         return host.decode(sample(host, host.start(seeds, guide), seeds, guide))
 
     assert (full.inversion.inversion.evaluations, few.inversion.inversion.evaluations) == (20, 10)
-    # a sixth of the bytes: 6 of 20 nodes, in 8 bits
-    assert few.guide.exemplars[0].chain.bytes < full.guide.exemplars[0].chain.bytes / 5
-    # measured 3.5 to 10; another seed lies 20 to 80 away
+    # less than a quarter of the bytes: 8 of 20 nodes, in 8 bits
+    assert few.guide.exemplars[0].chain.bytes < full.guide.exemplars[0].chain.bytes / 4
+    # measured 3.5 to 10; another seed lies 14 to 80 away
     assert rms(images(few.guide, [1, 2]), images(full.guide, [1, 2])) < 12
-    assert rms(images(few.guide, [1]), images(full.guide, [2])) > 20
+    assert rms(images(few.guide, [1]), images(full.guide, [2])) > 12

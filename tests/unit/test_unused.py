@@ -35,7 +35,7 @@ def notes(timesteps=STEPS_OF_20, is_aligned=True, is_start_drawn=True, is_guided
                 "inversion_iterations 2 had no effect because a noised chain is not inverted",
             ],
         ),
-        ({"feature_nodes": 8, "features": "live"}, ["feature_nodes 8 had no effect because features are live"]),
+        ({"feature_nodes": 5, "features": "live"}, ["feature_nodes 5 had no effect because features are live"]),
         ({"early_steps": 950}, []),
         ({"early_steps": 1000}, []),
         ({"t_align": 960}, ["no step lies above t_align 960"]),
