@@ -13,6 +13,7 @@ from torch import Tensor
 from rival_ext.fields import INVERSION_FIELDS
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.images.decoding import pixel_digest
+from rival_ext.method.nodes import needs_each_level
 from rival_ext.settings import Settings
 
 REQUEST_FIELDS = ("sampler_name", "scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")
@@ -76,6 +77,7 @@ def preview_key(
         [request.get(name) for name in REQUEST_FIELDS],
         sorted(NETWORK_TAG.findall(prompt)),
         [settings[name] for name in sorted(INVERSION_FIELDS)],
+        needs_each_level(settings["mode"], settings["start_mix"], settings["inversion_nodes"]),
         list(image_digests),
         sorted(shared.opts.data.items(), key=str),
         checkpoint and checkpoint.filename,
