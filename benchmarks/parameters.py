@@ -23,7 +23,6 @@ from tqdm import tqdm
 from rival_ext.hosts.checkpoint import DEMO_CHECKPOINT, load_pipeline, quieten_libraries
 from rival_ext.hosts.diffusers import RequestImages
 from rival_ext.settings import ExemplarInput
-from rival_ext.storage.store import ChainStore
 
 PIZZA, HOUSE, BUS, TAXI, HEART = (
     "pizza-emojione-yellow",
@@ -110,8 +109,8 @@ STRIPS = {
     "early_steps": Strip((200, 400, 600, 800, 900, 960, 1000), ANOTHER),
     "alignment": Strip(("off", "noise", "latent"), (VARIED[0], Case("a bus", BUS, "a bus"))),
     "chain": Strip(("inverted", "noised"), (*VARIED, ANOTHER[0])),
-    "inversion_nodes": Strip(("2", "3", "4", "6", "10", "all"), VARIED),
-    "feature_nodes": Strip(("1", "2", "3", "6", "10", "all"), VARIED),
+    "inversion_nodes": Strip(("3", "4", "6", "8", "10", "all"), VARIED),
+    "feature_nodes": Strip(("1", "2", "3", "5", "8", "all"), VARIED),
     "inversion_iterations": Strip(
         (1, 2, 3, 5, 10),
         (Case("house,\nno prompt", HOUSE, fields=EDIT), Case("pizza,\nno prompt", PIZZA, fields=EDIT)),
@@ -131,16 +130,16 @@ STRIPS = {
 
 def varied(bench: Bench, name: str, strip: Strip) -> Image.Image:
     """The exemplar, and a picture for each value of a setting."""
-    steps = min(strip.steps, bench.studio.steps)
+    studio = replace(bench.studio, steps=min(strip.steps, bench.studio.steps))
     rows: Rows = {}
     for case in bench.rows(strip.cases):
         exemplar = bench.exemplars[case.exemplar]
         request = RequestImages.of(exemplar.image)
-        rows[case.name] = [exemplar.image]
-        for value in strip.values:
-            # a store of its own: an inversion with more nodes would serve where fewer are asked for
-            studio = replace(bench.studio, steps=steps, store=ChainStore())
-            rows[case.name] += studio.rival(request, case.prompt, **_filled({**case.fields, name: value}, exemplar))
+        made = [
+            studio.rival(request, case.prompt, **_filled({**case.fields, name: value}, exemplar))[0]
+            for value in strip.values
+        ]
+        rows[case.name] = [exemplar.image, *made]
     titles = strip.titles or [_title(value) for value in strip.values]
     return labelled_grid(["exemplar", *titles], rows)
 

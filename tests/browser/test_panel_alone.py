@@ -110,7 +110,7 @@ def test_controls_without_effect_are_hidden(page):
     expect_shown(False, "exact")
     page.locator(f"{PANEL}chain label", has_text="noised").click()
     expect_shown(False, *inversion)
-    playwright_api.expect(preview(page)).to_contain_text("Noises the img2img image in 6 evaluations")
+    playwright_api.expect(preview(page)).to_contain_text("Noises the img2img image in 8 evaluations")
     page.locator(f"{PANEL}features label", has_text="live").click()
     expect_shown(False, "feature_nodes")
     page.locator(f"{PANEL}chain label", has_text="inverted").click()

@@ -78,6 +78,8 @@ TOGETHER = {
     "--weight": ("--exemplar-2", HOUSE),
     **{flag(name): (flag(partner), HOUSE) for name, partner in PARTNERS.items()},
     "--exact": ("--exemplar-prompt", "a house"),
+    # more levels than nodes
+    "--inversion-nodes": ("--steps", 5),
 }
 """What an option is given together with, so that it has something to do."""
 

@@ -46,7 +46,7 @@ ROWS_OF_MORE = (
 SUGGESTIONS = {
     "layers": ("all", "fine", "coarse"),
     "inversion_nodes": ("all", "20", "10", "6"),
-    "feature_nodes": ("all", "10", "6", "3"),
+    "feature_nodes": ("all", "10", "8", "6"),
 }
 """For the fields that take a name or numbers, what their lists offer. A user can also write another value."""
 
