@@ -202,8 +202,10 @@ def test_presets_of_before_are_applied_whatever_their_names(page):
         numbers = {"t_align": t_align, "start_mix": 0.5, "inversion_iterations": 2, "uncond_share": 1}
         for name, value in numbers.items():
             playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
-        for name, value in {"mode": mode, "start": "permuted", "features": "live"}.items():
+        for name, value in {"mode": mode, "start": "permuted", "features": "live", "chain": "inverted"}.items():
             playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+        for name in ("inversion_nodes", "feature_nodes"):
+            playwright_api.expect(page.locator(f"{PANEL}{name} input")).to_have_value("all")
     page.locator(f"{PANEL}preset_delete").click()
     page.wait_for_function("!localStorage.getItem('rival-presets').includes('321')")
     assert "123" in page.evaluate("localStorage.getItem('rival-presets')")
