@@ -198,11 +198,12 @@ one evaluation. A second one makes most images more exact, but not all, and doub
 
 ## Recorded features
 
-The inputs of the self-attention layers in the last evaluation of each step are recorded, and every image that is made
-later uses them. The alternative is to evaluate the exemplar again beside each image. The more exact the inversion is,
-the better the two agree. The table gives the RMS difference, of 255, between an image made in one way and in the
-other, for the five exemplars above with $seeds seeds each and guidance $guidance. It also says how many of the images
-differ by 1 or less. Two seeds of one exemplar differ by $least to $most.
+The inputs of the self-attention layers in the last evaluation of a step are recorded, and every image that is made
+later uses them: by default those of eight noise levels, with the layers' keys and values linear in between; in this
+table those of every level. The alternative is to evaluate the exemplar again beside each image. The more exact the
+inversion is, the better the two agree. The table gives the RMS difference, of 255, between an image made in one way and
+in the other, for the five exemplars above with $seeds seeds each and guidance $guidance. It also says how many of the
+images differ by 1 or less. Two seeds of one exemplar differ by $least to $most.
 
 $agreement
 
@@ -225,9 +226,16 @@ $by_grade
 With few steps, a second and a third iteration help nearly as much as twice and three times the steps, and do not make
 the images slower.
 
+## Fewer noise levels
+
+All tables on this page are of inversions at each noise level of the sampler, the form that modes edit and inpaint and
+`start_mix` below 1 always use, and every check. Where the start is random, the exemplar is inverted at ten of the
+levels by default ([inversion_nodes](parameters.md#inversion-nodes)): the images then need its colours and its features,
+and not the exemplar itself. The report says how far such a chain may be off between its levels.
+
 ## A prompt for the exemplar
 
-The table gives the same PSNR with the default inversion, over $known held-out images of things that the model knows:
+The table gives the same PSNR with one evaluation a step, over $known held-out images of things that the model knows:
 
 $prompts
 

@@ -108,6 +108,9 @@ STRIPS = {
     "strength": Strip(SHARES, ANOTHER),
     "early_steps": Strip((200, 400, 600, 800, 900, 960, 1000), ANOTHER),
     "alignment": Strip(("off", "noise", "latent"), (VARIED[0], Case("a bus", BUS, "a bus"))),
+    "chain": Strip(("inverted", "noised"), (*VARIED, ANOTHER[0])),
+    "inversion_nodes": Strip(("3", "4", "6", "8", "10", "all"), VARIED),
+    "feature_nodes": Strip(("1", "2", "3", "5", "8", "all"), VARIED),
     "inversion_iterations": Strip(
         (1, 2, 3, 5, 10),
         (Case("house,\nno prompt", HOUSE, fields=EDIT), Case("pizza,\nno prompt", PIZZA, fields=EDIT)),

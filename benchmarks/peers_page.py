@@ -306,7 +306,7 @@ of their own, or do something else.
 | reference (ControlNet, Forge) | SD 1, 2, XL | no | noised anew and evaluated in every step | 2 |
 | img2img alternative | SD 1 | no | inverted; the start comes from it | 1; the first one 2 |
 | RIVAL, the authors' code | SD 1 | no | inverted, and evaluated in every step | 2; the first one 2.5 |
-| **RIVAL, this project** | SD 1, 2, XL | no | inverted once; its features are kept | 1; the first one 1.5 |
+| **RIVAL, this project** | SD 1, 2, XL | no | inverted once; its features are kept | 1, and 10 evaluations once |
 | Tiled Diffusion, noise inversion | SD 1, 2, XL | no | inverted; the start comes from it | 1, and an inversion |
 | ComfyUI Unsampler | UNets | no | inverted; the start comes from it | 1, and an inversion |
 | MasaCtrl | SD 1, XL | no | inverted, and evaluated in every step | 2, and an inversion |

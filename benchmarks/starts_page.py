@@ -198,8 +198,8 @@ $alignment
 $chain
 
 The colours are the same, and with the noised chain the subject is more certain and more objects are whole. Its
-evaluations are independent of each other, so they would need fewer and larger calls. RIVAL does not offer it yet: the
-inverted chain is the paper's, and edits, inpainting and `start_mix` below 1 need it.
+evaluations are independent of each other, so they need fewer and larger calls. [chain](parameters.md#chain) noised
+offers it. The default is inverted: this is the paper's form, and edits, inpainting and `start_mix` below 1 need it.
 
 ## Other prompts
 

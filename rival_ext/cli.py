@@ -218,8 +218,8 @@ def _repeat(ctx: click.Context, param: click.Parameter, source: Path | None) -> 
 @click.option(
     "--keep-inversions",
     type=FilePath(),
-    help="Folder to store inversions in. The next run with the same photo, checkpoint, sampler and steps finds the "
-    "inversion there. Each takes about 450 MB for 20 steps at 512x512.",
+    help="Folder to store inversions in. The next run with the same photo and checkpoint finds the inversion there, "
+    "in modes edit and inpaint also only with the same sampler and steps. Each takes about 100 MB at 512x512.",
 )
 @click.option("--plain", is_flag=True, help="Generate without RIVAL, from the same seeds, for comparison.")
 @click.option("--check", is_flag=True, help="Also reconstruct the photo and report the PSNR.")

@@ -254,8 +254,8 @@ FIELDS = (
     _choice(
         "features",
         "Features",
-        "recorded keeps the exemplar's features in memory from the inversion, if the sampler and the memory budget "
-        "allow it; live evaluates the exemplar beside every step, which takes 1.5 times as long but no memory",
+        "recorded keeps the exemplar's features in memory from the inversion, if the memory budget has room for any; "
+        "live evaluates the exemplar beside every step, which takes 1.5 times as long but no memory",
         "recorded",
         "live",
     ),

@@ -151,6 +151,7 @@ RULES = (
         "every exemplar has a mask and gives no statistics",
     ),
     Rule(("plain_inversion",), lambda run: True, "the command line reads no LoRAs"),
+    Rule(("inversion_nodes",), lambda run: run["check"], "--check inverts at each of the sampler's levels"),
 )
 """When an option that is given does nothing. The report says so."""
 

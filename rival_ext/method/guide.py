@@ -61,7 +61,8 @@ class Guide:
         """The sampler's levels, with the clean latent's below them."""
         self.timesteps = SamplerTimesteps(schedule, self.levels)
         self.layers = layers
-        self.injection = Injection(layers)
+        # at strength 0 no layer is hooked
+        self.injection = Injection(layers if settings.strength else {})
         """Lets the layers see the exemplars. A host may install it for all steps of a run."""
         self.canvas = canvas
         self.seen = SeenFeatures(exemplars, settings, layers, predict_noise, loader, features)

@@ -7,12 +7,13 @@ the evaluations nor the memory of an inversion have to grow with the number of s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from rival_ext.settings import Settings
+
+if TYPE_CHECKING:
+    # the panel uses this module too, and needs no torch
+    from torch import Tensor
 
 ALL = "all"
 """The value of `inversion_nodes` and of `feature_nodes` that leaves no level out."""
@@ -82,7 +83,7 @@ def nodes_of(settings: Settings, levels: Tensor, timesteps: Sequence[float], is_
         seen = spread(number_of(settings.feature_nodes, visited), timesteps[1:])
         # a chain of one fixed noise is straight, so its ends are enough beside the evaluated nodes
         chosen = sorted({0, *seen, visited})
-        return Nodes(levels[torch.tensor(chosen)], [chosen.index(node) for node in seen], False, True)
+        return Nodes(levels[chosen], [chosen.index(node) for node in seen], False, True)
     number = visited if is_exact else number_of(settings.inversion_nodes, visited)
     return Nodes(levels, spread(number, timesteps[1:]), number == visited, False)
 

@@ -21,7 +21,8 @@ IN_ORDER = [
     *("enabled-checkbox", "mode", "similarity", "slots", "weight", "exemplar_prompt"),
     *("prompt_png_info", "prompt_clip", "prompt_deepbooru", "recommend", "check"),
     *("t_align", "t_early", "early_steps", "start", "alignment", "features", "start_mix", "uncond_share", "strength"),
-    *("layers", "exemplar_tokens", "inversion_iterations", "plain_inversion"),
+    *("layers", "exemplar_tokens", "feature_nodes", "chain", "inversion_nodes", "inversion_iterations"),
+    "plain_inversion",
     *("preset", "preset_save", "preset_delete", "release"),
 ]
 """The controls that the keyboard reaches with all accordions open, from top to bottom. gradio's image control it cannot
@@ -38,10 +39,14 @@ UNNAMED = """panel => [...panel.querySelectorAll("input:not([type=file]), textar
 """JavaScript that lists the controls of the panel that have no name."""
 
 
+def write(page, name, value):
+    control = page.locator(f"{PANEL}{name} input")
+    control.fill(value)
+    control.press("Enter")
+
+
 def apply_preset(page, title):
-    name = page.locator(f"{PANEL}preset input")
-    name.fill(title)
-    name.press("Enter")
+    write(page, "preset", title)
 
 
 def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation_parameters(page):
@@ -59,8 +64,12 @@ def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation
     for name, value in numbers.items():
         set_number(page, f"{PANEL}{name}", value)
     choices = {"alignment": "latent", "features": "live"}
-    for name, value in choices.items():
-        page.locator(f"{PANEL}{name} label", has_text=value).click()
+    page.locator(f"{PANEL}alignment label", has_text="latent").click()
+    # 7 is none of those that the list offers
+    nodes = {"inversion_nodes": "all", "feature_nodes": "7"}
+    for name, value in nodes.items():
+        write(page, name, value)
+    page.locator(f"{PANEL}features label", has_text="live").click()
     page.locator(f"{PANEL}exemplar_prompt textarea").fill("a pizza, hot")
     page.locator(f"{PANEL}exact input").check()
 
@@ -80,8 +89,34 @@ def test_every_setting_goes_through_the_panel_and_comes_back_from_the_generation
         playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
     for name, value in {**choices, "mode": "edit"}.items():
         playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+    # what live features hide is set nevertheless
+    page.locator(f"{PANEL}features label", has_text="recorded").click()
+    for name, value in nodes.items():
+        playwright_api.expect(page.locator(f"{PANEL}{name} input")).to_have_value(value)
     playwright_api.expect(page.locator(f"{PANEL}exemplar_prompt textarea")).to_have_value("a pizza, hot")
     playwright_api.expect(page.locator(f"{PANEL}exact input")).to_be_checked()
+
+
+def test_controls_without_effect_are_hidden(page):
+    switch_on(page)
+    open_all(page)
+
+    def expect_shown(shown, *names):
+        for name in names:
+            playwright_api.expect(page.locator(f"{PANEL}{name}")).to_be_visible(visible=shown)
+
+    inversion = ("inversion_nodes", "inversion_iterations")
+    expect_shown(True, "t_early", "feature_nodes", *inversion)
+    expect_shown(False, "exact")
+    page.locator(f"{PANEL}chain label", has_text="noised").click()
+    expect_shown(False, *inversion)
+    playwright_api.expect(preview(page)).to_contain_text("Noises the img2img image in 8 evaluations")
+    page.locator(f"{PANEL}features label", has_text="live").click()
+    expect_shown(False, "feature_nodes")
+    page.locator(f"{PANEL}chain label", has_text="inverted").click()
+    expect_shown(True, *inversion)
+    page.locator(f"{PANEL}mode label", has_text="edit").click()
+    playwright_api.expect(preview(page)).to_contain_text("Inverts the img2img image in 16 evaluations")
 
 
 def test_the_part_that_is_painted_over_is_the_region(page):
@@ -167,8 +202,10 @@ def test_presets_of_before_are_applied_whatever_their_names(page):
         numbers = {"t_align": t_align, "start_mix": 0.5, "inversion_iterations": 2, "uncond_share": 1}
         for name, value in numbers.items():
             playwright_api.expect(page.locator(f"{PANEL}{name} input[type=number]")).to_have_value(str(value))
-        for name, value in {"mode": mode, "start": "permuted", "features": "live"}.items():
+        for name, value in {"mode": mode, "start": "permuted", "features": "live", "chain": "inverted"}.items():
             playwright_api.expect(page.locator(f"{PANEL}{name} input:checked")).to_have_value(value)
+        for name in ("inversion_nodes", "feature_nodes"):
+            playwright_api.expect(page.locator(f"{PANEL}{name} input")).to_have_value("all")
     page.locator(f"{PANEL}preset_delete").click()
     page.wait_for_function("!localStorage.getItem('rival-presets').includes('321')")
     assert "123" in page.evaluate("localStorage.getItem('rival-presets')")
@@ -222,7 +259,7 @@ def test_the_keyboard_reaches_everything_from_the_top_to_the_bottom(page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("width", [1400, 700, 420])
 def test_the_panel_fits_its_page(page, address, theme, width):
     page.set_viewport_size({"width": width, "height": 1000})
     page.goto(f"{address}/?__theme={theme}")

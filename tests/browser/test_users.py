@@ -113,14 +113,14 @@ def test_one_of_two_users_sees_nothing_of_the_others_inversions(server, log_in):
     for page in (ann, bob):
         set_up(page)
         enable(page)
-    assert "inverted in 20 evaluations" in vary(ann, 1)
+    assert "inverted in 10 evaluations" in vary(ann, 1)
     assert "stored inversion" in vary(ann, 2)
     expect_preview(ann, "Uses the stored inversion")
 
     set_number(bob, "#img2img_seed", 3)
-    expect_preview(bob, "Inverts the img2img image in 20 steps")
+    expect_preview(bob, "Inverts the img2img image in 10 evaluations")
     release(bob, "No inversion of yours is stored")
-    assert "inverted in 20 evaluations" in vary(bob, 4)
+    assert "inverted in 10 evaluations" in vary(bob, 4)
     expect_preview(bob, "Uses the stored inversion")
     check(bob, "the stored inversion")
 

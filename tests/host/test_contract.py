@@ -48,7 +48,7 @@ def test_a_samplers_midpoints_are_levels_of_the_inversion(server, sampler):
 
 
 @pytest.mark.slow
-def test_an_adaptive_sampler_sees_recorded_features_between_their_levels(server):
+def test_an_adaptive_sampler_sees_recorded_features(server):
     text = infotext(server, {}, sampler_name="DPM adaptive")
     calls = int(re.search(r"10 layers; (\d+) of \1 steps injected", text)[1])
     assert "recorded features" in text
@@ -276,8 +276,9 @@ def test_without_memory_the_exemplar_is_evaluated_live_and_the_report_says_why(s
 
 @pytest.mark.slow
 def test_live_and_recorded_features_make_nearly_the_same_image(server):
-    nothing, at_each = {"override_settings": {"rival_memory_mb": 0}}, {"inversion_nodes": "all", "feature_nodes": "all"}
-    (live,), (recorded,) = images_of(server, at_each, steps=20, **nothing), images_of(server, at_each, steps=20)
+    nothing = {"override_settings": {"rival_memory_mb": 0}}
+    nodes = {"inversion_nodes": "all", "feature_nodes": "all"}
+    (live,), (recorded,) = images_of(server, nodes, steps=20, **nothing), images_of(server, nodes, steps=20)
     assert np.sqrt(np.mean((live.astype(float) - recorded) ** 2)) < 1
 
 
@@ -293,8 +294,11 @@ def test_another_seed_prompt_guidance_t_align_or_batch_size_inverts_nothing(serv
 @pytest.mark.parametrize(
     "fields",
     [
-        {"steps": STEPS + 1},
-        {"sampler_name": "Euler a", "scheduler": "Karras", "steps": STEPS + 2},
+        {"steps": STEPS + 1, "settings": {"start_mix": 0.5}},
+        {"sampler_name": "DDIM", "settings": {"mode": "edit"}},
+        {"steps": STEPS + 2, "settings": {"inversion_nodes": "all"}},
+        {"settings": {"feature_nodes": 3}},
+        {"settings": {"chain": "noised"}},
         {"width": 144},
         {"image": exemplar("taxi-twemoji-green")},
         {"settings": {"exemplar_prompt": "a house"}},
@@ -306,8 +310,15 @@ def test_whatever_changes_a_prediction_inverts_anew(server, fields):
     if "override_settings" in fields and server.name == "stand-in":
         pytest.skip("stand-in: it has no clip skip")
     images_of(server, {})
-    assert "inverted in" in infotext(server, **{"settings": {}, **fields})
+    assert re.search("(inverted|noised) in", infotext(server, **{"settings": {}, **fields}))
     assert "stored inversion" in infotext(server, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"steps": STEPS - 2}, {"sampler_name": "Euler a", "scheduler": "Karras"}])
+def test_a_stored_inversion_serves_other_steps_and_samplers(server, fields):
+    images_of(server, {})
+    assert "stored inversion" in infotext(server, {}, **fields)
 
 
 @pytest.mark.slow

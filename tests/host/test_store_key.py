@@ -111,8 +111,14 @@ def test_token_merging_is_in_the_key_as_the_model_has_it(key, hosts, monkeypatch
     assert key() != before
 
 
-def test_quantized_levels_are_in_the_key_as_the_sampler_was_made_with_them(key):
-    assert key() != key(sampler=SimpleNamespace(model_wrap=SimpleNamespace(quantize=True)))
+def test_quantized_levels_are_told_as_the_sampler_was_made_with_them(key):
+    from rival_ext.hosts.webui.host import WebuiHost
+
+    def told(quantize):
+        p = SimpleNamespace(sampler=SimpleNamespace(model_wrap=SimpleNamespace(quantize=quantize)))
+        return WebuiHost.sampler_fingerprint(SimpleNamespace(p=p))
+
+    assert told(True) != told(False)
 
 
 @pytest.mark.slow

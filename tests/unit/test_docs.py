@@ -205,8 +205,8 @@ def test_the_sentences_are_found():
         in by_file["hosts/webui/validation.py"]
     )
     assert f"{VARIABLE} must be {VARIABLE}, not {VARIABLE}." in by_file["settings.py"]
-    assert "the sampler chooses its noise levels as it runs" in by_file["method/run_chains.py"]
-    assert len(by_file["hosts/webui/ui/run_preview.py"]) == 6
+    assert "the memory budget has no room for recorded features" in by_file["method/seen.py"]
+    assert len(by_file["hosts/webui/ui/run_preview.py"]) == 5
     for name in TREES:
         raises = "raise RivalError(" in (FOLDER / name).read_text()
         assert name in by_file or not raises, f"no sentence of {name} was found"

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from rival_ext.fields import DEFAULTS
+
 GOOD = {
     "enabled": True,
     "mode": "variation",
@@ -141,3 +143,25 @@ def test_the_evaluations_are_those_of_the_run(run_preview, changes, evaluations)
     values = {"mode": "variation", "start_mix": 1.0, "chain": "inverted", "inversion_nodes": "10", "feature_nodes": "6"}
     values |= changes
     assert run_preview._evaluations(values, values.pop("steps", 20)) == evaluations
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "finds"),
+    [
+        ({}, {"mode": "text", "t_align": 500}, True),
+        ({}, {"mode": "edit"}, False),
+        ({}, {"start_mix": 0.5}, False),
+        ({}, {"inversion_nodes": "all"}, False),
+        ({}, {"inversion_nodes": "20"}, False),
+        ({}, {"chain": "noised"}, False),
+        ({"mode": "edit"}, {"mode": "inpaint"}, True),
+        ({"mode": "edit"}, {}, True),
+        # a check
+        ({"inversion_nodes": "all"}, {}, True),
+        ({"inversion_nodes": "all"}, {"start_mix": 0}, True),
+    ],
+)
+def test_the_preview_foresees_which_inversions_serve(import_on_stand_in, earlier, later, finds):
+    fingerprint = import_on_stand_in("rival_ext.hosts.webui.fingerprint")
+    made = fingerprint.preview_key(None, {}, "", {**DEFAULTS, **earlier}, [])
+    assert (made in fingerprint.preview_keys(None, {}, "", {**DEFAULTS, **later}, [])) == finds

@@ -63,6 +63,9 @@ SAMPLES = {
     "--strength": (0.5,),
     "--early-steps": (200,),
     "--alignment": ("noise",),
+    "--chain": ("noised",),
+    "--inversion-nodes": (3,),
+    "--feature-nodes": (1,),
     "--inversion-iterations": (2,),
     "--exemplar-tokens": (0.5,),
     "--features": ("live",),
@@ -75,6 +78,8 @@ TOGETHER = {
     "--weight": ("--exemplar-2", HOUSE),
     **{flag(name): (flag(partner), HOUSE) for name, partner in PARTNERS.items()},
     "--exact": ("--exemplar-prompt", "a house"),
+    # more levels than nodes
+    "--inversion-nodes": ("--steps", 5),
 }
 """What an option is given together with, so that it has something to do."""
 
@@ -98,6 +103,7 @@ EXAMPLES = {
     "no step lies above --t-early 1000": ("--t-early", 1000, "--alignment", "latent"),
     "every exemplar has a mask and gives no statistics": ("--exemplar-mask", "mask.png", "--alignment", "latent"),
     "the command line reads no LoRAs": ("--plain-inversion",),
+    "--check inverts at each of the sampler's levels": ("--check", "--inversion-nodes", 3),
 }
 """For each reason a call in which it holds, with the options that then do nothing at the end."""
 
@@ -163,11 +169,18 @@ def arguments_of(option, column):
 
 
 QUICK = {("PHOTO", "variation"), ("--exact", "text"), ("--seed", "edit"), ("--mask", "inpaint"), ("--check", "plain")}
+QUICK |= {("--chain", "edit"), ("--inversion-nodes", "edit"), ("--feature-nodes", "variation")}
 
 
 @pytest.mark.parametrize(("option", "column"), quick(CELLS, *QUICK))
-def test_an_option_is_used_or_mentioned_as_the_page_says(outcome, folder, option, column):
+def test_an_option_is_used_refused_or_mentioned_as_the_page_says(outcome, run, folder, option, column):
     Image.new("L", (64, 64), 255).save(folder / "whole.png")
+    if CELLS[option, column] == "refused":
+        outcome(*arguments_of(option, column)[0])
+        code, error = run(*arguments_of(option, column)[1], "--out", "refused")
+        assert code == 2
+        assert error.startswith(f"RIVAL: {option} ")
+        return
     without, given = (outcome(*arguments) for arguments in arguments_of(option, column))
     mentioned = any(option in note.partition(" had no effect because ")[0].split() for note in given[2])
     assert mentioned == (CELLS[option, column] == "said"), given[2]

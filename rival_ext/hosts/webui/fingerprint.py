@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modules import devices, sd_vae, shared
@@ -13,6 +13,7 @@ from torch import Tensor
 from rival_ext.fields import INVERSION_FIELDS
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.images.decoding import pixel_digest
+from rival_ext.method.nodes import ALL, needs_each_level
 from rival_ext.settings import Settings
 
 REQUEST_FIELDS = ("sampler_name", "scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")
@@ -69,18 +70,36 @@ def preview_key(
     Returns:
         64 hexadecimal digits.
     """
+    nodes = settings["inversion_nodes"]
     # Forge has no checkpoint before the first run
     checkpoint = getattr(shared.sd_model, "sd_checkpoint_info", None)
     parts = [
         user,
         [request.get(name) for name in REQUEST_FIELDS],
         sorted(NETWORK_TAG.findall(prompt)),
-        [settings[name] for name in sorted(INVERSION_FIELDS)],
+        [settings[name] for name in sorted(INVERSION_FIELDS - {"inversion_nodes"})],
+        ALL if needs_each_level(settings["mode"], settings["start_mix"], nodes) else nodes,
         list(image_digests),
         sorted(shared.opts.data.items(), key=str),
         checkpoint and checkpoint.filename,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def preview_keys(
+    user: str | None,
+    request: Mapping[str, Any],
+    prompt: str,
+    settings: Mapping[str, Any],
+    image_digests: Sequence[str],
+) -> list[str]:
+    """Make the keys of the runs after which this one finds its inversions stored.
+
+    Returns:
+        The key of such a run itself (see `preview_key`), and of one that inverts at each level, as a check does.
+    """
+    each_level = {**settings, "inversion_nodes": ALL}
+    return [preview_key(user, request, prompt, values, image_digests) for values in (settings, each_level)]
 
 
 def preview_key_of_run(p: Any, settings: Settings) -> str | None:

@@ -45,9 +45,10 @@ class SessionOwner:
         """Tell whether a run would find its inversions stored. See `fingerprint.preview_key` for the arguments."""
         if self.current is None:
             return False
-        from rival_ext.hosts.webui.fingerprint import preview_key
+        from rival_ext.hosts.webui.fingerprint import preview_keys
 
-        return self.current.is_stored(preview_key(user, request, prompt, settings, images))
+        keys = preview_keys(user, request, prompt, settings, images)
+        return any(map(self.current.is_stored, keys))
 
     def release(self, user: str | None) -> str:
         """Release the memory of a user's inversions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,11 +37,30 @@ ROWS_OF_MORE = (
     ("t_align", "t_early", "early_steps"),
     ("start", "alignment", "features"),
     ("start_mix", "uncond_share", "strength"),
-    ("layers", "exemplar_tokens"),
-    ("chain", "inversion_nodes", "feature_nodes", "inversion_iterations"),
+    ("layers", "exemplar_tokens", "feature_nodes"),
+    ("chain", "inversion_nodes", "inversion_iterations"),
     ("exact", "plain_inversion"),
 )
 """The fields under "More", row by row."""
+
+SUGGESTIONS = {
+    "layers": ("all", "fine", "coarse"),
+    "inversion_nodes": ("all", "20", "10", "6"),
+    "feature_nodes": ("all", "10", "8", "6"),
+}
+"""For the fields that take a name or numbers, what their lists offer. A user can also write another value."""
+
+HIDDEN_BY: Mapping[str, Callable[[Mapping[str, str]], bool]] = {
+    "t_early": lambda values: values["alignment"] == "off",
+    "exact": lambda values: not values["exemplar_prompt"].strip(),
+    "inversion_nodes": lambda values: values["chain"] == "noised",
+    "inversion_iterations": lambda values: values["chain"] == "noised",
+    "feature_nodes": lambda values: values["features"] == "live",
+}
+"""The fields that have no effect beside some values of others, and when that is so."""
+
+HIDING = ("alignment", "exemplar_prompt", "chain", "features")
+"""The fields whose values `HIDDEN_BY` reads."""
 
 ReleaseMemory = Callable[[str | None], str]
 """Releases the memory of a user's stored inversions. None stands for everybody who has not logged in. Returns a
@@ -170,8 +189,8 @@ class Panel:
             return gr.Radio(choices=self._choices(field), **common)
         if field.maximum is not None:
             return gr.Slider(field.minimum, field.maximum, step=field.step, **common)
-        if field.name == "layers":
-            return gr.Dropdown(choices=["all", "fine", "coarse"], allow_custom_value=True, **common)
+        if field.name in SUGGESTIONS:
+            return gr.Dropdown(choices=[*SUGGESTIONS[field.name]], allow_custom_value=True, **common)
         if field.default is False:
             # exact guidance needs an exemplar prompt, which is empty at first
             return gr.Checkbox(visible=field.name != "exact", **common)
@@ -189,8 +208,8 @@ class Panel:
 
     def _connect_visibility(self) -> None:
         """Hide the controls that have no effect with the present values."""
-        inputs = [self.fields["alignment"], self.fields["exemplar_prompt"]]
-        outputs = [self.fields["t_early"], self.fields["exact"]]
+        inputs = [self.fields[name] for name in HIDING]
+        outputs = [self.fields[name] for name in HIDDEN_BY]
         # not `input`: pasted values show and hide controls as well
         on_any([control.change for control in inputs], _visibility, inputs, outputs)
 
@@ -200,6 +219,7 @@ def _values_set_by(name: str, value: Any) -> list[Any]:
     return list(preset_values({name: value}).values())
 
 
-def _visibility(alignment: str, exemplar_prompt: str) -> list[Any]:
-    """Show t_early unless the alignment is off, and exact guidance if there is an exemplar prompt."""
-    return [gr.update(visible=alignment != "off"), gr.update(visible=bool(exemplar_prompt.strip()))]
+def _visibility(*values_of_hiding: str) -> list[Any]:
+    """Say of each field in `HIDDEN_BY` whether it is visible."""
+    values = dict(zip(HIDING, values_of_hiding, strict=True))
+    return [gr.update(visible=not has_no_effect(values)) for has_no_effect in HIDDEN_BY.values()]
