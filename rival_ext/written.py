@@ -1,4 +1,7 @@
-"""Settings that can be written in several ways: as a number, a list or a text. `Settings` keeps them as one text."""
+"""Settings that can be written in several ways, as a number, a list or a text. `Settings` keeps them as one text.
+
+And what such a text means for a run. The panel reads it too, so nothing here needs torch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ from functools import partial
 from typing import Any
 
 from rival_ext.fields import MOST_NODES
+
+ALL = "all"
+"""The value of `inversion_nodes` and of `feature_nodes` that leaves no level out."""
+
+NOISED = "noised"
+"""The value of `chain` for a chain without an inversion."""
 
 MOST_SIZES = 16
 """The most token sizes in `layers`. No checkpoint has as many."""
@@ -47,9 +56,35 @@ def written_nodes(fewest: int, value: Any) -> str:
     """
     text = str(value) if type(value) is int and 0 <= value <= MOST_NODES else value
     text = text.strip().lower() if isinstance(text, str) and len(text) <= LONGEST_NUMBER else ""
-    if text == "all":
+    if text == ALL:
         return text
     return str(int(text)) if text.isascii() and text.isdecimal() and fewest <= int(text) <= MOST_NODES else ""
+
+
+def number_of(nodes: str, available: int) -> int:
+    """Read a number of nodes as the settings hold it.
+
+    Args:
+        nodes: "all" or a whole number in digits.
+        available: How many nodes there are.
+
+    Returns:
+        At most `available`.
+    """
+    return available if nodes == ALL else min(int(nodes), available)
+
+
+def needs_each_level(mode: str, start_mix: float, inversion_nodes: str) -> bool:
+    """Tell whether an exemplar has to be evaluated at each level that the sampler visits.
+
+    It has to where a part of the images comes from the chain itself, and not from random noise with its statistics.
+
+    Args:
+        mode: The mode.
+        start_mix: The field of that name.
+        inversion_nodes: The field of that name.
+    """
+    return mode in ("edit", "inpaint") or start_mix < 1 or inversion_nodes == ALL
 
 
 def _written_size(part: Any) -> str:

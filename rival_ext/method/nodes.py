@@ -7,20 +7,12 @@ the evaluations nor the memory of an inversion have to grow with the number of s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from torch import Tensor
 
 from rival_ext.settings import Settings
-
-if TYPE_CHECKING:
-    # the panel uses this module too, and needs no torch
-    from torch import Tensor
-
-ALL = "all"
-"""The value of `inversion_nodes` and of `feature_nodes` that leaves no level out."""
-
-NOISED = "noised"
-"""The value of `chain` for a chain without an inversion."""
-
+from rival_ext.written import NOISED, number_of
 
 LITTLE_ABOVE = 1.35
 """A chain goes on straight up to this many times its highest noise level: from DDIM's first of 20 timesteps to the
@@ -53,19 +45,6 @@ class Nodes(NamedTuple):
         return is_high_enough and evaluated >= len(self.evaluated)
 
 
-def needs_each_level(mode: str, start_mix: float, inversion_nodes: str) -> bool:
-    """Tell whether an exemplar has to be evaluated at each level that the sampler visits.
-
-    It has to where a part of the images comes from the chain itself, and not from random noise with its statistics.
-
-    Args:
-        mode: The mode.
-        start_mix: The field of that name.
-        inversion_nodes: The field of that name.
-    """
-    return mode in ("edit", "inpaint") or start_mix < 1 or inversion_nodes == ALL
-
-
 def nodes_of(settings: Settings, levels: Tensor, timesteps: Sequence[float], is_exact: bool) -> Nodes:
     """Choose the nodes of a run's chains.
 
@@ -86,19 +65,6 @@ def nodes_of(settings: Settings, levels: Tensor, timesteps: Sequence[float], is_
         return Nodes(levels[chosen], [chosen.index(node) for node in seen], False, True)
     number = visited if is_exact else number_of(settings.inversion_nodes, visited)
     return Nodes(levels, spread(number, timesteps[1:]), number == visited, False)
-
-
-def number_of(nodes: str, available: int) -> int:
-    """Read a number of nodes as the settings hold it.
-
-    Args:
-        nodes: "all" or a whole number in digits.
-        available: How many nodes there are.
-
-    Returns:
-        At most `available`.
-    """
-    return available if nodes == ALL else min(int(nodes), available)
 
 
 def evenly(number: int, available: int) -> list[int]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rival_ext.method.attention import Features
-from rival_ext.method.nodes import ALL
 from rival_ext.settings import Settings
+from rival_ext.written import ALL
 
 LARGEST = 127
 """The largest 8-bit value that is used."""

@@ -15,12 +15,12 @@ from rival_ext.method.chain import Chain
 from rival_ext.method.exemplars import Exemplar, InpaintCanvas
 from rival_ext.method.guide import Guide
 from rival_ext.method.host import EncodedExemplar, Host, InpaintInput
-from rival_ext.method.nodes import NOISED, needs_each_level
 from rival_ext.method.run_chains import ChainRequest, RunChains
 from rival_ext.method.store import Store
 from rival_ext.method.unused import settings_without_effect
 from rival_ext.report import InversionPart
 from rival_ext.settings import Settings, mode_defaults
+from rival_ext.written import NOISED, needs_each_level
 
 NOTHING_PAINTED = "the mask covers no position of 8x8 pixels by half so nothing was painted"
 

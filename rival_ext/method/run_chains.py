@@ -15,12 +15,13 @@ from rival_ext.method.host import Host
 from rival_ext.method.inversion import Progress, invert, part_of
 from rival_ext.method.keeping import FeatureKeeper
 from rival_ext.method.layers import count_rows
-from rival_ext.method.nodes import nodes_of, number_of
+from rival_ext.method.nodes import nodes_of
 from rival_ext.method.noised import noised_chain
 from rival_ext.method.precision import bits_of
 from rival_ext.method.store import Store
 from rival_ext.report import FeatureSource, Inversion, InversionPart, StoreResult
 from rival_ext.settings import Settings
+from rival_ext.written import number_of
 
 MEMORY_RAN_OUT = "memory ran out while features were recorded"
 
@@ -185,9 +186,8 @@ class RunChains:
         available = len(self.nodes.evaluated)
         wanted = number_of(self.settings.feature_nodes, available)
         bits, reserve = bits_of(self.settings), self.store.reserve
-        return FeatureKeeper(
-            available, wanted, bits, reserve, lambda size: self._has_room(size + latents), self._note_fewer
-        )
+        # the latents are kept beside the features
+        return FeatureKeeper(available, wanted, bits, reserve, lambda n: self._has_room(n + latents), self._note_fewer)
 
     def _note_fewer(self, number: int) -> None:
         note = f"the memory budget has room for features at {number} noise level{'s' * (number > 1)} only"

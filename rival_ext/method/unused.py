@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rival_ext.method.nodes import ALL, NOISED
 from rival_ext.settings import Settings, mode_defaults
+from rival_ext.written import ALL, NOISED
 
 DEFAULTS = mode_defaults("variation")
 

@@ -17,6 +17,7 @@ PAGE = ("api", "axes", "backends", "http", "infotext", "options", "requirements"
 WEBUI = (*PAGE, *(f"ui.{name}" for name in UI))
 PANEL = {
     *("rival_ext", "rival_ext.errors", "rival_ext.fields", "rival_ext.infotext", "rival_ext.settings"),
+    "rival_ext.written",
     *("rival_ext.images", "rival_ext.images.containers", "rival_ext.images.decoding", "rival_ext.images.foreign"),
     *("rival_ext.hosts", "rival_ext.hosts.webui", *(f"rival_ext.hosts.webui.{name}" for name in WEBUI)),
 }

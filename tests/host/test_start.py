@@ -69,7 +69,8 @@ def test_a_resized_seed_works_with_the_matched_start(server):
 def test_at_cfg_1_the_share_has_no_effect_and_the_report_says_so(server):
     runs = [request({"uncond_share": share}, cfg_scale=1) for share in (0.25, 1)]
     answers = [server.img2img(**run) for run in runs]
-    assert largest_difference(answers[0].images, answers[1].images) == 0
+    # the host computes u + 1 * (c - u), in which the negative prompt's u is lost up to rounding
+    assert largest_difference(answers[0].images, answers[1].images) <= 1
     assert "uncond_share 0.25 had no effect at guidance scale 1" in report(answers[0])
     assert "uncond_share" not in report(answers[1])
 

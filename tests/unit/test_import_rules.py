@@ -19,7 +19,7 @@ FOLDERS = sorted({file.parent for file in FILES})
 HOSTS = ("rival_ext.hosts", "modules", "modules_forge", "backend", "ldm_patched", "diffusers", "gradio")
 """RIVAL's adapters of the hosts, and the packages of the hosts themselves."""
 
-CONTRACTS = ("rival_ext.settings", "rival_ext.report", "rival_ext.errors")
+CONTRACTS = ("rival_ext.settings", "rival_ext.written", "rival_ext.report", "rival_ext.errors")
 """The modules that every part may import."""
 
 WEBUI_SCRIPT = PACKAGE / "hosts" / "webui" / "script.py"

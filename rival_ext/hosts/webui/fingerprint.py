@@ -13,8 +13,8 @@ from torch import Tensor
 from rival_ext.fields import INVERSION_FIELDS
 from rival_ext.hosts.webui.backends.protocol import LoadedModel
 from rival_ext.images.decoding import pixel_digest
-from rival_ext.method.nodes import ALL, needs_each_level
 from rival_ext.settings import Settings
+from rival_ext.written import ALL, needs_each_level
 
 REQUEST_FIELDS = ("sampler_name", "scheduler", "steps", "width", "height", "denoising_strength", "resize_mode")
 """The fields of a request that decide on an inversion, besides its prompt's networks and its images."""

@@ -176,8 +176,8 @@ class LdmModel:
         yield [(network.name, network.filename, _multipliers(network)) for network in shared.loaded_hypernetworks]
 
 
-def _multipliers(hypernetwork: Any) -> list[float]:
-    return [layer.multiplier for layers in hypernetwork.layers.values() for layer in layers]
+def _multipliers(network: Any) -> list[float]:
+    return [layer.multiplier for layers in network.layers.values() for layer in layers]
 
 
 def _loras() -> Iterable[object]:

@@ -19,9 +19,8 @@ from rival_ext.hosts.webui.ui.exemplar_tools import image_of
 from rival_ext.hosts.webui.ui.gradio_compat import Brush, on_any, on_new_image
 from rival_ext.hosts.webui.ui.host_controls import HostControls
 from rival_ext.images.decoding import pixel_digest
-from rival_ext.method.nodes import ALL, NOISED, needs_each_level, number_of
 from rival_ext.settings import GUIDANCE, best_denoising_strength
-from rival_ext.written import WRITTEN
+from rival_ext.written import ALL, NOISED, WRITTEN, needs_each_level, number_of
 
 PREVIEWED_FIELDS = (
     *("enabled", "mode", "t_align", "t_early", "start_mix", "weight", "weight_2", "weight_3"),
