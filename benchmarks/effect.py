@@ -299,7 +299,8 @@ the model's own idea of a cat face is stronger than the exemplar's grey.
 
 "RIVAL" is the paper's form here, the preset *paper*: permuted start, the exemplar always seen beside the negative
 prompt, alignment of the noise prediction, `t_align` and `t_early` 600. Which start, share, alignment and strength keep
-objects whole, and so the defaults, is on a page of its own: [starts.md](starts.md).
+objects whole, and so the defaults, is on a page of its own: [starts.md](starts.md). What a chain of fewer evaluations
+or without an inversion loses and wins is on [nodes.md](nodes.md).
 
 Two distances from the exemplar are measured:
 

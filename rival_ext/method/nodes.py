@@ -85,7 +85,7 @@ def evenly(number: int, available: int) -> list[int]:
 def spread(number: int, timesteps: Sequence[float]) -> list[int]:
     """Choose some of the levels that a sampler visits, evenly in timesteps, the lowest and the highest among them.
 
-    Evenly in the timestep is better than evenly in the level or in its logarithm (docs/cost.md).
+    Evenly in the timestep is better than evenly in the level or in its logarithm (docs/nodes.md).
 
     Args:
         number: How many, from 0 to the number of timesteps.

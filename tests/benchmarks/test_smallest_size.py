@@ -45,6 +45,14 @@ def test_starts_measures_every_section(tmp_path):
     assert "not measured" not in (tmp_path / "starts.md").read_text()
 
 
+def test_nodes_measures_every_arm(tmp_path):
+    figures = tmp_path / "figures.json"
+    run("nodes.py", "--steps", 2, "--exemplars", 2, "--json", figures, "--out", tmp_path)
+    records = json.loads(figures.read_text())
+    assert len(records) == 2 * 6 * 8
+    assert written(tmp_path) == ["figures.json", "nodes.md"]
+
+
 def test_wholeness_measures_the_images_that_were_judged(tmp_path):
     run("wholeness.py", "--steps", 2, "--exemplars", 2, "--out", tmp_path)
     assert written(tmp_path) == ["wholeness.md", "wholeness.png"]

@@ -92,7 +92,7 @@ def test_recorded_features_give_the_images_of_live_ones(make_host, make_live_gui
 
 @pytest.mark.parametrize("name", ["pizza-emojione-yellow", "bus-emojione-pink", "red-apple-emojione-white"])
 def test_few_nodes_give_the_images_of_nodes_at_each_level(make_host, sample, name):
-    """docs/cost.md has the figures of more exemplars."""
+    """docs/nodes.md has the figures of more exemplars."""
     host = make_host(name)
     full, few = (prepare(host, parse_settings(fields), NoStore()) for fields in (AT_EACH_LEVEL, {}))
 
