@@ -171,7 +171,8 @@ $alignment
 
 - Alignment of the latent (the paper's words) keeps far more objects whole than alignment of the noise prediction (the
   authors' code), at nearly the same palette. Without alignment colours are farther away.
-- A larger `t_align` keeps the subject, a smaller one is nearer in colours. A smaller `t_early` is nearer too.
+- `t_align` matters little here. A smaller `t_early` is nearer in colours, a larger one keeps the subject: at 800 its
+  first place is never lost, and with alignment off neither.
 
 ## Is the inversion needed?
 
