@@ -270,11 +270,12 @@ def effect_picture(results: Results, exemplars: Sequence[Exemplar], seeds: int) 
 
 def labelled_grid(titles: Sequence[str], rows: dict[str, list[Image.Image]]) -> Image.Image:
     """Pictures of one size in rows under column titles, each row named at its left."""
-    gap, top, left = 12, 40, 120
+    font = ImageFont.load_default(size=16)
+    gap, top = 12, 40
+    left = max(120, 2 * gap + max(round(font.getlength(line)) for name in rows for line in name.split("\n")))
     width, height = next(iter(rows.values()))[0].size
     grid = Image.new("RGB", (left + len(titles) * (width + gap), top + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(size=16)
     for column, title in enumerate(titles):
         draw.text((left + column * (width + gap) + width / 2, top / 2), title, "black", font, anchor="mm")
     for row, (name, pictures) in enumerate(rows.items()):
