@@ -205,10 +205,9 @@ $steps
 
 $samplers
 
-Everywhere the default has the nearest colours, and the subject in the first place as often as plain generation. Against
-the paper's form it gives up a little of the probability with guidance 7, 50 steps and either sampler, and gains some
-with guidance 3 and 8 steps. Of ten images it breaks two fewer with guidance 3 and with 8 steps, and one more with
-DPM++ 2M Karras and with 50 steps.
+Everywhere the default has the nearest colours. The subject keeps its first place in 0.94 of the images, always but for
+the smiling face with horns, and 0.92 to 0.97 of the objects are whole, as many as in plain generation within 0.05.
+Against the paper's form more objects are whole with 8 steps and guidance 3, fewer with Euler a, and as many elsewhere.
 
 ## Without a prompt
 
