@@ -26,6 +26,9 @@ configurations)."""
 EXEMPLAR_SUFFIXES = ("", "_2", "_3")
 """The names of the fields of the first, second and third exemplar end with these."""
 
+FEWEST_NODES = {"inversion_nodes": 3, "feature_nodes": 1}
+"""The fields that name a number of nodes of a chain, or all, each with the smallest number."""
+
 MOST_NODES = 999
 """The most nodes of a chain that a setting can name."""
 
@@ -101,8 +104,8 @@ def _text(name: str, label: str, help: str, default: str, expects: str) -> Field
     return Field(name, label, help, default, expects, StrictStr)
 
 
-def _nodes(name: str, label: str, help: str, default: int, minimum: int) -> Field:  # noqa: A002
-    return _text(name, label, help, str(default), f"all, or a whole number from {minimum} to {MOST_NODES}")
+def _nodes(name: str, label: str, help: str, default: int) -> Field:  # noqa: A002
+    return _text(name, label, help, str(default), f"all, or a whole number from {FEWEST_NODES[name]} to {MOST_NODES}")
 
 
 def _image(name: str, label: str, help: str) -> Field:  # noqa: A002
@@ -232,14 +235,12 @@ FIELDS = (
         "At how many of the sampler's noise levels the exemplar is inverted where the start is random; fewer are "
         "faster; edits and inpainting always invert at each level",
         10,
-        3,
     ),
     _nodes(
         "feature_nodes",
         "Feature nodes",
         "At how many noise levels the exemplar's features are kept; fewer take less memory; all is the paper's form",
         8,
-        1,
     ),
     _whole_number(
         "inversion_iterations", "Inversion iterations", "UNet evaluations for each step of the inversion", 1, 1, 10
@@ -278,11 +279,8 @@ FIELD_BY_NAME = {field.name: field for field in FIELDS}
 DEFAULTS = {field.name: field.default for field in FIELDS}
 """Each field's value when it is left out, in mode variation."""
 
-NODE_FIELDS = ("inversion_nodes", "feature_nodes")
-"""The fields that name a number of nodes, or all."""
-
 INVERSION_FIELDS = frozenset(
-    {"exemplar_prompt", "inversion_iterations", "features", "exact", "plain_inversion", "chain", *NODE_FIELDS}
+    {"exemplar_prompt", "inversion_iterations", "features", "exact", "plain_inversion", "chain", *FEWEST_NODES}
 )
 """A change of one of these fields needs another inversion of the same image."""
 
@@ -314,8 +312,9 @@ def _property_schema(field: Field) -> dict[str, Any]:
     if field.name == "layers":
         sizes = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
         return schema | {"anyOf": [{"type": "string"}, sizes]}
-    if field.name in NODE_FIELDS:
-        return schema | {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1, "maximum": MOST_NODES}]}
+    if field.name in FEWEST_NODES:
+        number = {"type": "integer", "minimum": FEWEST_NODES[field.name], "maximum": MOST_NODES}
+        return schema | {"anyOf": [{"type": "string"}, number]}
     schema["type"] = SCHEMA_TYPES[type(field.default)]
     if field.choices:
         schema["enum"] = list(field.choices)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rival_ext.settings import Settings
+from rival_ext.written import NOISED
 
 FeatureSource = Literal["recorded", "live"]
 """Where the exemplar's features came from: recorded in the inversion, or evaluated beside each step."""
@@ -140,7 +141,7 @@ class Report:
         if self.is_plain:
             generated = f"{steps.total} steps, {rows.generation} UNet rows, {self.seconds.generation:.1f} s."
             return [f"Plain images, without RIVAL. {generated}", *notes]
-        made = "Noised" if self.chain == "noised" else "Inverted"
+        made = "Noised" if self.chain == NOISED else "Inverted"
         inverted = (
             f"{made} in {inversion.evaluations} evaluations, {self.seconds.inversion:.1f} s"
             + (f"; the last update was {inversion.residual:.2g} of the latent." if made == "Inverted" else ".")
@@ -167,7 +168,7 @@ class Report:
         inversion = self.inversion
         inverted = (
             f"noised in {inversion.evaluations} evaluations"
-            if self.chain == "noised"
+            if self.chain == NOISED
             else f"inverted in {inversion.evaluations} evaluations (residual {inversion.residual:.2g})"
         )
         if self.store == "hit":

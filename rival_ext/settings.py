@@ -22,7 +22,7 @@ from rival_ext.fields import (
     MODES,
 )
 from rival_ext.images.decoding import decoded_image
-from rival_ext.written import WRITTEN
+from rival_ext.written import ALL, EXACT_MODES, NOISED, WRITTEN
 
 PIXELS_PER_POSITION = 8
 """Each position of a latent stands for 8x8 pixels."""
@@ -44,8 +44,8 @@ PAPER = {
     "uncond_share": 1.0,
     "alignment": "noise",
     "t_align": 600,
-    "inversion_nodes": "all",
-    "feature_nodes": "all",
+    "inversion_nodes": ALL,
+    "feature_nodes": ALL,
 }
 """The authors' form, where the defaults differ from it."""
 
@@ -176,10 +176,10 @@ def refuse_noised(settings: Settings) -> None:
     Raises:
         RivalError: The settings need the inversion.
     """
-    if settings.chain == "inverted":
+    if settings.chain != NOISED:
         return
     needs = {
-        f"in mode {settings.mode}": settings.mode in ("edit", "inpaint"),
+        f"in mode {settings.mode}": settings.mode in EXACT_MODES,
         f"with start_mix {settings.start_mix:g}": settings.start_mix < 1,
         "with exact guidance": settings.exact,
     }
@@ -200,9 +200,9 @@ def settings_of_check(settings: Settings) -> Settings:
     Raises:
         RivalError: The run has no inversion to check.
     """
-    if settings.chain != "inverted":
+    if settings.chain == NOISED:
         raise RivalError(f"chain must be inverted for a check, not {settings.chain}.")
-    return Settings(**{**dict(settings), "inversion_nodes": "all"})
+    return Settings(**{**dict(settings), "inversion_nodes": ALL})
 
 
 def mode_defaults(mode: str) -> dict[str, Any]:

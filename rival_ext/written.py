@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rival_ext.fields import MOST_NODES
+from rival_ext.fields import FEWEST_NODES, MOST_NODES
 
 ALL = "all"
 """The value of `inversion_nodes` and of `feature_nodes` that leaves no level out."""
 
 NOISED = "noised"
 """The value of `chain` for a chain without an inversion."""
+
+EXACT_MODES = ("edit", "inpaint")
+"""The modes in which a part of the images comes from the chain itself."""
 
 MOST_SIZES = 16
 """The most token sizes in `layers`. No checkpoint has as many."""
@@ -84,7 +87,7 @@ def needs_each_level(mode: str, start_mix: float, inversion_nodes: str) -> bool:
         start_mix: The field of that name.
         inversion_nodes: The field of that name.
     """
-    return mode in ("edit", "inpaint") or start_mix < 1 or inversion_nodes == ALL
+    return mode in EXACT_MODES or start_mix < 1 or inversion_nodes == ALL
 
 
 def _written_size(part: Any) -> str:
@@ -97,7 +100,6 @@ def _written_size(part: Any) -> str:
 
 WRITTEN: Mapping[str, Callable[[Any], str]] = {
     "layers": written_layers,
-    "inversion_nodes": partial(written_nodes, 3),
-    "feature_nodes": partial(written_nodes, 1),
+    **{name: partial(written_nodes, fewest) for name, fewest in FEWEST_NODES.items()},
 }
 """What writes each of these fields."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from rival_ext.method.inversion import LARGE_RATIO
 from rival_ext.settings import Settings
 from rival_ext.written import NOISED, number_of
 
@@ -64,7 +65,11 @@ def nodes_of(settings: Settings, levels: Tensor, timesteps: Sequence[float], is_
         chosen = sorted({0, *seen, visited})
         return Nodes(levels[chosen], [chosen.index(node) for node in seen], False, True)
     number = visited if is_exact else number_of(settings.inversion_nodes, visited)
-    return Nodes(levels, spread(number, timesteps[1:]), number == visited, False)
+    evaluated = spread(number, timesteps[1:])
+    if visited > 1 and float(levels[-1]) > LARGE_RATIO * max(float(levels[-2]), 1):
+        # with zero terminal SNR the last step has to start from an evaluated node
+        evaluated = sorted({*evaluated, visited - 1})
+    return Nodes(levels, evaluated, len(evaluated) == visited, False)
 
 
 def evenly(number: int, available: int) -> list[int]:
@@ -85,7 +90,7 @@ def evenly(number: int, available: int) -> list[int]:
 def spread(number: int, timesteps: Sequence[float]) -> list[int]:
     """Choose some of the levels that a sampler visits, evenly in timesteps, the lowest and the highest among them.
 
-    Evenly in the timestep is better than evenly in the level or in its logarithm (docs/nodes.md).
+    Evenly in the level or in its logarithm was tried and is worse.
 
     Args:
         number: How many, from 0 to the number of timesteps.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rival_ext.fields import DEFAULTS, FIELDS, INFOTEXT_FIELDS, MODES, NODE_FIELDS
+from rival_ext.fields import DEFAULTS, FEWEST_NODES, FIELDS, INFOTEXT_FIELDS, MODES
 from rival_ext.hosts.webui.infotext import PASTE_TARGETS, write_settings
 from rival_ext.infotext import MODE, settings_to_infotext
 from rival_ext.settings import parse_settings, similarity_values
@@ -34,7 +34,7 @@ def values_of(field):
         return st.sampled_from(["all", "fine", "coarse", "8", "8,16"])
     if field.name == "exemplar_prompt":
         return prompts
-    if field.name in NODE_FIELDS:
+    if field.name in FEWEST_NODES:
         return st.sampled_from(["all", "3", "10"])
     if field.name == "chain":
         # the other one is refused beside some of the other fields

@@ -57,6 +57,12 @@ def test_an_exemplar_is_evaluated_at_a_part_of_the_levels_unless_each_is_needed(
     assert not found.are_noised
 
 
+def test_with_zero_terminal_snr_the_last_step_starts_from_an_evaluated_node():
+    levels, timesteps = levels_tensor([0.03, 0.5, 1.0, 2.0, 4.0, 6.0, 4500.0]), [0, 100, 200, 400, 600, 700, 999]
+    found = nodes_of(parse_settings({"inversion_nodes": 3}), levels, timesteps, False)
+    assert (list(found.evaluated), found.are_all) == ([1, 4, 5, 6], False)
+
+
 def test_a_noised_chain_has_the_levels_with_features_and_the_ends():
     found = nodes(chain="noised", feature_nodes=1)
     assert found.levels.tolist() == [LEVELS[index] for index in (0, 2, 4)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from modules.ui_components import FormRow
 
-from rival_ext.fields import DEFAULTS, INFOTEXT_FIELDS, MODES, NODE_FIELDS
+from rival_ext.fields import DEFAULTS, FEWEST_NODES, INFOTEXT_FIELDS, MODES
 from rival_ext.hosts.webui.ui.gradio_compat import JS
 from rival_ext.settings import PAPER, mode_defaults, similarity_values
 
@@ -22,7 +22,7 @@ POINTS_OF_SIMILARITY = {"inspired": 0.2, "default": 0.5, "close": 0.8}
 KEPT_BY_BUILT_IN = ("mode", "exemplar_prompt", "weight", "weight_2", "weight_3")
 """The fields that no built-in preset sets: they say what is made of which exemplars."""
 
-ADDED = ("start", "uncond_share", "chain", *NODE_FIELDS)
+ADDED = ("start", "uncond_share", "chain", *FEWEST_NODES)
 """The fields that the presets of before did not have. Their images were made with the values of `PAPER`."""
 
 
